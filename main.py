@@ -1,0 +1,91 @@
+"""Train a segmentation network. ``python main.py --help`` lists the flags, the README tells how to use them."""
+
+import argparse
+from functools import partial
+
+import torch
+from monai.losses import DiceCELoss
+
+from optimizers import build_optimizer, build_scheduler
+from trainer import Plan, run_training
+from utils import checkpoint
+from utils.args import network_options, parse_train, preprocessing
+from utils.checkpoint import Description
+from utils.data_check import check_scans
+from utils.data_list import read_data_list
+from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
+from utils.distributed import Process, launch
+from utils.errors import blame_flags, one_line_errors
+from utils.inference import Predictor
+from utils.precision import choose_precision
+from utils.run_folder import RunFolder, claim_folder
+
+
+def main(process: Process, args: argparse.Namespace) -> None:
+    """Train as the flags say, in this process of one or many."""
+    torch.manual_seed(args.seed)
+    folder = process.main_first(partial(claim_folder, args))
+    data = read_data_list(args.data_dir, args.json_list, args.fold)
+    data.require("training", "validation")
+    description = Description(
+        network=args.model_name,
+        options=network_options(vars(args)),
+        preprocessing=preprocessing(vars(args)),
+        labels=data.label_names(args.out_channels),
+        amp=not args.noamp,
+    )
+    with blame_flags():
+        network = description.build()
+    if not args.skip_data_check:
+        scans = data.training + data.validation
+        process.main_first(partial(check_scans, scans, args.in_channels, args.out_channels, args.workers))
+
+    caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
+    augmentation = Augmentation(
+        flip=args.RandFlipd_prob,
+        rotate90=args.RandRotate90d_prob,
+        scale_intensity=args.RandScaleIntensityd_prob,
+        shift_intensity=args.RandShiftIntensityd_prob,
+    )
+    train_loader = training_loader(
+        data.training, description.preprocessing, augmentation, caching, process,
+        batch_size=args.batch_size, crops_per_scan=args.crops_per_scan, workers=args.workers, seed=args.seed,
+    )  # fmt: skip
+    val_loader = validation_loader(data.validation, description.preprocessing, caching, process, workers=args.workers)
+
+    network = process.place(network)
+    precision = choose_precision(process.device, description.amp)
+    predictor = Predictor(description.preprocessing.roi, args.infer_overlap, args.sw_batch_size, precision)
+    optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
+    scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, len(train_loader))
+    scaler = precision.scaler()
+    progress, source = checkpoint.begin(args, description, network, optimizer, scheduler, scaler)
+
+    process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
+    process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {source}")
+    process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
+    if not args.save_checkpoint:
+        process.say("note: no weights will be kept; --save_checkpoint keeps them")
+    run_training(
+        progress,
+        Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.seed),
+        network,
+        description,
+        optimizer,
+        scheduler,
+        scaler,
+        DiceCELoss(
+            to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
+        ),
+        train_loader,
+        val_loader,
+        predictor,
+        process,
+        RunFolder(folder, description, vars(args), progress.epoch) if process.is_main else None,
+    )
+    process.say(f"done; {folder} holds the run")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        launch(main, parse_train())

@@ -1,0 +1,161 @@
+"""UNETR (Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", arXiv 2103.10504)."""
+
+from collections.abc import Sequence
+
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from torch import Tensor, nn
+
+from networks.vit import POSITION_EMBEDDINGS, ViT
+
+PATCH_SIZE = 16
+NUM_LAYERS = 12
+SKIP_LAYERS = (3, 6, 9)  # the published weights read these blocks, counted from 0, before the final norm
+NORMS = ("instance", "batch")
+
+
+class UNETR(nn.Module):
+    """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other.
+
+    Args:
+        in_channels: channels of the volume (1 for CT).
+        out_channels: number of classes, the background included.
+        img_size: voxels of the volume in each direction; one number stands for all three.
+        feature_size: channels at full resolution; doubled at each halving of the resolution.
+        hidden_size: length of a token.
+        mlp_dim: width of the perceptron in each transformer block.
+        num_heads: attention heads; they divide ``hidden_size``.
+        pos_embed: ``perceptron`` or ``conv``, how a patch becomes a token.
+        norm_name: ``instance`` or ``batch``, the decoder's normalisation (without learned scale for ``instance``).
+        conv_block: whether the skip paths convolve after each upsampling.
+        res_block: whether the convolution blocks have a residual connection.
+        dropout_rate: dropout in the transformer, 0 to 1.
+
+    Raises:
+        ValueError: if an argument can't make a network; the message names it and says what would do.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_size: Sequence[int] | int,
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        pos_embed: str = "perceptron",
+        norm_name: str = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        size = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
+        _check_arguments(
+            sizes={
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "feature_size": feature_size,
+                "hidden_size": hidden_size,
+                "mlp_dim": mlp_dim,
+                "num_heads": num_heads,
+            },
+            img_size=size,
+            pos_embed=pos_embed,
+            norm_name=norm_name,
+            dropout_rate=dropout_rate,
+        )
+        self.img_size = size
+        self.grid = tuple(voxels // PATCH_SIZE for voxels in size)
+
+        self.vit = ViT(
+            in_channels=in_channels,
+            img_size=size,
+            patch_size=PATCH_SIZE,
+            hidden_size=hidden_size,
+            mlp_dim=mlp_dim,
+            num_layers=NUM_LAYERS,
+            num_heads=num_heads,
+            pos_embed=pos_embed,
+            dropout_rate=dropout_rate,
+        )
+
+        def skip_path(channels: int, doublings: int) -> UnetrPrUpBlock:
+            return UnetrPrUpBlock(
+                spatial_dims=3,
+                in_channels=hidden_size,
+                out_channels=channels,
+                num_layer=doublings,
+                kernel_size=3,
+                stride=1,
+                upsample_kernel_size=2,
+                norm_name=norm_name,
+                conv_block=conv_block,
+                res_block=res_block,
+            )
+
+        def up_path(channels_in: int, channels_out: int) -> UnetrUpBlock:
+            return UnetrUpBlock(
+                spatial_dims=3,
+                in_channels=channels_in,
+                out_channels=channels_out,
+                kernel_size=3,
+                upsample_kernel_size=2,
+                norm_name=norm_name,
+                res_block=res_block,
+            )
+
+        self.encoder1 = UnetrBasicBlock(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=feature_size,
+            kernel_size=3,
+            stride=1,
+            norm_name=norm_name,
+            res_block=res_block,
+        )
+        self.encoder2 = skip_path(feature_size * 2, doublings=2)
+        self.encoder3 = skip_path(feature_size * 4, doublings=1)
+        self.encoder4 = skip_path(feature_size * 8, doublings=0)
+        self.decoder5 = up_path(hidden_size, feature_size * 8)
+        self.decoder4 = up_path(feature_size * 8, feature_size * 4)
+        self.decoder3 = up_path(feature_size * 4, feature_size * 2)
+        self.decoder2 = up_path(feature_size * 2, feature_size)
+        self.out = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=out_channels)
+
+    def _volume(self, tokens: Tensor) -> Tensor:
+        """Put the tokens back where their patches were: (B, N, E) -> (B, E, D / 16, H / 16, W / 16)."""
+        depth, height, width = self.grid
+        return tokens.transpose(1, 2).unflatten(2, (depth, height, width)).contiguous()
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size)."""
+        tokens, hidden_states = self.vit(volume)
+        shallow, middle, deep = (hidden_states[layer] for layer in SKIP_LAYERS)
+        skip1 = self.encoder1(volume)  # (B, F, D, H, W)
+        skip2 = self.encoder2(self._volume(shallow))  # (B, 2F, D / 2, H / 2, W / 2)
+        skip3 = self.encoder3(self._volume(middle))  # (B, 4F, D / 4, H / 4, W / 4)
+        skip4 = self.encoder4(self._volume(deep))  # (B, 8F, D / 8, H / 8, W / 8)
+        x = self.decoder5(self._volume(tokens), skip4)  # (B, 8F, D / 8, H / 8, W / 8)
+        x = self.decoder4(x, skip3)  # (B, 4F, D / 4, H / 4, W / 4)
+        x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)
+        x = self.decoder2(x, skip1)  # (B, F, D, H, W)
+        return self.out(x)
+
+
+def _check_arguments(
+    sizes: dict[str, int], img_size: tuple[int, ...], pos_embed: str, norm_name: str, dropout_rate: float
+) -> None:
+    faults = [f"{name} must be at least 1, not {value}" for name, value in sizes.items() if value < 1]
+    if len(img_size) != 3 or any(voxels < PATCH_SIZE or voxels % PATCH_SIZE for voxels in img_size):
+        faults.append(f"img_size must be three multiples of {PATCH_SIZE}, not {' × '.join(map(str, img_size))}")
+    if sizes["num_heads"] >= 1 and sizes["hidden_size"] % sizes["num_heads"]:
+        faults.append(f"num_heads {sizes['num_heads']} must divide hidden_size {sizes['hidden_size']}")
+    if pos_embed not in POSITION_EMBEDDINGS:
+        faults.append(f"pos_embed must be one of {', '.join(POSITION_EMBEDDINGS)}, not {pos_embed!r}")
+    if norm_name not in NORMS:
+        faults.append(f"norm_name must be one of {', '.join(NORMS)}, not {norm_name!r}")
+    if not 0 <= dropout_rate < 1:
+        faults.append(f"dropout_rate must be at least 0 and below 1, not {dropout_rate}")
+    if faults:
+        raise ValueError("; ".join(faults))

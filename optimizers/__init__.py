@@ -1,0 +1,36 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
+
+OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
+SCHEDULES: Mapping[str, Callable[..., float]] = {
+    "warmup_cosine": warmup_cosine,
+    "cosine_anneal": cosine_anneal,
+    "constant": constant,
+}
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+) -> Optimizer:
+    """Build an optimizer of :data:`OPTIMIZERS`; ``momentum`` is used by ``sgd`` alone, with Nesterov's form."""
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    if name == "sgd":
+        options |= {"momentum": momentum, "nesterov": momentum > 0}
+    return OPTIMIZERS[name](parameters, **options)
+
+
+def build_scheduler(name: str, optimizer: Optimizer, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """Build a schedule of :data:`SCHEDULES`, to be stepped after each step of the optimizer."""
+    factor = partial(
+        SCHEDULES[name], total_steps=epochs * steps_per_epoch, warmup_steps=warmup_epochs * steps_per_epoch
+    )
+    return LambdaLR(optimizer, factor)

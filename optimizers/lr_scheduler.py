@@ -1,0 +1,30 @@
+"""Learning rates as closed formulas of the step, so that any step can be computed without those before it."""
+
+import math
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    Args:
+        step: optimizer steps taken so far, from 0.
+        total_steps: steps in the whole run.
+        warmup_steps: steps until the rate is at its highest.
+
+    Returns:
+        The factor on the highest rate: above 0 at step 0, 1 at the end of the warm-up, 0 after the last step.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def cosine_anneal(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Half a cosine from the first step on; there is no warm-up."""
+    return warmup_cosine(step, total_steps, warmup_steps=0)
+
+
+def constant(step: int, total_steps: int, warmup_steps: int) -> float:
+    """The highest rate throughout."""
+    return 1.0

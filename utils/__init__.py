@@ -1,0 +1,1 @@
+"""Everything about files, flags, processes and scores that training and testing share."""

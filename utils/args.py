@@ -1,0 +1,278 @@
+"""Every flag of ``main.py`` and ``test.py``, declared once, and the checks that need no file."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from networks import NETWORKS
+from networks.unetr import NORMS
+from networks.vit import POSITION_EMBEDDINGS
+from optimizers import OPTIMIZERS, SCHEDULES
+from utils.preprocessing import INTENSITIES, Preprocessing
+
+SPLITS = ("validation", "test", "training")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, and takes no shortened flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message alone and exit with status 2."""
+        print(f"error: {message} (python {Path(sys.argv[0]).name} --help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
+    """A type for argparse: a finite ``kind`` between ``least`` (or above it) and ``most``."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {noun}, not {text!r}") from None
+        if not math.isfinite(value) or value < least or value > most or (above and value == least):
+            lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
+            upper = "" if most == math.inf else f"at most {most:g}"
+            bounds = " and ".join(bound for bound in (lower, upper) if bound) or "finite"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return value
+
+    return parse
+
+
+count = _number(int, 1)
+whole = _number(int, 0)
+real = _number(float, -math.inf)
+positive = _number(float, 0, above=True)
+not_negative = _number(float, 0)
+probability = _number(float, 0, 1)
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder that holds the scans")
+    group.add_argument(
+        "--json_list", help="data list, below --data_dir or a path of its own (default: dataset_FOLD.json)"
+    )
+    group.add_argument("--fold", type=whole, default=0, help="which fold validates")
+    group.add_argument("--workers", type=whole, default=8, help="processes that load data, at most one per core")
+    group.add_argument("--skip_data_check", action="store_true", help="start without reading every file first")
+
+
+def _add_network_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--in_channels", type=count, default=1, help="channels of a scan")
+    group.add_argument("--out_channels", type=count, default=14, help="classes, the background included")
+    group.add_argument("--feature_size", type=count, default=16, help="channels at full resolution")
+    group.add_argument("--hidden_size", type=count, default=768, help="length of a token")
+    group.add_argument("--mlp_dim", type=count, default=3072, help="width of the transformer's perceptron")
+    group.add_argument("--num_heads", type=count, default=12, help="attention heads")
+    group.add_argument("--pos_embed", choices=POSITION_EMBEDDINGS, default="perceptron", help="patch embedding")
+    group.add_argument("--norm_name", choices=NORMS, default="instance", help="the decoder's normalisation")
+    boolean = argparse.BooleanOptionalAction
+    group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths")
+    group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks")
+    group.add_argument("--dropout_rate", type=probability, default=0.0, help="dropout in the transformer")
+
+
+def _add_preprocessing_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("preprocessing")
+    group.add_argument(
+        "--intensity",
+        choices=INTENSITIES,
+        default="ct",
+        help="ct: the window a_min … a_max becomes b_min … b_max; zscore: mean 0 and deviation 1 per scan (MR)",
+    )
+    group.add_argument("--a_min", type=real, default=-175.0, help="lower end of the CT window")
+    group.add_argument("--a_max", type=real, default=250.0, help="upper end of the CT window")
+    group.add_argument("--b_min", type=real, default=0.0, help="what a_min becomes")
+    group.add_argument("--b_max", type=real, default=1.0, help="what a_max becomes")
+    group.add_argument("--space_x", type=positive, default=1.5, help="voxel size in mm, left to right")
+    group.add_argument("--space_y", type=positive, default=1.5, help="voxel size in mm, back to front")
+    group.add_argument("--space_z", type=positive, default=2.0, help="voxel size in mm, feet to head")
+    group.add_argument("--roi_x", type=count, default=96, help="window in voxels, left to right")
+    group.add_argument("--roi_y", type=count, default=96, help="window in voxels, back to front")
+    group.add_argument("--roi_z", type=count, default=96, help="window in voxels, feet to head")
+
+
+def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation (probabilities; testing augments nothing)")
+    group.add_argument("--RandFlipd_prob", type=probability, default=0.2, help="flip, along each axis")
+    group.add_argument("--RandRotate90d_prob", type=probability, default=0.2, help="rotate by 90° in the x-y plane")
+    group.add_argument("--RandScaleIntensityd_prob", type=probability, default=0.1, help="scale by 0.9 … 1.1")
+    group.add_argument("--RandShiftIntensityd_prob", type=probability, default=0.1, help="shift by -0.1 … 0.1")
+
+
+def _add_inference_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sliding windows")
+    group.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to 1")
+    group.add_argument("--sw_batch_size", type=count, default=1, help="windows in one forward pass")
+
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    group.add_argument("--noamp", action="store_true", help="float32 throughout, no mixed precision")
+    group.add_argument("--distributed", action="store_true", help="one process per GPU, or as torchrun starts them")
+
+
+def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("weights")
+    group.add_argument("--pretrained_dir", default="./pretrained_models/", help="folder of the weights")
+    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", help="file of the weights")
+
+
+def train_parser() -> Parser:
+    """The parser of ``main.py``."""
+    parser = Parser(description="Train a network on the scans of a data list.")
+    _add_data_flags(parser)
+    data = parser.add_argument_group("caching and cropping")
+    data.add_argument("--cache_dir", help="keep preprocessed scans on disk between runs, in this folder")
+    data.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory")
+    data.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan each time it is used")
+    _add_preprocessing_flags(parser)
+    _add_augmentation_flags(parser)
+
+    parser.add_argument_group("model").add_argument(
+        "--model_name", choices=tuple(NETWORKS), default="unetr", help="which network"
+    )
+    _add_network_flags(parser)
+
+    _add_weights_flags(parser)
+    start = parser.add_argument_group("start")
+    start.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
+    start.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)")
+    start.add_argument("--checkpoint", help="continue the run that saved this file, epochs and optimizer included")
+
+    optimization = parser.add_argument_group("optimization")
+    optimization.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
+    optimization.add_argument("--batch_size", type=count, default=1, help="scans in a step, of each process")
+    optimization.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
+    optimization.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
+    optimization.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
+    optimization.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
+    optimization.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
+    optimization.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
+    optimization.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
+    optimization.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
+    optimization.add_argument("--seed", type=whole, default=0, help="seed of all that is random")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--logdir", default="test", help="name of the run: its folder below runs/")
+    run.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    run.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
+    run.add_argument("--val_every", type=count, default=100, help="epochs between validations; the last always is one")
+    _add_inference_flags(parser)
+
+    _add_machine_flags(parser)
+    many = parser.add_argument_group("several machines without torchrun")
+    many.add_argument("--world_size", type=count, default=1, help="number of machines")
+    many.add_argument("--rank", type=whole, default=0, help="number of this machine")
+    many.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0")
+    many.add_argument("--dist-backend", default="nccl", help="backend on GPUs; on CPUs it is gloo")
+    return parser
+
+
+def test_parser() -> Parser:
+    """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
+    parser = Parser(description="Score a trained network on the labelled scans of a data list.")
+    _add_weights_flags(parser)
+    parser.add_argument_group("format").add_argument(
+        "--saved_checkpoint", choices=("ckpt", "torchscript"), default="ckpt", help="what the weights file is"
+    )
+    _add_data_flags(parser)
+    parser.add_argument_group("scans").add_argument(
+        "--split", choices=SPLITS, default="validation", help="part of the data list to score"
+    )
+    parser.add_argument_group("results").add_argument(
+        "--output_dir", help="where the scores go (default: PRETRAINED_DIR/scores)"
+    )
+    _add_inference_flags(parser)
+    _add_machine_flags(parser)
+    _add_network_flags(parser)
+    _add_preprocessing_flags(parser)
+    _add_augmentation_flags(parser)
+    parser.set_defaults(**dict.fromkeys(recorded_flags()))
+    return parser
+
+
+def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
+    parser = train_parser()
+    args = parser.parse_args(argv)
+    faults = []
+    for axis in ("x", "y", "z"):
+        if getattr(args, f"roi_{axis}") % 16:
+            faults.append(f"--roi_{axis} must be a multiple of 16, not {getattr(args, f'roi_{axis}')}")
+    if args.a_max <= args.a_min:
+        faults.append(f"--a_max {args.a_max:g} must be above --a_min {args.a_min:g}")
+    if args.b_max <= args.b_min:
+        faults.append(f"--b_max {args.b_max:g} must be above --b_min {args.b_min:g}")
+    if args.out_channels < 2:
+        faults.append("--out_channels must be at least 2: the background and one label")
+    if args.hidden_size % args.num_heads:
+        faults.append(f"--num_heads {args.num_heads} must divide --hidden_size {args.hidden_size}")
+    starts = [f"--{name}" for name in ("resume_ckpt", "resume_jit", "checkpoint") if getattr(args, name)]
+    if len(starts) > 1:
+        faults.append(f"{' and '.join(starts)} exclude each other")
+    if args.checkpoint and args.overwrite:
+        faults.append("--checkpoint continues a run and --overwrite deletes one; give one of them")
+    if args.infer_overlap == 1:
+        faults.append("--infer_overlap must be below 1")
+    if faults:
+        parser.error("; ".join(faults))
+    return args
+
+
+def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
+    parser = test_parser()
+    args = parser.parse_args(argv)
+    if args.infer_overlap == 1:
+        parser.error("--infer_overlap must be below 1")
+    return args
+
+
+def network_options(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's own keywords, from the flags by name."""
+    names = ("in_channels", "out_channels", "feature_size", "hidden_size", "mlp_dim", "num_heads", "pos_embed")
+    more = ("norm_name", "conv_block", "res_block", "dropout_rate")
+    roi = (flags["roi_x"], flags["roi_y"], flags["roi_z"])
+    return {"img_size": roi, **{name: flags[name] for name in (*names, *more)}}
+
+
+def preprocessing(flags: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing, from the flags by name."""
+    return Preprocessing(
+        intensity=flags["intensity"],
+        a_min=flags["a_min"],
+        a_max=flags["a_max"],
+        b_min=flags["b_min"],
+        b_max=flags["b_max"],
+        spacing=(flags["space_x"], flags["space_y"], flags["space_z"]),
+        roi=(flags["roi_x"], flags["roi_y"], flags["roi_z"]),
+    )
+
+
+def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, Any]:
+    """The flags that :func:`network_options` and :func:`preprocessing` were made from."""
+    flags = {name: value for name, value in options.items() if name != "img_size"}
+    flags |= {name: getattr(settings, name) for name in ("intensity", "a_min", "a_max", "b_min", "b_max")}
+    flags |= {f"space_{axis}": value for axis, value in zip("xyz", settings.spacing, strict=True)}
+    flags |= {f"roi_{axis}": value for axis, value in zip("xyz", settings.roi, strict=True)}
+    return flags
+
+
+def recorded_flags() -> dict[str, Any]:
+    """The flags that a checkpoint records, with the defaults that hold for weights that record nothing."""
+    parser = Parser()
+    _add_network_flags(parser)
+    _add_preprocessing_flags(parser)
+    return vars(parser.parse_args([]))

@@ -1,0 +1,148 @@
+"""Reads every scan before training starts, so that a fault in the data shows now and not after a night."""
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from tqdm import tqdm
+
+from utils.data_list import Scan
+from utils.errors import InputError
+
+GRID_TOLERANCE_MM = 1e-2
+
+
+def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, workers: int) -> None:
+    """Check that each scan's files open, lie on one 3D grid, have finite voxels and labels 0 … out_channels - 1.
+
+    Raises:
+        InputError: listing every fault of every file.
+    """
+    unique = list(dict.fromkeys(scans))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = pool.map(lambda scan: scan_faults(scan, in_channels, out_channels), unique)
+        progress = tqdm(results, total=len(unique), desc="checking scans", leave=False, disable=None)
+        faults = [fault for scan in progress for fault in scan]
+    if faults:
+        raise InputError(
+            f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "
+            + "\n       ".join(faults)
+        )
+
+
+def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
+    """What is wrong with a scan, each fault in a sentence that names its file; none if it is sound."""
+    faults: list[str] = []
+    images = [image for path in scan.image if (image := _open(path, faults)) is not None]
+    channels = 0
+    for path, image in zip(scan.image, images, strict=False):
+        shape = image.shape
+        if len(shape) not in (3, 4):
+            faults.append(f"{path}: has {len(shape)} dimensions; a scan has 3, or 4 with its channels last.")
+            continue
+        channels += shape[3] if len(shape) == 4 else 1
+        faults += _affine_faults(path, image)
+        voxels = _voxels(path, image, faults)
+        if voxels is None:
+            continue
+        if not np.isfinite(voxels).all():
+            faults.append(f"{path}: has NaN or infinite voxels. Replace them before training.")
+        elif voxels.min() == voxels.max():
+            faults.append(f"{path}: every voxel is {voxels.flat[0]:g}; there is nothing to see in it.")
+    if len(images) == len(scan.image) and not faults and channels != in_channels:
+        shapes = ", ".join(" × ".join(map(str, image.shape)) for image in images)
+        faults.append(
+            f"{scan.image[0]}: has {channels} channels (shape {shapes}), but --in_channels is {in_channels}. "
+            f"Give --in_channels {channels}, or a scan with {in_channels}."
+        )
+    for path, image in list(zip(scan.image, images, strict=False))[1:]:
+        faults += _grid_faults(path, image, scan.image[0], images[0])
+    if scan.label is not None and (label := _open(scan.label, faults)) is not None:
+        if images:
+            faults += _grid_faults(scan.label, label, scan.image[0], images[0])
+        if (values := _voxels(scan.label, label, faults)) is not None:
+            faults += _label_faults(scan.label, values, out_channels)
+    return faults
+
+
+def _open(path: Path, faults: list[str]) -> SpatialImage | None:
+    if not path.is_file():
+        faults.append(f"{path}: no such file. Mend the data list or --data_dir.")
+        return None
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        faults.append(f"{path}: can't be opened as NIfTI ({_brief(error)}). Copy or convert it again.")
+        return None
+    if not isinstance(image, SpatialImage):
+        faults.append(f"{path}: holds no volume.")
+        return None
+    return image
+
+
+def _voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarray | None:
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        faults.append(f"{path}: is cut off or damaged ({_brief(error)}). Copy it again.")
+        return None
+    if voxels.dtype.kind not in "iufb":
+        faults.append(f"{path}: has voxels of type {voxels.dtype}, not one number each. Convert it to a scalar volume.")
+        return None
+    if voxels.size == 0:
+        faults.append(f"{path}: has no voxels (shape {' × '.join(map(str, voxels.shape))}).")
+        return None
+    return voxels
+
+
+def _affine_faults(path: Path, image: SpatialImage) -> list[str]:
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        return [f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."]
+    return []
+
+
+def _grid_faults(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> list[str]:
+    shape, other_shape = image.shape[:3], other.shape[:3]
+    if len(image.shape) == 4 and image.shape[3] != 1 and path != other_path and "label" in str(path.parent).lower():
+        return [f"{path}: has shape {' × '.join(map(str, image.shape))}; a label has one value for each voxel."]
+    if shape != other_shape:
+        return [
+            f"{path}: has shape {' × '.join(map(str, shape))}, but {other_path.name} has "
+            f"{' × '.join(map(str, other_shape))}. Both must lie on one grid; resample one to the other."
+        ]
+    if image.affine is None or other.affine is None:
+        return []
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    distance = np.abs(corners @ (image.affine - other.affine).T).max()
+    if not distance <= GRID_TOLERANCE_MM:
+        return [
+            f"{path}: lies up to {distance:.3g} mm away from {other_path.name} (their affines differ). "
+            "Both must lie on one grid; resample one to the other."
+        ]
+    return []
+
+
+def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str]:
+    if not np.isfinite(values).all():
+        return [f"{path}: has NaN or infinite values; labels are 0 … {out_channels - 1}."]
+    lowest, highest = values.min(), values.max()
+    whole = values.dtype.kind in "iub" or bool((values == np.round(values)).all())
+    if whole and lowest >= 0 and highest < out_channels:
+        return []
+    found = np.unique(values)
+    shown = ", ".join(f"{value:g}" for value in found[:20]) + (", …" if len(found) > 20 else "")
+    advice = f"Give --out_channels {int(highest) + 1}, or remap" if whole and lowest >= 0 else "Remap"
+    return [
+        f"{path}: has the values {shown}, but --out_channels {out_channels} allows 0 … {out_channels - 1}. "
+        f"{advice} the labels."
+    ]
+
+
+def _brief(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

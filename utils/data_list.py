@@ -1,0 +1,196 @@
+"""Data lists in the decathlon's form: which scans train, which validate, and what their labels mean."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+
+PARTS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One entry of a data list, its paths absolute. ``image`` has one file, or one for each channel."""
+
+    image: tuple[Path, ...]
+    label: Path | None
+
+    @property
+    def name(self) -> str:
+        """The image's file name without its endings: ``img0035``."""
+        return self.image[0].name.removesuffix(".gz").removesuffix(".nii")
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file of the scan."""
+        return [*self.image, *([self.label] if self.label else [])]
+
+
+@dataclass(frozen=True)
+class DataList:
+    """A data list after ``--fold`` has been applied.
+
+    Attributes:
+        path: the JSON file.
+        training, validation, test: its scans.
+        labels: names of the values 0, 1, …, or None where the list doesn't name them.
+    """
+
+    path: Path
+    training: list[Scan]
+    validation: list[Scan]
+    test: list[Scan]
+    labels: tuple[str, ...] | None
+
+    def require(self, *parts: str) -> None:
+        """Check that these parts of the list have scans.
+
+        Raises:
+            InputError: naming each that has none.
+        """
+        empty = [f'"{part}"' for part in parts if not getattr(self, part)]
+        if empty:
+            raise InputError(
+                f'{self.path}: lists no scans under {" and ".join(empty)}. Add some, or give entries of "training" '
+                'a "fold".'
+            )
+
+    def labelled(self, part: str) -> list[Scan]:
+        """The scans of a part, each with its label.
+
+        Raises:
+            InputError: if there are none, or one has no label.
+        """
+        self.require(part)
+        scans: list[Scan] = getattr(self, part)
+        without = [scan.name for scan in scans if scan.label is None]
+        if without:
+            raise InputError(
+                f'{self.path}: {len(without)} of the {len(scans)} scans under "{part}" have no label to score against, '
+                f"{without[0]} first. Add their labels, or give another --split."
+            )
+        return scans
+
+    def label_names(self, out_channels: int) -> tuple[str, ...]:
+        """Names of the ``out_channels`` classes.
+
+        Raises:
+            InputError: if the list names another number of them.
+        """
+        if self.labels is None:
+            return ("background", *(f"label {value}" for value in range(1, out_channels)))
+        if len(self.labels) != out_channels:
+            raise InputError(
+                f"{self.path}: names {len(self.labels)} labels (the background included), but --out_channels is "
+                f'{out_channels}. Give --out_channels {len(self.labels)}, or mend the list\'s "labels".'
+            )
+        return self.labels
+
+
+def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
+    """The file that ``--json_list`` means: below ``--data_dir``, else a path of its own; by default dataset_FOLD.json.
+
+    Raises:
+        InputError: if the folder or the file isn't there.
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(f"--data_dir {data_dir}: no such folder. Give the folder that holds the scans.")
+    name = json_list if json_list is not None else f"dataset_{fold}.json"
+    for path in (folder / name, Path(name)):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder / name}: no such data list. Give --json_list, or write one with "
+        f"`python -m utils.make_data_list --data_dir {data_dir}`."
+    )
+
+
+def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
+    """Read a data list and split it by ``fold``.
+
+    Entries of ``training`` that carry a ``"fold"`` are split by it: those of ``fold`` validate, the rest train.
+    A list without folds is used with its own ``training`` and ``validation``.
+
+    Raises:
+        InputError: if the list is missing or isn't one; every faulty entry is named.
+    """
+    path = find_data_list(data_dir, json_list, fold)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}). Mend it or write it anew.") from error
+    if not isinstance(content, dict) or not any(part in content for part in PARTS):
+        raise InputError(f'{path}: not a data list: it needs "training" and "validation" lists of scans.')
+
+    folder = Path(data_dir).absolute()
+    parts: dict[str, list[Scan]] = {part: [] for part in PARTS}
+    folds: set[int] = set()
+    faults = []
+    for part in PARTS:
+        entries = content.get(part, [])
+        if not isinstance(entries, list):
+            faults.append(f'"{part}" must be a list')
+            continue
+        for number, entry in enumerate(entries):
+            try:
+                scan, entry_fold = _read_entry(entry, folder, needs_label=part != "test")
+            except ValueError as error:
+                faults.append(f'"{part}" entry {number}: {error}')
+                continue
+            if part == "training" and entry_fold is not None:
+                folds.add(entry_fold)
+                parts["validation" if entry_fold == fold else "training"].append(scan)
+            else:
+                parts[part].append(scan)
+    labels: tuple[str, ...] | None = None
+    try:
+        labels = _read_labels(content.get("labels"))
+    except ValueError as error:
+        faults.append(str(error))
+    if folds and fold not in folds:
+        faults.append(f'no entry has "fold": {fold}; --fold can be one of {", ".join(map(str, sorted(folds)))}')
+    if faults:
+        raise InputError(f"{path}: " + "; ".join(faults))
+    return DataList(path, parts["training"], parts["validation"], parts["test"], labels)
+
+
+def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int | None]:
+    if isinstance(entry, str):  # the decathlon's test parts list bare file names
+        entry = {"image": entry}
+    if not isinstance(entry, dict) or "image" not in entry:
+        raise ValueError('needs an "image"')
+    images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    label = entry.get("label")
+    if needs_label and label is None:
+        raise ValueError('needs a "label"')
+    if not images or not all(isinstance(name, str) for name in [*images, label or ""]):
+        raise ValueError('"image" and "label" must be file names')
+    fold = entry.get("fold")
+    if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool)):
+        raise ValueError(f'"fold" must be a whole number, not {fold!r}')
+    return Scan(tuple(folder / name for name in images), folder / label if label else None), fold
+
+
+def _read_labels(labels: Any) -> tuple[str, ...] | None:
+    """Names by value, from the decathlon's ``{"1": "spleen"}`` or nnU-Net v2's ``{"spleen": 1}``."""
+    if not labels:
+        return None
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        return tuple(str(name) for name in labels)
+    problem = '"labels" must name the values 0, 1, 2, … one by one, as in {"0": "background", "1": "spleen"}'
+    if not isinstance(labels, Mapping):
+        raise ValueError(problem)
+    by_name = all(isinstance(value, int) for value in labels.values())
+    pairs = [(value, name) for name, value in labels.items()] if by_name else list(labels.items())
+    try:
+        names = {int(value): str(name) for value, name in pairs}
+    except ValueError as error:
+        raise ValueError(problem) from error
+    names.setdefault(0, "background")
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(problem)
+    return tuple(names[value] for value in range(len(names)))

@@ -1,0 +1,188 @@
+"""From a data list to batches: caching, seeded augmentation, loaders."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import monai
+import numpy as np
+from monai import transforms
+from monai.data import CacheDataset, PersistentDataset
+from monai.data import Dataset as PlainDataset
+from monai.data.utils import list_data_collate
+from monai.transforms import Compose, Transform
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from utils.data_list import Scan
+from utils.distributed import Process
+from utils.preprocessing import Preprocessing, scan_transforms
+
+KEYS = ("image", "label")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities of the random changes to a crop; the flip is drawn for each axis by itself."""
+
+    flip: float = 0.2
+    rotate90: float = 0.2
+    scale_intensity: float = 0.1
+    shift_intensity: float = 0.1
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Where preprocessed scans are kept: in memory, and on disk where ``folder`` is given."""
+
+    in_memory: bool = True
+    folder: str | None = None
+
+
+class CroppedScans(Dataset):
+    """Random crops of cached scans, asked for by (epoch, index).
+
+    What is random about them is a function of the seed, the epoch and the scan, and of nothing that happened
+    before: neither the number of workers nor a resumed run changes it.
+    """
+
+    def __init__(self, scans: Dataset, transform: Compose, seed: int) -> None:
+        self.scans = scans
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """The crops of scan ``index`` in ``epoch``, a list of dictionaries."""
+        epoch, index = key
+        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
+        self.transform.set_random_state(seed=int(state))
+        return self.transform(self.scans[index])
+
+
+class EpochSampler(DistributedSampler):
+    """The scans of an epoch in an order that the seed and the epoch determine, each as (epoch, index)."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+def training_loader(
+    scans: Sequence[Scan],
+    settings: Preprocessing,
+    augmentation: Augmentation,
+    caching: Caching,
+    process: Process,
+    *,
+    batch_size: int,
+    crops_per_scan: int,
+    workers: int,
+    seed: int,
+) -> DataLoader:
+    """Batches of ``batch_size · crops_per_scan`` augmented crops, each with the name of its scan.
+
+    A scan smaller than the window is padded with the value 0, as sliding windows pad it.
+    """
+    fixed = [
+        *scan_transforms(settings),
+        transforms.SpatialPadd(KEYS, spatial_size=settings.roi),
+        *_compact(),
+    ]
+    random = Compose(crop_transforms(settings, augmentation, crops_per_scan))
+    cached = _cached(scans, fixed, {**asdict(settings), "padded": True}, caching, process, workers)
+    dataset = CroppedScans(cached, random, seed)
+    sampler = EpochSampler(cached, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
+    return _loader(dataset, process, workers, batch_size=batch_size, sampler=sampler)
+
+
+def validation_loader(
+    scans: Sequence[Scan], settings: Preprocessing, caching: Caching, process: Process, *, workers: int
+) -> DataLoader:
+    """This process's share of whole scans, one at a time, preprocessed and otherwise as they are."""
+    fixed = [*scan_transforms(settings), *_compact()]
+    shared = process.share(list(scans))
+    cached = _cached(shared, fixed, {**asdict(settings), "padded": False}, caching, process, workers)
+    return _loader(cached, process, workers if not caching.in_memory else 0, batch_size=1)
+
+
+def crop_transforms(settings: Preprocessing, augmentation: Augmentation, crops_per_scan: int) -> list[Transform]:
+    """Crops, centred with equal chance on an organ and on background, and what is changed about them at random."""
+    # a CT's background is tissue inside the window; an MR's zero is its mean, which tells nothing
+    only_tissue: dict[str, Any] = (
+        {"image_key": "image", "image_threshold": settings.b_min} if settings.intensity == "ct" else {}
+    )
+    crop = transforms.RandCropByPosNegLabeld(
+        KEYS, label_key="label", spatial_size=settings.roi, pos=1, neg=1, num_samples=crops_per_scan, **only_tissue
+    )
+    changes: list[Transform] = [
+        transforms.RandFlipd(KEYS, prob=augmentation.flip, spatial_axis=axis) for axis in range(3)
+    ]
+    # in the x-y plane as published; a window that isn't square there would change its shape
+    if settings.roi[0] == settings.roi[1]:
+        changes.append(transforms.RandRotate90d(KEYS, prob=augmentation.rotate90, max_k=3))
+    return [
+        crop,
+        *changes,
+        transforms.RandScaleIntensityd("image", factors=0.1, prob=augmentation.scale_intensity),
+        transforms.RandShiftIntensityd("image", offsets=0.1, prob=augmentation.shift_intensity),
+        transforms.ToTensord(KEYS, track_meta=False),
+    ]
+
+
+def _compact() -> list[Transform]:
+    """Plain tensors without the history that MONAI keeps to invert a transform; labels in two bytes."""
+    return [
+        transforms.CastToTyped(KEYS, dtype=(np.float32, np.int16)),
+        transforms.ToTensord(KEYS, track_meta=False),
+    ]
+
+
+def _cached(
+    scans: Sequence[Scan],
+    fixed: list[Transform],
+    description: Mapping[str, Any],
+    caching: Caching,
+    process: Process,
+    workers: int,
+) -> Dataset:
+    items: Any = [_item(scan) for scan in scans]
+    pipeline = Compose(fixed)
+    if caching.folder is not None:
+        # a folder for each set of settings: changed settings never meet scans that others made
+        text = json.dumps({**description, "monai": monai.__version__}, sort_keys=True)
+        settings_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        items = PersistentDataset(items, pipeline, os.path.join(caching.folder, settings_id), hash_func=_hash_files)
+        pipeline = Compose([])
+    if not caching.in_memory:
+        return PlainDataset(items, pipeline)
+    show = process.is_main and os.isatty(2)
+    return CacheDataset(items, pipeline, num_workers=_at_most_cores(workers), progress=show, copy_cache=False)
+
+
+def _item(scan: Scan) -> dict[str, Any]:
+    images = [str(path) for path in scan.image]
+    return {"image": images if len(images) > 1 else images[0], "label": str(scan.label), "name": scan.name}
+
+
+def _hash_files(item: Mapping[str, Any]) -> bytes:
+    """Names a cached scan by its files and their state, so that a file that changed is read again."""
+    images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+    state = [(path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in [*images, item["label"]]]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest().encode()
+
+
+def _at_most_cores(workers: int) -> int:
+    return min(workers, os.cpu_count() or 1)
+
+
+def _loader(dataset: Dataset, process: Process, workers: int, **options: Any) -> DataLoader:
+    count = _at_most_cores(workers)
+    return DataLoader(
+        dataset,
+        num_workers=count,
+        persistent_workers=count > 0,
+        pin_memory=process.device.type == "cuda",
+        collate_fn=list_data_collate,
+        **options,
+    )

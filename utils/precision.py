@@ -1,0 +1,45 @@
+"""Which number format the network computes in."""
+
+import platform
+from dataclasses import dataclass
+
+import torch
+from torch.amp.autocast_mode import autocast
+
+AMPERE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A device and the format of the matrix products on it; the weights always are float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> autocast:
+        """The context for a forward pass; in float32 it changes nothing."""
+        return autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The scaler for the loss; it does nothing unless the format is float16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_precision(device: torch.device, amp: bool) -> Precision:
+    """float32 without ``amp``; with it bfloat16 where the hardware multiplies it, float16 on GPUs before Ampere."""
+    if not amp:
+        return Precision(device, torch.float32)
+    if device.type == "cuda":
+        newer = torch.cuda.get_device_capability(device) >= AMPERE
+        return Precision(device, torch.bfloat16 if newer else torch.float16)
+    return Precision(device, torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Other CPUs emulate bfloat16, which is slower than float32."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

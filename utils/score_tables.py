@@ -1,0 +1,80 @@
+"""Scores as a table on the screen and as files."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.files import replacing, write_json
+from utils.metrics import Scores
+
+
+def organ_table(scores: Scores) -> str:
+    """One line an organ with its mean Dice over the scans, and the mean over scans below."""
+    width = max(len(name) for name in (*scores.organs, "mean"))
+    rows = [f"  {name:<{width}}  {_text(value)}" for name, value in zip(scores.organs, scores.organ_means, strict=True)]
+    return "\n".join([*rows, f"  {'mean':<{width}}  {_text(scores.mean)}"])
+
+
+def scan_table(scores: Scores) -> str:
+    """One line a scan with its mean and the Dice of each organ, the words of an organ's name stacked above."""
+    columns = [name.split() for name in ("scan", "mean", *scores.organs)]
+    rows = [
+        [scan, _text(mean), *map(_text, dice)]
+        for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
+    ]
+    rows.append(["mean", _text(scores.mean), *map(_text, scores.organ_means)])
+    depth = max(map(len, columns))
+    head = [[([""] * (depth - len(words)) + words)[line] for words in columns] for line in range(depth)]
+    widths = [max(len(row[column]) for row in head + rows) for column in range(len(columns))]
+    return "\n".join(_line(row, widths) for row in head + rows)
+
+
+def score_record(scores: Scores) -> dict[str, Any]:
+    """The means as JSON can hold them: ``mean`` and, by organ, ``organs``."""
+    return {"mean": _number(scores.mean), "organs": _by_organ(scores, scores.organ_means)}
+
+
+def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
+    """Write ``scores.csv`` and ``scores.json``: Dice of each scan and organ, and the means.
+
+    An organ in neither label nor prediction is an empty cell of the CSV and null in the JSON.
+
+    Args:
+        facts: what the JSON says beside the scores, such as the weights' file.
+    """
+    scans = [
+        {"scan": scan, "mean": _number(mean), "organs": _by_organ(scores, dice)}
+        for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
+    ]
+    means = score_record(scores)
+    with (
+        replacing(folder / "scores.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["scan", "mean", *scores.organs])
+        for row in [*scans, {"scan": "mean", **means}]:
+            writer.writerow([row["scan"], row["mean"], *row["organs"].values()])
+    write_json(folder / "scores.json", {**facts, **means, "scans": scans})
+
+
+def _by_organ(scores: Scores, values: Any) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(scores.organs, values, strict=True)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _text(value: float) -> str:
+    return "absent" if math.isnan(value) else f"{value:.4f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = [
+        cell.ljust(width) if n == 0 else cell.rjust(width)
+        for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join([first, *others])
