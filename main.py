@@ -1,6 +1,7 @@
 """Train a segmentation network. ``python main.py --help`` lists the flags, the README tells how to use them."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -86,6 +87,11 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"done; {folder} holds the run")
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> None:
+    """Train as a command line says; a mistake in it ends the program with one line."""
     with one_line_errors():
-        launch(main, parse_train())
+        launch(main, parse_train(argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,6 +1,7 @@
 """Score a trained network. ``python test.py --help`` lists the flags, the README tells how to use them."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def main(process: Process, args: argparse.Namespace) -> None:
         process.say(f"{output} holds scores.csv, scores.json and example.png")
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str] | None = None) -> None:
+    """Test as a command line says; a mistake in it ends the program with one line."""
     with one_line_errors():
-        launch(main, parse_test())
+        launch(main, parse_test(argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -135,6 +135,7 @@ def _compact() -> list[Transform]:
     return [
         transforms.CastToTyped(KEYS, dtype=(np.float32, np.int16)),
         transforms.ToTensord(KEYS, track_meta=False),
+        transforms.SelectItemsd((*KEYS, "name")),
     ]
 
 

@@ -1,0 +1,77 @@
+"""What the tests share: the real data, small phantoms, and the two programs run in this process."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main as training_program
+from utils.phantom import write_phantoms
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# a network and a grid small enough to train in seconds; appended to a command line, they replace what it said
+TINY = [
+    *("--space_x=12", "--space_y=12", "--space_z=14", "--roi_x=16", "--roi_y=16", "--roi_z=16"),
+    *("--hidden_size=12", "--mlp_dim=12", "--num_heads=2", "--feature_size=2"),
+]
+
+Run = Callable[..., None]
+
+
+def _load_test_program() -> Run:
+    """``test.py`` by its path: the standard library has a module of that name."""
+    spec = importlib.util.spec_from_file_location("unetr_test_program", REPOSITORY / "test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run: Run = module.run
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_main() -> Run:
+    return training_program.run
+
+
+@pytest.fixture(scope="session")
+def run_test() -> Run:
+    return _load_test_program()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on many threads, and the tests run side by side."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of seven small phantoms in BTCV's layout: four train, two validate, one is kept aside."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, {"training": 4, "validation": 2, "test": 1}, seed=0, spacing=(10.0, 10.0, 12.0))
+    return folder
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the working directory, so that ``runs/`` comes to lie there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def real_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real scans of {SHARED_DATA}, which are not part of this repository")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,155 @@
+"""The command line that users of the 2021 repository know, flag by flag."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from utils.args import as_flags, network_options, parse_test, parse_train, preprocessing, recorded_flags
+
+# name, default in 2021, in main.py, in test.py; what a checkpoint knows has no default in test.py here
+FLAGS_OF_2021 = """
+checkpoint None m
+logdir test m
+pretrained_dir ./pretrained_models/ mt
+data_dir /dataset/dataset0/ mt
+pretrained_model_name UNETR_model_best_acc.pth mt
+save_checkpoint False m
+max_epochs 5000 m
+batch_size 1 m
+sw_batch_size 1 m
+optim_lr 0.0001 m
+optim_name adamw m
+reg_weight 1e-05 m
+momentum 0.99 m
+noamp False m
+val_every 100 m
+distributed False mt
+world_size 1 m
+rank 0 m
+dist_url tcp://127.0.0.1:23456 m
+dist_backend nccl m
+workers 8 mt
+model_name unetr m
+pos_embed perceptron mT
+norm_name instance mT
+num_heads 12 mT
+mlp_dim 3072 mT
+hidden_size 768 mT
+feature_size 16 mT
+in_channels 1 mT
+out_channels 14 mT
+use_normal_dataset False m
+a_min -175.0 mT
+a_max 250.0 mT
+b_min 0.0 mT
+b_max 1.0 mT
+space_x 1.5 mT
+space_y 1.5 mT
+space_z 2.0 mT
+roi_x 96 mT
+roi_y 96 mT
+roi_z 96 mT
+dropout_rate 0.0 mT
+RandFlipd_prob 0.2 mt
+RandRotate90d_prob 0.2 mt
+RandScaleIntensityd_prob 0.1 mt
+RandShiftIntensityd_prob 0.1 mt
+infer_overlap 0.5 mt
+lrschedule warmup_cosine m
+warmup_epochs 50 m
+resume_ckpt False m
+resume_jit False m
+smooth_dr 1e-06 m
+smooth_nr 0.0 m
+saved_checkpoint ckpt t
+fold 0 mt
+"""
+
+
+@pytest.mark.parametrize("line", FLAGS_OF_2021.split("\n")[1:-1])
+def test_flags_keep_their_defaults(line: str) -> None:
+    name, default, programs = line.split()
+    if "m" in programs:
+        assert str(vars(parse_train([]))[name]) == default
+    if "t" in programs:
+        assert str(vars(parse_test([]))[name]) == default
+    if "T" in programs:
+        assert vars(parse_test([]))[name] is None
+        assert str(recorded_flags()[name]) == default
+
+
+COMMANDS_OF_2021 = {
+    "train": "--feature_size=32 --batch_size=1 --logdir=unetr_test --fold=0 --optim_lr=1e-4 "
+    "--lrschedule=warmup_cosine --infer_overlap=0.5 --save_checkpoint --data_dir=/dataset/dataset0/",
+    "finetune": "--batch_size=1 --logdir=unetr_pretrained --fold=0 --optim_lr=1e-4 --lrschedule=warmup_cosine "
+    "--infer_overlap=0.5 --save_checkpoint --data_dir=/dataset/dataset0/ --pretrained_dir=./pretrained_models/ "
+    "--pretrained_model_name=UNETR_model_best_acc.pth --resume_ckpt",
+    "finetune TorchScript": "--batch_size=1 --logdir=unetr_pretrained --fold=0 --optim_lr=1e-4 "
+    "--lrschedule=warmup_cosine --infer_overlap=0.5 --save_checkpoint --data_dir=/dataset/dataset0/ "
+    "--pretrained_dir=./pretrained_models/ --noamp --pretrained_model_name=UNETR_model_best_acc.pt --resume_jit",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_2021.values(), ids=COMMANDS_OF_2021)
+def test_training_commands_of_2021_are_parsed(command: str) -> None:
+    args = parse_train(command.split())
+    assert (args.fold, args.infer_overlap, args.save_checkpoint, args.data_dir) == (0, 0.5, True, "/dataset/dataset0/")
+    assert args.feature_size == (32 if "feature_size" in command else 16)
+
+
+def test_blocks_are_on_unless_turned_off() -> None:
+    assert parse_train([]).res_block
+    assert parse_train(["--res_block", "--conv_block"]).conv_block
+    args = parse_train(["--no-res_block", "--no-conv_block"])
+    assert not args.res_block
+    assert not args.conv_block
+
+
+def test_json_list_defaults_to_the_name_of_the_fold() -> None:
+    assert parse_train([]).json_list is None
+    assert parse_test([]).json_list is None
+
+
+def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
+    flags = {**recorded_flags(), "intensity": "zscore", "space_z": 3.5, "roi_y": 64, "res_block": False}
+    assert as_flags(network_options(flags), preprocessing(flags)) == flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--feature_size 0", "argument --feature_size: must be at least 1, not 0"),
+        ("--roi_x 90", "--roi_x must be a multiple of 16, not 90"),
+        ("--optim_name adagrad", "argument --optim_name: invalid choice: 'adagrad'"),
+        ("--lrschedule step", "argument --lrschedule: invalid choice: 'step'"),
+        ("--model_name vnet", "argument --model_name: invalid choice: 'vnet'"),
+        ("--optim_lr fast", "argument --optim_lr: must be a number, not 'fast'"),
+        ("--optim_lr nan", "argument --optim_lr: must be above 0, not nan"),
+        ("--space_z 0", "argument --space_z: must be above 0, not 0"),
+        ("--RandFlipd_prob 1.5", "argument --RandFlipd_prob: must be at least 0 and at most 1, not 1.5"),
+        ("--infer_overlap 1", "--infer_overlap must be below 1"),
+        ("--num_heads 5", "--num_heads 5 must divide --hidden_size 768"),
+        ("--a_min 300", "--a_max 250 must be above --a_min 300"),
+        ("--resume_ckpt --resume_jit", "--resume_ckpt and --resume_jit exclude each other"),
+        ("--out_channels 1", "--out_channels must be at least 2"),
+        ("--no_such_flag", "unrecognized arguments: --no_such_flag"),
+        ("--max_epoch 3", "unrecognized arguments: --max_epoch"),
+    ],
+)
+def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_train(flags.split())
+    output = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert output.startswith("error: ")
+    assert words in output
+    assert output.count("\n") == 1
+
+
+def test_the_readme_names_every_flag() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`--([A-Za-z_0-9-]+)", readme))
+    flags = {name for name in {**vars(parse_train([])), **vars(parse_test([]))} if not name.startswith("dist_")}
+    assert flags <= documented, f"not in the README: {sorted(flags - documented)}"
+    assert {"dist-url", "dist-backend"} <= documented

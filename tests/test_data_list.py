@@ -1,0 +1,131 @@
+"""Data lists: the meaning of --fold, label names, and BTCV's published split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.data_list import read_data_list
+from utils.errors import InputError
+
+BTCV = Path(__file__).parent.parent / "dataset" / "btcv"
+
+
+def write(folder: Path, content: Any, name: str = "dataset_0.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def entry(number: int, **more: Any) -> dict[str, Any]:
+    return {"image": f"imagesTr/img{number}.nii.gz", "label": f"labelsTr/label{number}.nii.gz", **more}
+
+
+def names(scans: list[Any]) -> list[str]:
+    return [scan.name for scan in scans]
+
+
+def test_a_list_without_folds_is_used_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1), entry(2)], "validation": [entry(3)], "test": ["imagesTs/img9.nii.gz"]})
+    data = read_data_list(str(tmp_path), None, fold=0)
+    assert (names(data.training), names(data.validation), names(data.test)) == (["img1", "img2"], ["img3"], ["img9"])
+    assert data.training[0].image == (tmp_path / "imagesTr/img1.nii.gz",)
+    assert data.training[0].label == tmp_path / "labelsTr/label1.nii.gz"
+
+
+@pytest.mark.parametrize(("fold", "validation"), [(0, ["img1", "img3"]), (1, ["img2"])])
+def test_entries_with_folds_are_split_by_them(tmp_path: Path, fold: int, validation: list[str]) -> None:
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=1), entry(3, fold=0)]}, "folds.json")
+    data = read_data_list(str(tmp_path), "folds.json", fold)
+    assert names(data.validation) == validation
+    assert sorted(names(data.training) + validation) == ["img1", "img2", "img3"]
+
+
+def test_a_fold_that_no_entry_has_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=1)]}, "folds.json")
+    with pytest.raises(InputError, match=r'no entry has "fold": 7; --fold can be one of 0, 1'):
+        read_data_list(str(tmp_path), "folds.json", 7)
+
+
+def test_the_default_list_is_named_after_the_fold(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
+    assert read_data_list(str(tmp_path), None, fold=3).path.name == "dataset_3.json"
+
+
+def test_a_list_may_lie_outside_the_data_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "mine.json")
+    (tmp_path / "scans").mkdir()
+    data = read_data_list(str(tmp_path / "scans"), str(path), fold=0)
+    assert data.training[0].image[0].parent == tmp_path / "scans" / "imagesTr"
+
+
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "1": "liver"}, {"1": "liver"}, {"background": 0, "liver": 1}, ["background", "liver"]]
+)
+def test_label_names_in_every_known_form(tmp_path: Path, labels: Any) -> None:
+    write(tmp_path, {"training": [entry(1)], "labels": labels})
+    data = read_data_list(str(tmp_path), None, 0)
+    assert data.label_names(2) == ("background", "liver")
+    with pytest.raises(InputError, match="names 2 labels.*--out_channels is 14. Give --out_channels 2"):
+        data.label_names(14)
+
+
+def test_unnamed_labels_are_numbered(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1)]})
+    assert read_data_list(str(tmp_path), None, 0).label_names(3) == ("background", "label 1", "label 2")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not readable as JSON"),
+        ([1, 2], "not a data list"),
+        ({"scans": []}, "not a data list"),
+        ({"training": {"a": 1}}, '"training" must be a list'),
+        ({"training": [{"label": "a"}]}, '"training" entry 0: needs an "image"'),
+        ({"training": [entry(1), {"image": "a"}]}, '"training" entry 1: needs a "label"'),
+        ({"training": [{"image": 3, "label": "a"}]}, "must be file names"),
+        ({"training": [entry(1, fold="one")]}, "must be a whole number, not 'one'"),
+        ({"training": [entry(1)], "labels": {"1": "liver", "3": "spleen"}}, '"labels" must name the values'),
+        ({"training": [entry(1)], "labels": {"liver": "x"}}, '"labels" must name the values'),
+    ],
+)
+def test_what_is_no_data_list_is_named(tmp_path: Path, content: Any, words: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(InputError, match=words) as error:
+        read_data_list(str(tmp_path), None, 0)
+    assert str(path) in str(error.value)
+
+
+def test_missing_folders_files_and_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data_dir .*nowhere: no such folder"):
+        read_data_list(str(tmp_path / "nowhere"), None, 0)
+    with pytest.raises(InputError, match="dataset_0.json: no such data list"):
+        read_data_list(str(tmp_path), None, 0)
+    write(tmp_path, {"training": [entry(1)], "validation": []})
+    with pytest.raises(InputError, match='lists no scans under "validation"'):
+        read_data_list(str(tmp_path), None, 0).require("training", "validation")
+
+
+@pytest.mark.parametrize(
+    ("fold", "validation"),
+    [
+        (0, [35, 36, 37, 38, 39, 40]),
+        (1, [29, 30, 31, 32, 33, 34]),
+        (2, [23, 24, 25, 26, 27, 28]),
+        (3, [7, 8, 9, 10, 21, 22]),
+        (4, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_btcv_folds_are_the_published_ones(tmp_path: Path, fold: int, validation: list[int]) -> None:
+    data = read_data_list(str(tmp_path), str(BTCV / f"dataset_{fold}.json"), fold)
+    every = {f"img{number:04d}" for number in [*range(1, 11), *range(21, 41)]}
+    expected = [f"img{number:04d}" for number in validation]
+    assert names(data.validation) == expected
+    assert set(names(data.training)) == every - set(expected)
+    assert names(data.test) == [f"img{number:04d}" for number in range(61, 81)]
+    assert data.label_names(14)[1] == "spleen"
+    for scan in data.training + data.validation:
+        assert scan.label is not None
+        assert scan.label.name == scan.image[0].name.replace("img", "label")

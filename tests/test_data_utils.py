@@ -1,0 +1,178 @@
+"""Batches: random crops that depend on (seed, epoch, scan) alone, caches that follow their settings."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.transforms import Lambda
+
+from utils import data_utils
+from utils.data_list import Scan, read_data_list
+from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
+from utils.distributed import Process
+from utils.preprocessing import Preprocessing
+
+SETTINGS = Preprocessing(spacing=(12, 12, 14), roi=(16, 16, 16))
+ALL = Augmentation(flip=0.5, rotate90=0.5, scale_intensity=0.5, shift_intensity=0.5)
+CPU = Process(torch.device("cpu"))
+
+
+def scans(phantoms: Path) -> list[Scan]:
+    return read_data_list(str(phantoms), None, 0).training
+
+
+def loader(phantoms: Path, **changes: Any) -> Any:
+    options: dict[str, Any] = {"batch_size": 2, "crops_per_scan": 2, "workers": 0, "seed": 0}
+    settings = changes.pop("settings", SETTINGS)
+    caching = changes.pop("caching", Caching())
+    process = changes.pop("process", CPU)
+    augmentation = changes.pop("augmentation", ALL)
+    return training_loader(scans(phantoms), settings, augmentation, caching, process, **{**options, **changes})
+
+
+def epoch(loader: Any, number: int) -> list[dict[str, Any]]:
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    return all(
+        x["name"] == y["name"] and torch.equal(x["image"], y["image"]) and torch.equal(x["label"], y["label"])
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_a_batch_holds_the_crops_of_its_scans(phantoms: Path) -> None:
+    batches = epoch(loader(phantoms), 0)
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch["image"].shape == batch["label"].shape == (4, 1, 16, 16, 16)
+        assert 0 <= batch["label"].min()
+        assert batch["label"].max() <= 13
+    assert sorted({name for batch in batches for name in batch["name"]}) == ["img0001", "img0002", "img0003", "img0004"]
+
+
+def test_crops_depend_on_seed_and_epoch_and_not_on_workers_or_history(phantoms: Path) -> None:
+    fresh, in_workers, other_seed = loader(phantoms), loader(phantoms, workers=2), loader(phantoms, seed=1)
+    third = epoch(fresh, 3)
+    assert same(third, epoch(in_workers, 3))
+    epoch(fresh, 0)
+    assert same(third, epoch(fresh, 3))
+    assert not same(third, epoch(fresh, 4))
+    assert not same(third, epoch(other_seed, 3))
+
+
+def test_cropping_leaves_the_cache_as_it_was(phantoms: Path) -> None:
+    batches = loader(phantoms)
+    cached = batches.dataset.scans
+    before = [cached[index]["image"].clone() for index in range(4)]
+    for number in range(3):
+        epoch(batches, number)
+    for index, image in enumerate(before):
+        assert torch.equal(cached[index]["image"], image)
+
+
+def test_half_of_the_crops_are_centred_on_an_organ(phantoms: Path) -> None:
+    plain = Augmentation(0, 0, 0, 0)
+    settings = replace(SETTINGS, spacing=(5.0, 5.0, 6.0))
+    batches = epoch(loader(phantoms, settings=settings, augmentation=plain, crops_per_scan=40), 0)
+    labels = torch.cat([batch["label"] for batch in batches])[:, 0]
+    centred = (labels[:, 8, 8, 8] > 0).float().mean().item()
+    # 160 crops; those centred on background are not on an organ unless the border moved them
+    assert 0.38 < centred < 0.68
+
+
+def test_a_scan_smaller_than_the_window_is_padded_with_zeros(phantoms: Path) -> None:
+    settings = replace(SETTINGS, spacing=(40.0, 40.0, 40.0))
+    batch = epoch(loader(phantoms, settings=settings, augmentation=Augmentation(0, 0, 0, 0)), 0)[0]
+    assert batch["image"].shape == (4, 1, 16, 16, 16)
+    assert (batch["image"][:, :, 0] == 0).all()
+
+
+def test_a_window_that_is_not_square_in_the_plane_is_not_rotated(phantoms: Path) -> None:
+    settings = replace(SETTINGS, roi=(16, 32, 16))
+    batches = epoch(loader(phantoms, settings=settings, augmentation=Augmentation(0, 1.0, 0, 0)), 0)
+    assert batches[0]["image"].shape == (4, 1, 16, 32, 16)
+
+
+def test_validation_gives_whole_scans_in_order(phantoms: Path) -> None:
+    data = read_data_list(str(phantoms), None, 0)
+    batches = list(validation_loader(data.validation, SETTINGS, Caching(), CPU, workers=0))
+    assert [batch["name"] for batch in batches] == [["img0005"], ["img0006"]]
+    assert all(batch["image"].shape == batch["label"].shape for batch in batches)
+
+
+def test_processes_share_the_validation_scans_with_none_twice(phantoms: Path) -> None:
+    data = read_data_list(str(phantoms), None, 0)
+    seen = []
+    for rank in range(3):
+        process = Process(torch.device("cpu"), rank, world_size=3)
+        batches = validation_loader(data.training + data.validation, SETTINGS, Caching(), process, workers=0)
+        seen += [name for batch in batches for name in batch["name"]]
+    assert sorted(seen) == [f"img000{number}" for number in range(1, 7)]
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of the scans that were read from their files."""
+    read: list[str] = []
+    original = data_utils.scan_transforms
+
+    class Spy:
+        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+            read.append(item["name"])
+            return item
+
+    def spied(settings: Preprocessing) -> list[Any]:
+        return [Lambda(Spy()), *original(settings)]
+
+    monkeypatch.setattr(data_utils, "scan_transforms", spied)
+    return iter([read])
+
+
+def test_the_disk_cache_is_used_again_and_refreshed_when_something_changes(
+    phantoms: Path, tmp_path: Path, loads: Iterator[list[str]]
+) -> None:
+    read = next(loads)
+    caching = Caching(folder=str(tmp_path / "cache"))
+    first = epoch(loader(phantoms, caching=caching), 0)
+    assert len(read) == 4
+    assert same(first, epoch(loader(phantoms, caching=caching), 0))
+    assert len(read) == 4                                  # nothing was read again
+    loader(phantoms, caching=caching, settings=replace(SETTINGS, a_max=300.0))
+    assert len(read) == 8                                  # other settings
+    image = scans(phantoms)[0].image[0]
+    image.write_bytes(image.read_bytes())
+    loader(phantoms, caching=caching)
+    assert len(read) == 9                                  # one changed file
+
+
+def test_without_a_memory_cache_scans_are_read_at_each_use(phantoms: Path, loads: Iterator[list[str]]) -> None:
+    read = next(loads)
+    batches = loader(phantoms, caching=Caching(in_memory=False))
+    assert len(read) == 0
+    epoch(batches, 0)
+    epoch(batches, 1)
+    assert len(read) == 8
+
+
+def test_memory_cache_reads_each_scan_once(phantoms: Path, loads: Iterator[list[str]]) -> None:
+    read = next(loads)
+    batches = loader(phantoms)
+    epoch(batches, 0)
+    epoch(batches, 1)
+    assert len(read) == 4
+
+
+def test_intensities_change_only_when_asked(phantoms: Path) -> None:
+    plain = epoch(loader(phantoms, augmentation=Augmentation(0, 0, 0, 0)), 0)[0]["image"]
+    shifted = epoch(loader(phantoms, augmentation=Augmentation(0, 0, 0, 1.0)), 0)[0]["image"]
+    scaled = epoch(loader(phantoms, augmentation=Augmentation(0, 0, 1.0, 0)), 0)[0]["image"]
+    differences = (shifted - plain).flatten(1)
+    torch.testing.assert_close(differences, differences[:, :1].expand_as(differences), atol=1e-5, rtol=0)
+    assert 0 < float(differences[:, 0].abs().max()) <= 0.1
+    factors = (scaled / plain)[plain > 0.1]
+    assert 0.9 <= float(factors.min()) < 1 or 1 < float(factors.max()) <= 1.1

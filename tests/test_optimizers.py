@@ -1,0 +1,44 @@
+"""Learning rates worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from optimizers import build_optimizer, build_scheduler
+from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
+
+
+def test_warm_up_rises_in_equal_steps_from_above_zero_to_one() -> None:
+    assert [warmup_cosine(step, 100, 4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_cosine_is_half_way_down_in_the_middle_and_zero_after_the_end() -> None:
+    assert warmup_cosine(55, 100, 10) == pytest.approx(0.5)
+    assert warmup_cosine(10 + 30, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))     # 0.75
+    assert warmup_cosine(100, 100, 10) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 3, 50])
+def test_first_and_all_later_rates_are_above_zero(warmup_epochs: int) -> None:
+    optimizer = build_optimizer("adamw", [torch.nn.Parameter(torch.zeros(1))], 1e-3, 0.0, 0.9)
+    scheduler = build_scheduler("warmup_cosine", optimizer, epochs=3, warmup_epochs=warmup_epochs, steps_per_epoch=2)
+    for _ in range(6):
+        assert 0 < scheduler.get_last_lr()[0] <= 1e-3
+        optimizer.step()
+        scheduler.step()
+
+
+def test_schedules_without_a_warm_up_start_at_the_highest_rate() -> None:
+    assert cosine_anneal(0, 10, 5) == 1.0
+    assert cosine_anneal(5, 10, 5) == pytest.approx(0.5)
+    assert constant(9, 10, 5) == 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_optimizer_takes_a_step_downhill(name: str) -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = build_optimizer(name, [weight], lr=0.1, weight_decay=0.0, momentum=0.9)
+    (weight**2).sum().backward()
+    optimizer.step()
+    assert weight.item() < 1.0

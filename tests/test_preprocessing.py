@@ -1,0 +1,80 @@
+"""From a file to voxels: orientation, spacing, intensity and crop, on volumes whose result is known."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import Compose
+
+from utils.preprocessing import Preprocessing, scan_transforms
+
+
+def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, str]:
+    nib.save(nib.Nifti1Image(voxels, affine), folder / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), folder / "label.nii.gz")
+    return {"image": str(folder / "image.nii.gz"), "label": str(folder / "label.nii.gz")}
+
+
+def process(item: dict[str, str], settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    result = Compose(scan_transforms(settings))(item)
+    return np.asarray(result["image"]), np.asarray(result["label"])
+
+
+def test_ct_window_maps_its_ends_to_0_and_1_and_clips(tmp_path: Path) -> None:
+    voxels = np.full((6, 6, 6), -1000.0, np.float32)
+    voxels[1:5, 1:5, 1:5] = np.array([-175, 37.5, 250, 3000])      # along the last axis
+    item = write(tmp_path, voxels, np.zeros((6, 6, 6), np.uint8), np.eye(4))
+    image, label = process(item, Preprocessing(spacing=(1, 1, 1)))
+    # -1000 and -175 both become 0, the lowest value, and the crop leaves what is above it: 4 × 4 × 3 voxels
+    assert image.shape == label.shape == (1, 4, 4, 3)
+    assert image[0, 0, 0].tolist() == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_zscore_gives_mean_0_and_deviation_1_for_each_channel(tmp_path: Path, random: np.random.Generator) -> None:
+    voxels = random.normal(5000, 300, (6, 6, 6, 2)).astype(np.float32)
+    voxels[..., 1] = voxels[..., 1] / 1e4
+    item = write(tmp_path, voxels, np.zeros((6, 6, 6), np.uint8), np.eye(4))
+    image, _ = process(item, Preprocessing(intensity="zscore", spacing=(1, 1, 1)))
+    assert image.shape[0] == 2
+    for channel in image:
+        assert channel.mean() == pytest.approx(0, abs=1e-4)
+        assert channel.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
+def test_axes_run_to_right_anterior_superior(tmp_path: Path, signs: tuple[int, int, int]) -> None:
+    voxels = np.full((8, 8, 8), -1000, np.float32)
+    voxels[2:6, 2:6, 2:6] = 0
+    label = np.zeros((8, 8, 8), np.uint8)
+    corner = tuple(5 if sign > 0 else 2 for sign in signs)         # the voxel furthest right, anterior and superior
+    label[corner] = 1
+    item = write(tmp_path, voxels, label, np.diag([*signs, 1.0]).astype(float))
+    _, result = process(item, Preprocessing(spacing=(1, 1, 1)))
+    assert result.shape == (1, 4, 4, 4)
+    assert np.argwhere(result == 1).tolist() == [[0, 3, 3, 3]]
+
+
+def test_spacing_changes_the_voxel_count_and_keeps_labels_whole(tmp_path: Path) -> None:
+    voxels = np.full((20, 20, 10), 100, np.float32)
+    voxels[0] = -1000
+    label = np.zeros((20, 20, 10), np.uint8)
+    label[10:] = 13
+    item = write(tmp_path, voxels, label, np.diag([1.0, 1.0, 4.0, 1.0]))
+    image, result = process(item, Preprocessing(spacing=(2, 2, 2)))
+    assert image.shape == result.shape
+    assert image.shape[2:] == (10, 19)                            # 19 mm and 36 mm between the outer voxels' centres
+    assert set(np.unique(result)) == {0, 13}
+
+
+def test_channels_of_several_files_are_stacked(tmp_path: Path, random: np.random.Generator) -> None:
+    first, second = (random.normal(size=(5, 6, 7)).astype(np.float32) for _ in range(2))
+    label = np.ones((5, 6, 7), np.uint8)
+    item = write(tmp_path, first, label, np.eye(4))
+    nib.save(nib.Nifti1Image(second, np.eye(4)), tmp_path / "second.nii.gz")
+    both = {"image": [item["image"], str(tmp_path / "second.nii.gz")], "label": item["label"]}
+    result = Compose(scan_transforms(Preprocessing(intensity="zscore", spacing=(1, 1, 1))))(both)
+    assert result["image"].shape == (2, 5, 6, 7)
+    expected = (second - second.mean()) / second.std()
+    torch.testing.assert_close(torch.as_tensor(result["image"][1]), torch.from_numpy(expected), atol=1e-4, rtol=0)

@@ -1,0 +1,119 @@
+"""The network against the one that wrote the published weights, MONAI 0.7.0's."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from networks import build_network
+from networks.unetr import UNETR
+from utils.checkpoint import load_weights
+
+# made with monai==0.7.0 by docs/golden_weights.md's script: weights, one input and its logits
+GOLDEN = {
+    "in_channels": 2,
+    "out_channels": 3,
+    "img_size": (32, 16, 16),
+    "feature_size": 3,
+    "hidden_size": 9,
+    "mlp_dim": 16,
+    "num_heads": 3,
+}
+
+
+def small(**changes: Any) -> UNETR:
+    options = {"in_channels": 1, "out_channels": 2, "img_size": 16, "feature_size": 2, "hidden_size": 8}
+    return UNETR(**{**options, "mlp_dim": 8, "num_heads": 2, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pos_embed", ["perceptron", "conv"])
+def test_logits_are_those_of_monai_0_7_0(pos_embed: str) -> None:
+    path = Path(__file__).parent / "data" / f"monai070_unetr_{pos_embed}.pt"
+    golden = torch.load(path, weights_only=True)
+    network = build_network("unetr", **GOLDEN, pos_embed=pos_embed).eval()
+    line = load_weights(network, golden, path)
+    assert line.endswith("4 that no forward pass reads left out")
+    with torch.no_grad():
+        torch.testing.assert_close(network(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("feature_size", "parameters"), [(16, 92_784_046), (32, 101_787_214)])
+def test_parameters_of_the_reference_network(feature_size: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = UNETR(in_channels=1, out_channels=14, img_size=(96, 96, 96), feature_size=feature_size)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("pos_embed", ["perceptron", "conv"])
+@pytest.mark.parametrize("norm_name", ["instance", "batch"])
+def test_a_forward_pass_reads_every_parameter(pos_embed: str, norm_name: str) -> None:
+    network = small(pos_embed=pos_embed, norm_name=norm_name, img_size=32)
+    network(torch.randn(2, 1, 32, 32, 32)).square().sum().backward()
+    unread = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert unread == []
+
+
+def test_names_are_the_published_ones() -> None:
+    names = set(small().state_dict())
+    assert {
+        "vit.patch_embedding.position_embeddings",
+        "vit.patch_embedding.patch_embeddings.1.weight",
+        "vit.blocks.0.attn.qkv.weight",
+        "vit.blocks.11.mlp.linear2.bias",
+        "vit.norm.weight",
+        "encoder1.layer.conv3.conv.weight",
+        "encoder2.blocks.0.1.conv1.conv.weight",
+        "decoder5.transp_conv.conv.weight",
+        "out.conv.conv.bias",
+    } <= names
+
+
+@pytest.mark.parametrize("img_size", [(16, 32, 48), (48, 16, 32)])
+def test_sizes_may_differ_by_direction(img_size: tuple[int, int, int]) -> None:
+    network = small(img_size=img_size, in_channels=3, out_channels=5).eval()
+    with torch.no_grad():
+        assert network(torch.randn(2, 3, *img_size)).shape == (2, 5, *img_size)
+
+
+def test_blocks_can_be_turned_off() -> None:
+    full = set(small().state_dict())
+    no_residual = set(small(res_block=False).state_dict())
+    no_convolution = set(small(conv_block=False).state_dict())
+    assert {name for name in full if ".conv3." in name}
+    assert not {name for name in no_residual if ".conv3." in name}
+    assert {name for name in full if re.match(r"encoder2\.blocks\.0\.1\.", name)}
+    assert not {name for name in no_convolution if re.match(r"encoder2\.blocks\.0\.1\.", name)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"img_size": (96, 96, 90)}, "img_size must be three multiples of 16, not 96 × 96 × 90"),
+        ({"img_size": 0}, "img_size"),
+        ({"hidden_size": 10, "num_heads": 4}, "num_heads 4 must divide hidden_size 10"),
+        ({"pos_embed": "sine"}, "pos_embed must be one of perceptron, conv, not 'sine'"),
+        ({"norm_name": "layer"}, "norm_name must be one of"),
+        ({"feature_size": 0}, "feature_size must be at least 1, not 0"),
+        ({"num_heads": 0}, "num_heads must be at least 1, not 0"),
+        ({"dropout_rate": 1.5}, "dropout_rate"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        small(**changes)
+
+
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(ValueError, match="model_name must be one of unetr, not 'vnet'"):
+        build_network("vnet")
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    network = small(dropout_rate=0.5).eval()
+    volume = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network(volume), network(volume))
+        network.train()
+        assert not torch.equal(network(volume), network(volume))

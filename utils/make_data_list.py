@@ -1,0 +1,166 @@
+"""Write ``dataset_0.json``, ``dataset_1.json``, … for a folder of scans: ``python -m utils.make_data_list --data_dir DIR``.
+
+Two layouts are known: ``imagesTr`` and ``labelsTr`` (and ``imagesTs`` without labels), as the decathlon, nnU-Net and
+our phantoms have them, and BTCV's original download, ``RawData/Training/img`` and ``RawData/Training/label``. A label
+belongs to the image of its own name, or, where names differ as in ``img0001`` and ``label0001``, of its own number.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from utils.args import Parser, count, whole
+from utils.errors import InputError, one_line_errors
+from utils.files import write_json
+
+# (images, labels, images without labels)
+LAYOUTS = (
+    ("imagesTr", "labelsTr", "imagesTs"),
+    ("RawData/Training/img", "RawData/Training/label", "RawData/Testing/img"),
+    ("Training/img", "Training/label", "Testing/img"),
+)
+NIFTI = re.compile(r"(?P<stem>.+?)\.nii(\.gz)?")
+CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
+
+
+def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The labelled and the unlabelled scans of a folder, as entries of a data list, in order of their names.
+
+    Raises:
+        InputError: if no layout fits, or images and labels don't pair off.
+    """
+    for images, labels, unlabelled in LAYOUTS:
+        if (data_dir / images).is_dir() and (data_dir / labels).is_dir():
+            break
+    else:
+        known = ", ".join(f"{images} with {labels}" for images, labels, _ in LAYOUTS)
+        raise InputError(f"--data_dir {data_dir}: holds none of the known layouts ({known}).")
+    label_of = {stem: files[0] for stem, files in _scans(data_dir, labels, channels=False).items()}
+    image_of = _scans(data_dir, images, channels=not set(label_of) & set(_scans(data_dir, images, channels=False)))
+    if set(image_of) != set(label_of):
+        image_of = {_number(stem, images, data_dir): files for stem, files in image_of.items()}
+        label_of = {_number(stem, labels, data_dir): file for stem, file in label_of.items()}
+    alone = [str(image_of[key][0]) for key in sorted(set(image_of) - set(label_of))]
+    alone += [str(label_of[key]) for key in sorted(set(label_of) - set(image_of))]
+    if alone:
+        raise InputError(
+            f"--data_dir {data_dir}: {len(alone)} files have no partner: {', '.join(alone)}. Rename or remove them."
+        )
+    if not image_of:
+        raise InputError(f"--data_dir {data_dir}: no .nii or .nii.gz files in {images}.")
+    training = [{"image": _one_or_many(image_of[key]), "label": label_of[key]} for key in sorted(image_of)]
+    has_channels = any(len(files) > 1 for files in image_of.values())
+    others = _scans(data_dir, unlabelled, channels=has_channels)
+    return training, [{"image": _one_or_many(files)} for _, files in sorted(others.items())]
+
+
+def split_folds(entries: Sequence[dict[str, Any]], folds: int, seed: int) -> list[list[dict[str, Any]]]:
+    """Deal the entries, shuffled by ``seed``, into ``folds`` parts whose sizes differ by one at most."""
+    order = np.random.default_rng(seed).permutation(len(entries))
+    return [[entries[index] for index in sorted(order[fold::folds])] for fold in range(folds)]
+
+
+def highest_label(data_dir: Path, files: Iterable[str]) -> int:
+    """The highest value in any of the label files.
+
+    Raises:
+        InputError: if one of them can't be read.
+    """
+
+    def highest(name: str) -> int:
+        try:
+            return int(np.asanyarray(nib.load(data_dir / name).dataobj).max())  # type: ignore[attr-defined]
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{data_dir / name}: can't be read ({reason}). Copy it again.") from error
+
+    names = list(files)
+    with ThreadPoolExecutor() as pool:
+        return max(tqdm(pool.map(highest, names), total=len(names), desc="labels", leave=False, disable=None))
+
+
+def _scans(data_dir: Path, folder: str, channels: bool) -> dict[str, list[str]]:
+    """Files by the stem of their names; with ``channels``, nnU-Net's ``scan_0000``, ``scan_0001``, … make one scan."""
+    found: dict[str, list[str]] = {}
+    if not (data_dir / folder).is_dir():
+        return found
+    for path in sorted((data_dir / folder).iterdir()):
+        if path.name.startswith(".") or (match := NIFTI.fullmatch(path.name)) is None:
+            continue
+        stem = match["stem"]
+        if channels and (channel := CHANNEL.fullmatch(stem)):
+            stem = channel["scan"]
+        found.setdefault(stem, []).append(f"{folder}/{path.name}")
+    return found
+
+
+def _number(stem: str, folder: str, data_dir: Path) -> str:
+    digits = re.findall(r"\d+", stem)
+    if not digits:
+        raise InputError(
+            f"--data_dir {data_dir}: {folder}/{stem} has neither a partner of its name nor a number to find one by."
+        )
+    return "-".join(digits)
+
+
+def _one_or_many(files: list[str]) -> str | list[str]:
+    return files if len(files) > 1 else files[0]
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m utils.make_data_list", description="Write one data list for each fold.")
+    parser.add_argument("--data_dir", required=True, help="folder of the scans; the lists are written there")
+    parser.add_argument("--folds", type=count, default=5, help="number of folds, at least 2")
+    parser.add_argument("--seed", type=whole, default=0, help="another seed deals the scans otherwise")
+    parser.add_argument("--labels", help="names of the labels 0, 1, …, with commas between: background,spleen,…")
+    parser.add_argument("--modality", default="CT", help="what the images are")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists that are there already")
+    args = parser.parse_args()
+    if args.folds < 2:
+        parser.error("--folds must be at least 2: one to validate, the others to train")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the lists that the flags ask for."""
+    data_dir = Path(args.data_dir)
+    training, unlabelled = find_scans(data_dir)
+    if len(training) < args.folds:
+        raise InputError(f"--folds {args.folds}: there are only {len(training)} labelled scans in {data_dir}.")
+    paths = [data_dir / f"dataset_{fold}.json" for fold in range(args.folds)]
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not args.overwrite:
+        raise InputError(f"{', '.join(existing)}: there already. Give --overwrite to replace them.")
+
+    classes = highest_label(data_dir, (entry["label"] for entry in training)) + 1
+    names = args.labels.split(",") if args.labels else ["background", *(f"label {n}" for n in range(1, classes))]
+    if len(names) < classes:
+        raise InputError(f"--labels: names {len(names)} labels, but the files have the values 0 … {classes - 1}.")
+    parts = split_folds(training, args.folds, args.seed)
+    for fold, path in enumerate(paths):
+        content = {
+            "description": f"fold {fold} of {args.folds}, dealt with seed {args.seed}",
+            "modality": {"0": args.modality},
+            "labels": {str(value): name for value, name in enumerate(names)},
+            "training": [entry for other, part in enumerate(parts) if other != fold for entry in part],
+            "validation": parts[fold],
+            "test": unlabelled,
+        }
+        try:
+            write_json(path, content)
+        except OSError as error:
+            raise InputError(f"--data_dir {data_dir}: can't write {path.name} ({error.strerror}).") from error
+    print(f"{len(training)} labelled scans in {args.folds} folds: {paths[0]} … {paths[-1].name}")
+    print(f"train with --data_dir {data_dir} --fold 0 --out_channels {len(names)}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(_parse())
