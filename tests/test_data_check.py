@@ -88,7 +88,7 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
     ),
     "four-dimensional label": (
         lambda scan: with_label(scan, np.zeros((8, 9, 10, 2), np.uint8)),
-        "label1.nii.gz: has shape 8 × 9 × 10 × 2; a label has one value for each voxel",
+        "label1.nii.gz: has shape 8 × 9 × 10 × 2; a label is 3D",
     ),
 }
 

@@ -61,13 +61,14 @@ def test_a_list_may_lie_outside_the_data_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [{"0": "background", "1": "liver"}, {"1": "liver"}, {"background": 0, "liver": 1}, ["background", "liver"]]
+    "labels",
+    [{"0": "background", "1": "liver"}, {"1": "liver"}, {"background": 0, "liver": 1}, ["background", "liver"]],
 )
 def test_label_names_in_every_known_form(tmp_path: Path, labels: Any) -> None:
     write(tmp_path, {"training": [entry(1)], "labels": labels})
     data = read_data_list(str(tmp_path), None, 0)
     assert data.label_names(2) == ("background", "liver")
-    with pytest.raises(InputError, match="names 2 labels.*--out_channels is 14. Give --out_channels 2"):
+    with pytest.raises(InputError, match=r"names 2 labels.*--out_channels is 14\. Give --out_channels 2"):
         data.label_names(14)
 
 
@@ -99,9 +100,9 @@ def test_what_is_no_data_list_is_named(tmp_path: Path, content: Any, words: str)
 
 
 def test_missing_folders_files_and_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--data_dir .*nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"--data_dir .*nowhere: no such folder"):
         read_data_list(str(tmp_path / "nowhere"), None, 0)
-    with pytest.raises(InputError, match="dataset_0.json: no such data list"):
+    with pytest.raises(InputError, match=r"dataset_0\.json: no such data list"):
         read_data_list(str(tmp_path), None, 0)
     write(tmp_path, {"training": [entry(1)], "validation": []})
     with pytest.raises(InputError, match='lists no scans under "validation"'):

@@ -50,7 +50,7 @@ def test_a_batch_holds_the_crops_of_its_scans(phantoms: Path) -> None:
     assert len(batches) == 2
     for batch in batches:
         assert batch["image"].shape == batch["label"].shape == (4, 1, 16, 16, 16)
-        assert 0 <= batch["label"].min()
+        assert batch["label"].min() >= 0
         assert batch["label"].max() <= 13
     assert sorted({name for batch in batches for name in batch["name"]}) == ["img0001", "img0002", "img0003", "img0004"]
 
@@ -141,13 +141,13 @@ def test_the_disk_cache_is_used_again_and_refreshed_when_something_changes(
     first = epoch(loader(phantoms, caching=caching), 0)
     assert len(read) == 4
     assert same(first, epoch(loader(phantoms, caching=caching), 0))
-    assert len(read) == 4                                  # nothing was read again
+    assert len(read) == 4  # nothing was read again
     loader(phantoms, caching=caching, settings=replace(SETTINGS, a_max=300.0))
-    assert len(read) == 8                                  # other settings
+    assert len(read) == 8  # other settings
     image = scans(phantoms)[0].image[0]
     image.write_bytes(image.read_bytes())
     loader(phantoms, caching=caching)
-    assert len(read) == 9                                  # one changed file
+    assert len(read) == 9  # one changed file
 
 
 def test_without_a_memory_cache_scans_are_read_at_each_use(phantoms: Path, loads: Iterator[list[str]]) -> None:

@@ -16,7 +16,7 @@ def box(value: int, start: int, stop: int) -> torch.Tensor:
 
 
 def test_two_boxes_that_share_half() -> None:
-    assert dice_per_label(box(1, 0, 4), box(1, 2, 6), 2).tolist() == [0.5]         # 2 of 4 slices in common
+    assert dice_per_label(box(1, 0, 4), box(1, 2, 6), 2).tolist() == [0.5]  # 2 of 4 slices in common
 
 
 def test_different_sizes() -> None:
@@ -33,9 +33,9 @@ def test_absent_from_both_is_not_a_number_and_from_one_alone_is_zero() -> None:
 
 def test_random_label_maps_agree_with_monai(random: np.random.Generator) -> None:
     prediction, label = (torch.from_numpy(random.integers(0, 5, (9, 8, 7))) for _ in range(2))
-    theirs = compute_dice(
-        one_hot(prediction[None, None], 5), one_hot(label[None, None], 5), include_background=False
-    )[0]
+    theirs = compute_dice(one_hot(prediction[None, None], 5), one_hot(label[None, None], 5), include_background=False)[
+        0
+    ]
     torch.testing.assert_close(dice_per_label(prediction, label, 5), theirs.double(), atol=1e-6, rtol=0)
 
 
@@ -44,7 +44,7 @@ def test_means_leave_out_what_is_absent() -> None:
     assert scores.scan_means.tolist() == pytest.approx([0.8, 0.4])
     assert scores.organ_means[:2].tolist() == pytest.approx([0.7, 0.2])
     assert np.isnan(scores.organ_means[2])
-    assert scores.mean == pytest.approx(0.6)               # over both scans, not the last alone
+    assert scores.mean == pytest.approx(0.6)  # over both scans, not the last alone
 
 
 def test_a_set_without_any_organ_has_no_mean() -> None:

@@ -15,7 +15,7 @@ def test_warm_up_rises_in_equal_steps_from_above_zero_to_one() -> None:
 
 def test_cosine_is_half_way_down_in_the_middle_and_zero_after_the_end() -> None:
     assert warmup_cosine(55, 100, 10) == pytest.approx(0.5)
-    assert warmup_cosine(10 + 30, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))     # 0.75
+    assert warmup_cosine(10 + 30, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))  # 0.75
     assert warmup_cosine(100, 100, 10) == pytest.approx(0.0)
 
 

@@ -24,7 +24,7 @@ def process(item: dict[str, str], settings: Preprocessing) -> tuple[np.ndarray, 
 
 def test_ct_window_maps_its_ends_to_0_and_1_and_clips(tmp_path: Path) -> None:
     voxels = np.full((6, 6, 6), -1000.0, np.float32)
-    voxels[1:5, 1:5, 1:5] = np.array([-175, 37.5, 250, 3000])      # along the last axis
+    voxels[1:5, 1:5, 1:5] = np.array([-175, 37.5, 250, 3000])  # along the last axis
     item = write(tmp_path, voxels, np.zeros((6, 6, 6), np.uint8), np.eye(4))
     image, label = process(item, Preprocessing(spacing=(1, 1, 1)))
     # -1000 and -175 both become 0, the lowest value, and the crop leaves what is above it: 4 × 4 × 3 voxels
@@ -48,7 +48,7 @@ def test_axes_run_to_right_anterior_superior(tmp_path: Path, signs: tuple[int, i
     voxels = np.full((8, 8, 8), -1000, np.float32)
     voxels[2:6, 2:6, 2:6] = 0
     label = np.zeros((8, 8, 8), np.uint8)
-    corner = tuple(5 if sign > 0 else 2 for sign in signs)         # the voxel furthest right, anterior and superior
+    corner = tuple(5 if sign > 0 else 2 for sign in signs)  # the voxel furthest right, anterior and superior
     label[corner] = 1
     item = write(tmp_path, voxels, label, np.diag([*signs, 1.0]).astype(float))
     _, result = process(item, Preprocessing(spacing=(1, 1, 1)))
@@ -64,7 +64,7 @@ def test_spacing_changes_the_voxel_count_and_keeps_labels_whole(tmp_path: Path) 
     item = write(tmp_path, voxels, label, np.diag([1.0, 1.0, 4.0, 1.0]))
     image, result = process(item, Preprocessing(spacing=(2, 2, 2)))
     assert image.shape == result.shape
-    assert image.shape[2:] == (10, 19)                            # 19 mm and 36 mm between the outer voxels' centres
+    assert image.shape[2:] == (10, 19)  # 19 mm and 36 mm between the outer voxels' centres
     assert set(np.unique(result)) == {0, 13}
 
 

@@ -60,9 +60,14 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
             f"{scan.image[0]}: has {channels} channels (shape {shapes}), but --in_channels is {in_channels}. "
             f"Give --in_channels {channels}, or a scan with {in_channels}."
         )
+    if any(len(image.shape) < 3 for image in images):
+        return faults
     for path, image in list(zip(scan.image, images, strict=False))[1:]:
         faults += _grid_faults(path, image, scan.image[0], images[0])
     if scan.label is not None and (label := _open(scan.label, faults)) is not None:
+        if len(label.shape) != 3 and label.shape[3:] != (1,):
+            size = " × ".join(map(str, label.shape))
+            return [*faults, f"{scan.label}: has shape {size}; a label is 3D, one value for each voxel."]
         if images:
             faults += _grid_faults(scan.label, label, scan.image[0], images[0])
         if (values := _voxels(scan.label, label, faults)) is not None:
@@ -109,8 +114,6 @@ def _affine_faults(path: Path, image: SpatialImage) -> list[str]:
 
 def _grid_faults(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> list[str]:
     shape, other_shape = image.shape[:3], other.shape[:3]
-    if len(image.shape) == 4 and image.shape[3] != 1 and path != other_path and "label" in str(path.parent).lower():
-        return [f"{path}: has shape {' × '.join(map(str, image.shape))}; a label has one value for each voxel."]
     if shape != other_shape:
         return [
             f"{path}: has shape {' × '.join(map(str, shape))}, but {other_path.name} has "

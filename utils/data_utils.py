@@ -9,6 +9,7 @@ from typing import Any
 
 import monai
 import numpy as np
+import torch
 from monai import transforms
 from monai.data import CacheDataset, PersistentDataset
 from monai.data import Dataset as PlainDataset
@@ -185,5 +186,6 @@ def _loader(dataset: Dataset, process: Process, workers: int, **options: Any) ->
         persistent_workers=count > 0,
         pin_memory=process.device.type == "cuda",
         collate_fn=list_data_collate,
+        generator=torch.Generator(),  # its own, so that loading leaves the network's random numbers alone
         **options,
     )

@@ -1,4 +1,4 @@
-"""Write ``dataset_0.json``, ``dataset_1.json``, … for a folder of scans: ``python -m utils.make_data_list --data_dir DIR``.
+"""Write ``dataset_0.json``, ``dataset_1.json``, … for a folder: ``python -m utils.make_data_list --data_dir DIR``.
 
 Two layouts are known: ``imagesTr`` and ``labelsTr`` (and ``imagesTs`` without labels), as the decathlon, nnU-Net and
 our phantoms have them, and BTCV's original download, ``RawData/Training/img`` and ``RawData/Training/label``. A label
@@ -36,12 +36,11 @@ def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     Raises:
         InputError: if no layout fits, or images and labels don't pair off.
     """
-    for images, labels, unlabelled in LAYOUTS:
-        if (data_dir / images).is_dir() and (data_dir / labels).is_dir():
-            break
-    else:
+    layout = next((names for names in LAYOUTS if all((data_dir / name).is_dir() for name in names[:2])), None)
+    if layout is None:
         known = ", ".join(f"{images} with {labels}" for images, labels, _ in LAYOUTS)
         raise InputError(f"--data_dir {data_dir}: holds none of the known layouts ({known}).")
+    images, labels, unlabelled = layout
     label_of = {stem: files[0] for stem, files in _scans(data_dir, labels, channels=False).items()}
     image_of = _scans(data_dir, images, channels=not set(label_of) & set(_scans(data_dir, images, channels=False)))
     if set(image_of) != set(label_of):

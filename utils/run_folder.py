@@ -78,7 +78,7 @@ class RunFolder:
             line["dice"] = score_record(scores)
             for organ, value in {"mean": scores.mean, **line["dice"]["organs"]}.items():
                 if value is not None:
-                    self.events.add_scalar(f"validation/dice {organ}", value, epoch)
+                    self.events.add_scalar(f"validation_dice/{organ.replace(' ', '_')}", value, epoch)
         self.records.append(line)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -87,7 +87,7 @@ class RunFolder:
         if example is not None:
             figure = overlay(example, self.description.labels, self.description.preprocessing.spacing)
             save_picture(figure, self.path / "validation.png")
-            self.events.add_image("validation/label and prediction", pixels(figure), epoch, dataformats="HWC")
+            self.events.add_image("validation/label_and_prediction", pixels(figure), epoch, dataformats="HWC")
         self.events.flush()
 
 

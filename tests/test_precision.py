@@ -1,0 +1,38 @@
+"""The number format for each kind of device."""
+
+import pytest
+import torch
+
+from utils import precision
+from utils.precision import choose_precision
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_cpus_use_bfloat16_only_where_they_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: supported)
+    assert choose_precision(torch.device("cpu"), amp=True).dtype == expected
+    assert choose_precision(torch.device("cpu"), amp=False).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_gpus_before_ampere_use_float16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda", 0), amp=True).dtype == expected
+    assert choose_precision(torch.device("cuda", 0), amp=False).dtype == torch.float32
+
+
+def test_autocast_computes_in_the_format_and_float32_is_left_alone() -> None:
+    linear = torch.nn.Linear(4, 4)
+    for dtype in (torch.bfloat16, torch.float32):
+        with precision.Precision(torch.device("cpu"), dtype).autocast():
+            assert linear(torch.zeros(1, 4)).dtype == dtype
+
+
+def test_scaling_is_for_float16_alone() -> None:
+    assert not precision.Precision(torch.device("cpu"), torch.float32).scaler().is_enabled()
+    assert not precision.Precision(torch.device("cpu"), torch.bfloat16).scaler().is_enabled()
+    assert precision.Precision(torch.device("cpu"), torch.float16).scaler().is_enabled()
