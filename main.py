@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from monai.losses import DiceCELoss
@@ -13,10 +14,11 @@ from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing
 from utils.checkpoint import Description
 from utils.data_check import check_scans
-from utils.data_list import read_data_list
+from utils.data_list import DataList, read_data_list
 from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
 from utils.distributed import Process, launch
 from utils.errors import blame_flags, one_line_errors
+from utils.files import writable_folder
 from utils.inference import Predictor
 from utils.precision import choose_precision
 from utils.run_folder import RunFolder, claim_folder
@@ -41,6 +43,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
         scans = data.training + data.validation
         process.main_first(partial(check_scans, scans, args.in_channels, args.out_channels, args.workers))
 
+    if args.cache_dir is not None:
+        process.main_first(partial(writable_folder, Path(args.cache_dir), "--cache_dir"))
     caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
     augmentation = Augmentation(
         flip=args.RandFlipd_prob,
@@ -65,8 +69,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {source}")
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    if not args.save_checkpoint:
-        process.say("note: no weights will be kept; --save_checkpoint keeps them")
+    for note in notes(args, data):
+        process.say(f"note: {note}")
     run_training(
         progress,
         Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.seed),
@@ -85,6 +89,22 @@ def main(process: Process, args: argparse.Namespace) -> None:
         RunFolder(folder, description, vars(args), progress.epoch) if process.is_main else None,
     )
     process.say(f"done; {folder} holds the run")
+
+
+def notes(args: argparse.Namespace, data: DataList) -> list[str]:
+    """What is allowed and may still surprise."""
+    both = sum(scan in data.training for scan in data.validation)
+    remarks = {
+        "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
+        f"{both} of the validation scans train as well; their Dice tells nothing about other scans": both > 0,
+        f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (
+            args.lrschedule == "warmup_cosine" and args.warmup_epochs >= args.max_epochs
+        ),
+        "crops are not rotated, since --roi_x and --roi_y differ": (
+            args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
+        ),
+    }
+    return [remark for remark, holds in remarks.items() if holds]
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -89,10 +89,7 @@ def run_training(
         scores, example = None, None
         if plan.validates(progress.epoch):
             scores, example = score_scans(network, val_loader, predictor, description.labels, process)
-            progress.score = scores.mean
-            better = progress.best_score is None or scores.mean > progress.best_score
-            if better:
-                progress.best_score, progress.best_epoch = scores.mean, progress.epoch
+            better = progress.note(scores.mean)
             process.say(f"{organ_table(scores)}\n  best {progress.best_score:.4f} after epoch {progress.best_epoch}")
         if folder is not None:
             folder.record(progress.epoch, training, scores, example)

@@ -24,7 +24,7 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
 def scan(tmp_path: Path, random: np.random.Generator) -> Scan:
     image = save(tmp_path / "img1.nii.gz", random.normal(0, 100, (8, 9, 10)).astype(np.float32))
     label = save(tmp_path / "label1.nii.gz", random.integers(0, 3, (8, 9, 10)).astype(np.uint8))
-    return Scan((image,), label)
+    return Scan("img1", (image,), label)
 
 
 def with_image(scan: Scan, voxels: np.ndarray) -> None:
@@ -114,11 +114,11 @@ def test_a_fourth_dimension_of_length_one_is_one_channel(scan: Scan, random: np.
 
 def test_channels_may_be_files_of_their_own(scan: Scan, tmp_path: Path, random: np.random.Generator) -> None:
     second = save(tmp_path / "img1_b.nii.gz", random.normal(size=(8, 9, 10)))
-    assert scan_faults(Scan((*scan.image, second), scan.label), in_channels=2, out_channels=3) == []
+    assert scan_faults(Scan("img1", (*scan.image, second), scan.label), in_channels=2, out_channels=3) == []
 
 
 def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path) -> None:
-    other = Scan((tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
+    other = Scan("img2", (tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
     nan_voxel(scan)
     with pytest.raises(InputError) as error:
         check_scans([scan, other], in_channels=1, out_channels=3, workers=2)

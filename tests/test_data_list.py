@@ -60,6 +60,13 @@ def test_a_list_may_lie_outside_the_data_folder(tmp_path: Path) -> None:
     assert data.training[0].image[0].parent == tmp_path / "scans" / "imagesTr"
 
 
+def test_scans_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    scans = [{"image": f"case{number}/ct.nii.gz", "label": f"case{number}/organs.nii.gz"} for number in (1, 2)]
+    write(tmp_path, {"training": scans, "validation": [entry(3)]})
+    data = read_data_list(str(tmp_path), None, 0)
+    assert names(data.training + data.validation) == ["case1/ct", "case2/ct", "img3"]
+
+
 @pytest.mark.parametrize(
     "labels",
     [{"0": "background", "1": "liver"}, {"1": "liver"}, {"background": 0, "liver": 1}, ["background", "liver"]],

@@ -269,7 +269,7 @@ def test_two_channels_and_zscore(run_main: Run, run_test: Run, in_tmp: Path, ran
         [
             *("--data_dir=.", "--json_list=mr.json", "--logdir=mr", "--in_channels=2", "--out_channels=2"),
             *("--intensity=zscore", "--workers=0", "--max_epochs=12", "--val_every=12", "--save_checkpoint", *TINY),
-            *("--space_x=1", "--space_y=1", "--space_z=1", "--optim_lr=1e-2", "--warmup_epochs=1"),
+            *("--space_x=1", "--space_y=1", "--space_z=1", "--feature_size=4", "--optim_lr=1e-2", "--warmup_epochs=1"),
         ]
     )
     dice = lines(Path("runs/mr"))[-1]["dice"]["mean"]

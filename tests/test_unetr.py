@@ -11,7 +11,7 @@ from networks import build_network
 from networks.unetr import UNETR
 from utils.checkpoint import load_weights
 
-# made with monai==0.7.0 by docs/golden_weights.md's script: weights, one input and its logits
+# what docs/golden_weights.md made with monai==0.7.0: weights, one input and its logits
 GOLDEN = {
     "in_channels": 2,
     "out_channels": 3,

@@ -16,11 +16,18 @@ from utils.preprocessing import INTENSITIES, Preprocessing
 SPLITS = ("validation", "test", "training")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a flag's help where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, and takes no shortened flags."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone and exit with status 2."""

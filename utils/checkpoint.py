@@ -18,6 +18,7 @@
 """
 
 import argparse
+import math
 import pickle
 import re
 import shlex
@@ -78,6 +79,14 @@ class Progress:
     score: float | None = None
     best_score: float | None = None
     best_epoch: int | None = None
+
+    def note(self, score: float) -> bool:
+        """Take note of a validation's mean Dice; whether it is the best so far. NaN is below every number."""
+        self.score = score
+        better = self.best_score is None or math.isnan(self.best_score) or score > self.best_score
+        if better:
+            self.best_score, self.best_epoch = score, self.epoch
+        return better
 
 
 def save(

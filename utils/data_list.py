@@ -1,8 +1,9 @@
 """Data lists in the decathlon's form: which scans train, which validate, and what their labels mean."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,17 @@ PARTS = ("training", "validation", "test")
 
 @dataclass(frozen=True)
 class Scan:
-    """One entry of a data list, its paths absolute. ``image`` has one file, or one for each channel."""
+    """One entry of a data list, its paths absolute.
 
+    Attributes:
+        name: what tables call it, such as ``img0035``.
+        image: its file, or one file for each channel.
+        label: the file of its label map, where it has one.
+    """
+
+    name: str
     image: tuple[Path, ...]
     label: Path | None
-
-    @property
-    def name(self) -> str:
-        """The image's file name without its endings: ``img0035``."""
-        return self.image[0].name.removesuffix(".gz").removesuffix(".nii")
-
-    @property
-    def files(self) -> list[Path]:
-        """Every file of the scan."""
-        return [*self.image, *([self.label] if self.label else [])]
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,24 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         faults.append(f'no entry has "fold": {fold}; --fold can be one of {", ".join(map(str, sorted(folds)))}')
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
-    return DataList(path, parts["training"], parts["validation"], parts["test"], labels)
+    named = _distinct_names(parts, folder)
+    return DataList(path, named["training"], named["validation"], named["test"], labels)
+
+
+def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, list[Scan]]:
+    """Name each scan by its file or, where files in several folders share a name, by its path below ``folder``."""
+    files: dict[str, set[Path]] = {}
+    for scan in (scan for scans in parts.values() for scan in scans):
+        files.setdefault(scan.name, set()).add(scan.image[0])
+
+    def name(scan: Scan) -> str:
+        return scan.name if len(files[scan.name]) == 1 else _without_endings(os.path.relpath(scan.image[0], folder))
+
+    return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
+
+
+def _without_endings(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int | None]:
@@ -172,7 +187,8 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
     fold = entry.get("fold")
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool)):
         raise ValueError(f'"fold" must be a whole number, not {fold!r}')
-    return Scan(tuple(folder / name for name in images), folder / label if label else None), fold
+    paths = tuple(folder / name for name in images)
+    return Scan(_without_endings(paths[0].name), paths, folder / label if label else None), fold
 
 
 def _read_labels(labels: Any) -> tuple[str, ...] | None:
