@@ -37,8 +37,10 @@ def main(process: Process, args: argparse.Namespace) -> None:
         labels=data.label_names(args.out_channels),
         amp=not args.noamp,
     )
+    settings = description.preprocessing
     with blame_flags():
         network = description.build()
+    start, source = checkpoint.load_start(args, description, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
         process.main_first(partial(check_scans, scans, args.in_channels, args.out_channels, args.workers))
@@ -53,18 +55,18 @@ def main(process: Process, args: argparse.Namespace) -> None:
         shift_intensity=args.RandShiftIntensityd_prob,
     )
     train_loader = training_loader(
-        data.training, description.preprocessing, augmentation, caching, process,
+        data.training, settings, augmentation, caching, process,
         batch_size=args.batch_size, crops_per_scan=args.crops_per_scan, workers=args.workers, seed=args.seed,
     )  # fmt: skip
-    val_loader = validation_loader(data.validation, description.preprocessing, caching, process, workers=args.workers)
+    val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(network)
     precision = choose_precision(process.device, description.amp)
-    predictor = Predictor(description.preprocessing.roi, args.infer_overlap, args.sw_batch_size, precision)
+    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
     scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, len(train_loader))
     scaler = precision.scaler()
-    progress, source = checkpoint.begin(args, description, network, optimizer, scheduler, scaler)
+    progress = checkpoint.resume(start, optimizer, scheduler, scaler)
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {source}")

@@ -25,18 +25,17 @@ def main(process: Process, args: argparse.Namespace) -> None:
     data = read_data_list(args.data_dir, args.json_list, args.fold)
     scans = data.labelled(args.split)
     network, description, source = checkpoint.load_for_testing(args, weights, data)
+    settings = description.preprocessing
     output = Path(args.output_dir) if args.output_dir is not None else weights.parent / "scores"
     process.main_first(partial(writable_folder, output, "--output_dir"))
     if not args.skip_data_check:
         channels = (description.options["in_channels"], len(description.labels))
         process.main_first(partial(check_scans, scans, *channels, args.workers))
 
-    loader = validation_loader(
-        scans, description.preprocessing, Caching(in_memory=False), process, workers=args.workers
-    )
+    loader = validation_loader(scans, settings, Caching(in_memory=False), process, workers=args.workers)
     network = process.place(network)
     precision = choose_precision(process.device, description.amp and not args.noamp)
-    predictor = Predictor(description.preprocessing.roi, args.infer_overlap, args.sw_batch_size, precision)
+    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
     process.say(f"{source}\n{len(scans)} {args.split} scans of {data.path}, on {process.device} in {precision}")
 
     scores, example = score_scans(network, loader, predictor, description.labels, process)
@@ -45,7 +44,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         assert example is not None  # the main process has the first scan
         facts = {"weights": str(weights), "data_list": str(data.path), "split": args.split, "grid": "network"}
         save_scores(output, scores, facts)
-        save_picture(overlay(example, description.labels, description.preprocessing.spacing), output / "example.png")
+        save_picture(overlay(example, description.labels, settings.spacing), output / "example.png")
         process.say(f"{output} holds scores.csv, scores.json and example.png")
 
 

@@ -64,6 +64,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         "--logdir test: can't write to runs/test",
     ),
+    "cache folder that is a file": (
+        lambda data: Path("cache").write_text(""),
+        ["--cache_dir=cache"],
+        "--cache_dir: can't write to cache",
+    ),
     "no such device": (lambda data: None, ["--device=tpu"], "--device tpu: not a device of this program"),
     "no such weights": (lambda data: None, ["--resume_ckpt"], "UNETR_model_best_acc.pth: no such file"),
     "no such checkpoint": (lambda data: None, ["--checkpoint=nothing.pt"], "nothing.pt: no such file"),

@@ -66,6 +66,16 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_the_best_score_is_the_highest_and_a_number_beats_none() -> None:
+    progress = Progress()
+    noted = []
+    for epoch, score in enumerate([float("nan"), 0.3, float("nan"), 0.2, 0.4], start=1):
+        progress.epoch = epoch
+        noted.append(progress.note(score))
+    assert noted == [True, True, False, False, True]
+    assert (progress.best_score, progress.best_epoch, progress.score) == (0.4, 5, 0.4)
+
+
 def test_a_checkpoint_describes_itself(saved: Path, network: UNETR) -> None:
     loaded, description, line = load(saved)
     assert description == DESCRIPTION

@@ -85,11 +85,13 @@ def test_half_of_the_crops_are_centred_on_an_organ(phantoms: Path) -> None:
     assert 0.38 < centred < 0.68
 
 
-def test_a_scan_smaller_than_the_window_is_padded_with_zeros(phantoms: Path) -> None:
-    settings = replace(SETTINGS, spacing=(40.0, 40.0, 40.0))
+@pytest.mark.parametrize("b_min", [0.0, -1.0])
+def test_a_scan_smaller_than_the_window_is_padded_with_air(phantoms: Path, b_min: float) -> None:
+    settings = replace(SETTINGS, spacing=(40.0, 40.0, 40.0), b_min=b_min)
     batch = epoch(loader(phantoms, settings=settings, augmentation=Augmentation(0, 0, 0, 0)), 0)[0]
     assert batch["image"].shape == (4, 1, 16, 16, 16)
-    assert (batch["image"][:, :, 0] == 0).all()
+    assert (batch["image"][:, :, 0] == b_min).all()
+    assert (batch["label"][:, :, 0] == 0).all()
 
 
 def test_a_window_that_is_not_square_in_the_plane_is_not_rotated(phantoms: Path) -> None:

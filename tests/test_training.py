@@ -152,6 +152,20 @@ def test_without_save_checkpoint_no_weights_are_kept_and_it_says_so(
     assert not list(Path("runs/none").glob("*.pt"))
 
 
+def test_what_may_surprise_is_said(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    Path("both.json").write_text(json.dumps({**content, "validation": content["training"][:1]}))
+    flags = ["--json_list=both.json", "--workers=0", "--max_epochs=1", "--save_checkpoint", *TINY, "--roi_y=32"]
+    run_main([f"--data_dir={phantoms}", *flags])
+    screen = capsys.readouterr().out
+    assert "note: 1 of the validation scans train as well" in screen
+    assert "note: the run ends within its 50 epochs of warm-up" in screen
+    assert "note: crops are not rotated, since --roi_x and --roi_y differ" in screen
+    assert "no weights will be kept" not in screen
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(
     run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

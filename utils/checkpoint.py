@@ -205,29 +205,27 @@ def load_weights(network: nn.Module, content: Mapping[str, Any], path: Path) -> 
     return f"{path}: {len(given)} tensors loaded{left_out}"
 
 
-def begin(
-    args: argparse.Namespace,
-    description: Description,
-    network: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-) -> tuple[Progress, str]:
-    """Fresh weights, those of a file (``--resume_ckpt``, ``--resume_jit``), or a whole run (``--checkpoint``).
+def load_start(
+    args: argparse.Namespace, description: Description, network: nn.Module
+) -> tuple[dict[str, Any] | None, str]:
+    """Give a network the weights that a run starts from.
+
+    They are random, or of a file (``--resume_ckpt``, ``--resume_jit``), or those of a run that goes on
+    (``--checkpoint``).
 
     Returns:
-        How far the run has come, and a line about where the weights are from.
+        What the run that goes on has saved, or None for a new run, and a line about where the weights are from.
 
     Raises:
         InputError: if the file can't be read, or isn't of the network that the flags describe.
     """
     weights = Path(args.pretrained_dir) / args.pretrained_model_name
     if args.resume_ckpt:
-        return Progress(), load_weights(network, read(weights), weights)
+        return None, load_weights(network, read(weights), weights)
     if args.resume_jit:
-        return Progress(), load_weights(network, read_torchscript(weights), weights)
+        return None, load_weights(network, read_torchscript(weights), weights)
     if args.checkpoint is None:
-        return Progress(), "from random weights"
+        return None, "from random weights"
 
     path = Path(args.checkpoint)
     content = read(path)
@@ -242,13 +240,23 @@ def begin(
         as_flags(description.options, description.preprocessing),
         as_flags(recorded.options, recorded.preprocessing),
     )
-    loaded = load_weights(network, content, path)
+    return content, f"{load_weights(network, content, path)}, going on after epoch {content['epoch']}"
+
+
+def resume(
+    content: Mapping[str, Any] | None,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Put optimizer, schedule and scaler where the run that goes on had them; a new run (None) is at its beginning."""
+    if content is None:
+        return Progress()
     state = content["resume"]
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     scaler.load_state_dict(state["scaler"])
-    progress = Progress(content["epoch"], content["score"], state["best_score"], state["best_epoch"])
-    return progress, f"{loaded}, going on after epoch {progress.epoch}"
+    return Progress(content["epoch"], content["score"], state["best_score"], state["best_epoch"])
 
 
 def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:

@@ -83,11 +83,12 @@ def training_loader(
 ) -> DataLoader:
     """Batches of ``batch_size · crops_per_scan`` augmented crops, each with the name of its scan.
 
-    A scan smaller than the window is padded with the value 0, as sliding windows pad it.
+    A scan smaller than the window is padded, as sliding windows pad it.
     """
     fixed = [
         *scan_transforms(settings),
-        transforms.SpatialPadd(KEYS, spatial_size=settings.roi),
+        transforms.SpatialPadd("image", spatial_size=settings.roi, value=settings.padding),
+        transforms.SpatialPadd("label", spatial_size=settings.roi),
         *_compact(),
     ]
     random = Compose(crop_transforms(settings, augmentation, crops_per_scan))
@@ -170,8 +171,8 @@ def _item(scan: Scan) -> dict[str, Any]:
 def _hash_files(item: Mapping[str, Any]) -> bytes:
     """Names a cached scan by its files and their state, so that a file that changed is read again."""
     images = item["image"] if isinstance(item["image"], list) else [item["image"]]
-    state = [(path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in [*images, item["label"]]]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest().encode()
+    state: list[Any] = [(path, os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in [*images, item["label"]]]
+    return hashlib.sha256(json.dumps([item["name"], state]).encode()).hexdigest().encode()
 
 
 def _at_most_cores(workers: int) -> int:

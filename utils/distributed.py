@@ -107,7 +107,10 @@ def launch(work: Callable[[Process, argparse.Namespace], None], args: argparse.N
     gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
     machines = getattr(args, "world_size", 1)
     if args.distributed and "RANK" not in os.environ and max(gpus, 1) * machines > 1:
-        torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1))
+        try:
+            torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1))
+        except torch.multiprocessing.ProcessExitedException as error:
+            raise SystemExit(error.exit_code) from None  # the process itself has said why
         return
     if not (args.distributed and "RANK" in os.environ):
         work(Process(choose_device(args.device)), args)

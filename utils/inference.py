@@ -19,12 +19,14 @@ class Predictor:
 
     Attributes:
         roi: the window in voxels.
+        padding: what a scan smaller than the window is padded with.
         overlap: share of a window that its neighbour repeats.
         batch_size: windows in one forward pass.
         precision: device and number format.
     """
 
     roi: tuple[int, int, int]
+    padding: float
     overlap: float
     batch_size: int
     precision: Precision
@@ -40,6 +42,7 @@ class Predictor:
                 network,
                 overlap=self.overlap,
                 mode="gaussian",
+                cval=self.padding,
             )
         return logits[0].argmax(0)  # (1, classes, D, H, W) -> (D, H, W)
 

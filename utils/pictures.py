@@ -68,7 +68,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         dice.plot(epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=organ)
     mean = [_or_nan(record["dice"]["mean"]) for record in validated]
     dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")
-    dice.set(xlabel="epoch", title="validation Dice", ylim=(0, 1))
+    dice.set(xlabel="epoch", title="validation Dice", xlim=loss.get_xlim(), ylim=(0, 1))
     dice.legend(fontsize="small", ncols=2)
     for panel in (loss, dice):
         panel.grid(alpha=0.3)

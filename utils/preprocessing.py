@@ -31,6 +31,11 @@ class Preprocessing:
     roi: tuple[int, int, int] = (96, 96, 96)
     orientation: str = "RAS"
 
+    @property
+    def padding(self) -> float:
+        """What a scan smaller than the window is padded with: air for a CT, the mean for a standardised scan."""
+        return self.b_min if self.intensity == "ct" else 0.0
+
 
 def above_minimum(image: Tensor) -> Tensor:
     """The foreground of a scan: every voxel above the lowest value (for a CT: above the window's lower end)."""
