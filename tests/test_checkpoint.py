@@ -146,6 +146,13 @@ def test_tensors_that_do_not_fit_are_all_listed(network: UNETR, tmp_path: Path) 
     assert "out.conv.conv.bias has shape (14,) instead of (3,)" in message
 
 
+def test_weights_with_residual_blocks_do_not_fit_a_network_without(network: UNETR, tmp_path: Path) -> None:
+    path = tmp_path / "residual.pt"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(InputError, match=r"decoder2\.conv_block\.conv3\.conv\.weight is unknown"):
+        load(path, f"{AS_FLAGS} --no-res_block")
+
+
 class _Code:
     def __reduce__(self) -> Any:
         return (print, ("code was run",))

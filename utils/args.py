@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from networks import NETWORKS
-from networks.unetr import NORMS
+from networks.unetr import NORMS, PATCH_SIZE
 from networks.vit import POSITION_EMBEDDINGS
 from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
@@ -214,25 +214,12 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
     parser = train_parser()
     args = parser.parse_args(argv)
-    faults = []
-    for axis in ("x", "y", "z"):
-        if getattr(args, f"roi_{axis}") % 16:
-            faults.append(f"--roi_{axis} must be a multiple of 16, not {getattr(args, f'roi_{axis}')}")
-    if args.a_max <= args.a_min:
-        faults.append(f"--a_max {args.a_max:g} must be above --a_min {args.a_min:g}")
-    if args.b_max <= args.b_min:
-        faults.append(f"--b_max {args.b_max:g} must be above --b_min {args.b_min:g}")
-    if args.out_channels < 2:
-        faults.append("--out_channels must be at least 2: the background and one label")
-    if args.hidden_size % args.num_heads:
-        faults.append(f"--num_heads {args.num_heads} must divide --hidden_size {args.hidden_size}")
+    faults = _faults(vars(args))
     starts = [f"--{name}" for name in ("resume_ckpt", "resume_jit", "checkpoint") if getattr(args, name)]
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
     if args.checkpoint and args.overwrite:
         faults.append("--checkpoint continues a run and --overwrite deletes one; give one of them")
-    if args.infer_overlap == 1:
-        faults.append("--infer_overlap must be below 1")
     if faults:
         parser.error("; ".join(faults))
     return args
@@ -242,9 +229,32 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
     parser = test_parser()
     args = parser.parse_args(argv)
-    if args.infer_overlap == 1:
-        parser.error("--infer_overlap must be below 1")
+    faults = _faults(vars(args))
+    if faults:
+        parser.error("; ".join(faults))
     return args
+
+
+def _faults(flags: Mapping[str, Any]) -> list[str]:
+    """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    rois = [f"roi_{axis}" for axis in "xyz"]
+    faults = [
+        f"--{name} must be a multiple of {PATCH_SIZE}, not {given[name]}"
+        for name in rois
+        if name in given and given[name] % PATCH_SIZE
+    ]
+    for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
+        if {low, high} <= given.keys() and given[high] <= given[low]:
+            faults.append(f"--{high} {given[high]:g} must be above --{low} {given[low]:g}")
+    if given.get("out_channels") == 1:
+        faults.append("--out_channels must be at least 2: the background and one label")
+    if {"hidden_size", "num_heads"} <= given.keys() and given["hidden_size"] % given["num_heads"]:
+        faults.append(f"--num_heads {given['num_heads']} must divide --hidden_size {given['hidden_size']}")
+    for name in ("infer_overlap", "dropout_rate"):
+        if given.get(name) == 1:
+            faults.append(f"--{name} must be below 1")
+    return faults
 
 
 def network_options(flags: Mapping[str, Any]) -> dict[str, Any]:

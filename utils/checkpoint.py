@@ -42,10 +42,11 @@ from utils.files import replacing
 from utils.preprocessing import Preprocessing
 
 FORMAT = 1
-# what earlier networks saved and no forward pass reads
+# what earlier networks saved and no forward pass reads; a block's third convolution is dead where the block keeps the
+# number of channels, which those of the decoder never do
 DEAD_TENSORS = re.compile(
     r"vit\.patch_embedding\.cls_token"  # MONAI 0.7
-    r"|(encoder[23]\.blocks\.\d+\.1|encoder1\.layer|decoder[2-5]\.conv_block)\.(conv|norm)3\..+"  # MONAI 0.7
+    r"|(encoder[23]\.blocks\.\d+\.1|encoder1\.layer)\.(conv|norm)3\..+"  # MONAI 0.7
     r"|vit\.blocks\.\d+\.(norm_)?cross_attn\..+"  # MONAI 1.x
 )
 
