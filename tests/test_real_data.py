@@ -50,8 +50,8 @@ def test_training_on_real_ct_lowers_the_loss(real_data: Path, run_main: Run, in_
                 f"--data_dir={real_data / 'abdomen_ct'}",
                 "--logdir=ct",
                 "--workers=0",
-                "--max_epochs=12",
-                "--val_every=12",
+                "--max_epochs=24",
+                "--val_every=24",
             ),
             *("--space_x=6", "--space_y=6", "--space_z=6", "--roi_x=48", "--roi_y=48", "--roi_z=16"),
             *("--feature_size=4", "--hidden_size=12", "--mlp_dim=12", "--num_heads=2", "--optim_lr=1e-2"),
@@ -60,4 +60,4 @@ def test_training_on_real_ct_lowers_the_loss(real_data: Path, run_main: Run, in_
     )
     records = [json.loads(line) for line in Path("runs/ct/metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
-    assert records[-1]["dice"]["organs"]["esophagus"] is None
+    assert records[-1]["dice"]["organs"]["esophagus"] in (None, 0.0)  # it has no label: absent, or only predicted

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import trainer
 from networks import build_network
 from tests.conftest import TINY, Run
+from utils import precision
 from utils.phantom import LABELS
 
 LOUD = ["--optim_lr=1e-2", "--warmup_epochs=1"]
@@ -213,6 +214,27 @@ def test_testing_gives_the_dice_of_training_s_validation(
     assert [scan["scan"] for scan in json.loads(Path("elsewhere/scores.json").read_text())["scans"]] == ["img0007"]
 
 
+@pytest.mark.parametrize(("flags", "name"), [([], "bfloat16"), (["--noamp"], "float32")])
+def test_mixed_precision_trains_and_tests_alike(
+    run_main: Run,
+    run_test: Run,
+    phantoms: Path,
+    in_tmp: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: True)
+    folder = train(run_main, phantoms, "run", "--max_epochs=4", "--val_every=4", "--optim_lr=3e-2", *flags)
+    assert f"on cpu in {name}" in capsys.readouterr().out
+    assert all(tensor.dtype == torch.float32 for tensor in weights(folder / "model.pt").values())
+    run_test([f"--data_dir={phantoms}", f"--pretrained_dir={folder}", "--pretrained_model_name=model.pt"])
+    assert f"on cpu in {name}" in capsys.readouterr().out
+    scores = json.loads((folder / "scores" / "scores.json").read_text())
+    assert scores["mean"] == pytest.approx(lines(folder)[-1]["dice"]["mean"], abs=1e-6)
+
+
 def test_a_flag_that_contradicts_the_checkpoint(
     run_main: Run, run_test: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +304,7 @@ def test_two_channels_and_zscore(run_main: Run, run_test: Run, in_tmp: Path, ran
     run_main(
         [
             *("--data_dir=.", "--json_list=mr.json", "--logdir=mr", "--in_channels=2", "--out_channels=2"),
-            *("--intensity=zscore", "--workers=0", "--max_epochs=12", "--val_every=12", "--save_checkpoint", *TINY),
+            *("--intensity=zscore", "--workers=0", "--max_epochs=40", "--val_every=40", "--save_checkpoint", *TINY),
             *("--space_x=1", "--space_y=1", "--space_z=1", "--feature_size=4", "--optim_lr=1e-2", "--warmup_epochs=1"),
         ]
     )
