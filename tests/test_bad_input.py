@@ -56,7 +56,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "4D image": (
         lambda data: change(data / "imagesTr/img0001.nii.gz", lambda voxels: np.stack([voxels] * 3, -1)),
         [],
-        "img0001.nii.gz: has 3 channels",
+        "img0001.nii.gz: channels: 3",
     ),
     "wrong class count": (lambda data: None, ["--out_channels=4"], "names 14 labels"),
     "run folder that is a file": (
@@ -121,3 +121,18 @@ def test_testing_names_missing_weights_and_labels(
     with pytest.raises(SystemExit):
         run_test(["--data_dir=data", "--split=test"])
     assert 'scans under "test" have no label to score against, img0001 first' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("caching", [[], ["--use_normal_dataset"], ["--use_normal_dataset", "--workers=2"]])
+def test_a_scan_that_breaks_later_is_named_as_well(
+    run_main: Run, data: Path, caching: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (data / "imagesTr").iterdir():
+        cut_off(image)
+    with pytest.raises(SystemExit) as stop:
+        run_main(["--data_dir=data", "--workers=0", "--max_epochs=1", "--skip_data_check", *TINY, *caching])
+    message = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert message.startswith("error: ")
+    assert ".nii.gz: can't be read" in message
+    assert message.count("\n") == 1

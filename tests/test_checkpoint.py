@@ -162,8 +162,8 @@ class _Code:
     ("content", "words"),
     [
         (b"", "can't be read as weights"),
-        (b"no weights at all", "can't be read as weights"),
-        ({"state_dict": {"a": _Code()}}, "can't be read as weights"),
+        (b"no weights at all", "it is damaged, or no file of torch.save"),
+        ({"state_dict": {"a": _Code()}}, "could be code and is not run"),
         ({"epoch": 3}, "holds no weights"),
         ([1, 2], "holds no weights"),
     ],

@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
     "2D": (lambda scan: with_image(scan, np.eye(8, dtype=np.float32)), "has 2 dimensions; a scan has 3"),
     "two channels": (
         lambda scan: with_image(scan, np.random.default_rng(0).normal(size=(8, 9, 10, 2)).astype(np.float32)),
-        "has 2 channels (shape 8 × 9 × 10 × 2), but --in_channels is 1. Give --in_channels 2",
+        "channels: 2 (shape 8 × 9 × 10 × 2), but --in_channels is 1. Give --in_channels 2",
     ),
     "colours": (rgb, "not one number each"),
     "not a number": (nan_voxel, "img1.nii.gz: has NaN or infinite voxels"),

@@ -128,9 +128,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "it is damaged, or no file of torch.save"
         if "TorchScript" in str(error):
             reason = "it is TorchScript, which --resume_jit and --saved_checkpoint=torchscript read"
+        elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            reason = "it holds more than weights, which could be code and is not run; save its state_dict() alone"
         raise InputError(f"{path}: can't be read as weights ({reason}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)

@@ -57,8 +57,8 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
     if len(images) == len(scan.image) and not faults and channels != in_channels:
         shapes = ", ".join(" × ".join(map(str, image.shape)) for image in images)
         faults.append(
-            f"{scan.image[0]}: has {channels} channels (shape {shapes}), but --in_channels is {in_channels}. "
-            f"Give --in_channels {channels}, or a scan with {in_channels}."
+            f"{scan.image[0]}: channels: {channels} (shape {shapes}), but --in_channels is {in_channels}. "
+            f"Give --in_channels {channels}, or a scan that has {in_channels}."
         )
     if any(len(image.shape) < 3 for image in images):
         return faults

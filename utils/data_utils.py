@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,16 @@ import monai
 import numpy as np
 import torch
 from monai import transforms
-from monai.data import CacheDataset, PersistentDataset
-from monai.data import Dataset as PlainDataset
+from monai.data import PersistentDataset
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose, Transform
+from monai.transforms.utils import convert_to_contiguous
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from tqdm import tqdm
 
 from utils.data_list import Scan
 from utils.distributed import Process
+from utils.errors import InputError
 from utils.preprocessing import Preprocessing, scan_transforms
 
 KEYS = ("image", "label")
@@ -42,17 +45,48 @@ class Caching:
     folder: str | None = None
 
 
+class ReadableScans(Dataset):
+    """Preprocessed scans; one that can't be read is named, which MONAI's own error doesn't do."""
+
+    def __init__(self, scans: PersistentDataset) -> None:
+        self.scans = scans
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index: int) -> Any:
+        """The preprocessed scan ``index``.
+
+        Raises:
+            InputError: if it can't be preprocessed.
+        """
+        try:
+            return convert_to_contiguous(self.scans[index])  # a crop of a scan must not keep the whole in memory
+        except RuntimeError as error:
+            item, cause = self.scans.data[index], error.__cause__ or error
+            raise InputError(
+                f"{item['image']} with {item['label']}: can't be read ({str(cause).splitlines()[0]}). "
+                "Leave out --skip_data_check to see every fault."
+            ) from error
+
+
+Scans = ReadableScans | list[Any]  # read at each use, or kept in memory
+
+
 class CroppedScans(Dataset):
-    """Random crops of cached scans, asked for by (epoch, index).
+    """Random crops of preprocessed scans, asked for by (epoch, index).
 
     What is random about them is a function of the seed, the epoch and the scan, and of nothing that happened
     before: neither the number of workers nor a resumed run changes it.
     """
 
-    def __init__(self, scans: Dataset, transform: Compose, seed: int) -> None:
+    def __init__(self, scans: Scans, transform: Compose, seed: int) -> None:
         self.scans = scans
         self.transform = transform
         self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.scans)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         """The crops of scan ``index`` in ``epoch``, a list of dictionaries."""
@@ -94,7 +128,7 @@ def training_loader(
     random = Compose(crop_transforms(settings, augmentation, crops_per_scan))
     cached = _cached(scans, fixed, {**asdict(settings), "padded": True}, caching, process, workers)
     dataset = CroppedScans(cached, random, seed)
-    sampler = EpochSampler(cached, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
+    sampler = EpochSampler(dataset, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
     return _loader(dataset, process, workers, batch_size=batch_size, sampler=sampler)
 
 
@@ -148,19 +182,21 @@ def _cached(
     caching: Caching,
     process: Process,
     workers: int,
-) -> Dataset:
-    items: Any = [_item(scan) for scan in scans]
-    pipeline = Compose(fixed)
+) -> Scans:
+    folder = None
     if caching.folder is not None:
         # a folder for each set of settings: changed settings never meet scans that others made
         text = json.dumps({**description, "monai": monai.__version__}, sort_keys=True)
-        settings_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        items = PersistentDataset(items, pipeline, os.path.join(caching.folder, settings_id), hash_func=_hash_files)
-        pipeline = Compose([])
+        folder = os.path.join(caching.folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+    items = [_item(scan) for scan in scans]
+    readable = ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))
     if not caching.in_memory:
-        return PlainDataset(items, pipeline)
-    show = process.is_main and os.isatty(2)
-    return CacheDataset(items, pipeline, num_workers=_at_most_cores(workers), progress=show, copy_cache=False)
+        return readable
+    # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
+    with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
+        loaded = pool.map(readable.__getitem__, range(len(readable)))
+        hide = None if process.is_main else True
+        return list(tqdm(loaded, total=len(readable), desc="loading scans", leave=False, disable=hide))
 
 
 def _item(scan: Scan) -> dict[str, Any]:
@@ -179,7 +215,7 @@ def _at_most_cores(workers: int) -> int:
     return min(workers, os.cpu_count() or 1)
 
 
-def _loader(dataset: Dataset, process: Process, workers: int, **options: Any) -> DataLoader:
+def _loader(dataset: Any, process: Process, workers: int, **options: Any) -> DataLoader:
     count = _at_most_cores(workers)
     return DataLoader(
         dataset,

@@ -31,7 +31,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # a loader's worker process wraps the message into its own traceback
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
