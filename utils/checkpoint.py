@@ -23,6 +23,7 @@ import pickle
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def read(path: Path) -> dict[str, Any]:
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript, which is named below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = "it is damaged, or no file of torch.save"
         if "TorchScript" in str(error):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
@@ -78,4 +79,4 @@ def score_scans(
         if example is None:
             example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
     names, dice = zip(*process.gather(results), strict=True)
-    return Scores(names, labels[1:], torch.stack([torch.from_numpy(row) for row in dice]).numpy()), example
+    return Scores(names, labels[1:], np.stack(dice)), example
