@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -73,23 +74,15 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
     for note in notes(args, data):
         process.say(f"note: {note}")
-    run_training(
-        progress,
-        Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.seed),
-        network,
-        description,
-        optimizer,
-        scheduler,
-        scaler,
-        DiceCELoss(
-            to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
-        ),
-        train_loader,
-        val_loader,
-        predictor,
-        process,
-        RunFolder(folder, description, vars(args), progress.epoch) if process.is_main else None,
+    loss_function = DiceCELoss(
+        to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
     )
+    plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.seed)
+    with RunFolder(folder, description, vars(args), progress.epoch) if process.is_main else nullcontext() as record:
+        run_training(
+            progress, plan, network, description, optimizer, scheduler, scaler, loss_function,
+            train_loader, val_loader, predictor, process, record,
+        )  # fmt: skip
     process.say(f"done; {folder} holds the run")
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 
@@ -53,6 +53,12 @@ class RunFolder:
         write_json(path / "args.json", flags)
         self.metrics.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         self.events = SummaryWriter(str(path), purge_step=first_epoch + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.events.close()
 
     @property
     def best(self) -> Path:
