@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from utils import checkpoint
 from utils.checkpoint import Description, Progress
@@ -96,9 +95,8 @@ def run_training(
             if plan.save and scores is not None:
                 if better:
                     checkpoint.save(folder.best, description, network, progress)
-                state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-                state["scaler"] = scaler.state_dict()
-                checkpoint.save(folder.latest, description, network, progress, resume=state)
+                state = checkpoint.resume_state(optimizer, scheduler, scaler, progress)
+                checkpoint.save(folder.latest, description, network, progress, state)
 
 
 def train_epoch(
@@ -125,8 +123,7 @@ def train_epoch(
     loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     start = time.perf_counter()
     total = torch.zeros((), device=process.device)
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{epochs}", leave=False, disable=None if process.is_main else True)
-    lr = scheduler.get_last_lr()[0]
+    bar = process.bar(loader, f"epoch {epoch + 1}/{epochs}")
     for batch in bar:
         image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
         label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)

@@ -91,3 +91,14 @@ def test_the_command_writes_lists_and_overwrites_none(phantoms: Path, tmp_path: 
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
     assert again.stderr.count("\n") == 1
+
+
+def test_labels_that_can_not_be_read_are_all_named(tmp_path: Path) -> None:
+    (tmp_path / "text.nii.gz").write_text("hello")
+    nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii.gz")
+    with pytest.raises(InputError) as error:
+        highest_label(tmp_path, ["text.nii.gz", "nan.nii.gz", "missing.nii.gz"])
+    message = str(error.value)
+    assert "text.nii.gz: can't be opened as NIfTI" in message
+    assert "nan.nii.gz: has NaN or infinite values" in message
+    assert "missing.nii.gz: no such file" in message

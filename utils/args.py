@@ -130,6 +130,14 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--distributed", action="store_true", help="one process per GPU, or as torchrun starts them")
 
 
+def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several machines without torchrun")
+    group.add_argument("--world_size", type=count, default=1, help="number of machines")
+    group.add_argument("--rank", type=whole, default=0, help="number of this machine")
+    group.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0")
+    group.add_argument("--dist-backend", default="nccl", help="backend on GPUs; on CPUs it is gloo")
+
+
 def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("weights")
     group.add_argument("--pretrained_dir", default="./pretrained_models/", help="folder of the weights")
@@ -179,11 +187,7 @@ def train_parser() -> Parser:
     _add_inference_flags(parser)
 
     _add_machine_flags(parser)
-    many = parser.add_argument_group("several machines without torchrun")
-    many.add_argument("--world_size", type=count, default=1, help="number of machines")
-    many.add_argument("--rank", type=whole, default=0, help="number of this machine")
-    many.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0")
-    many.add_argument("--dist-backend", default="nccl", help="backend on GPUs; on CPUs it is gloo")
+    _add_several_machines_flags(parser)
     return parser
 
 
@@ -206,7 +210,7 @@ def test_parser() -> Parser:
     _add_network_flags(parser)
     _add_preprocessing_flags(parser)
     _add_augmentation_flags(parser)
-    parser.set_defaults(**dict.fromkeys(recorded_flags()))
+    parser.set_defaults(**dict.fromkeys(recorded_flags()), **_defaults(_add_several_machines_flags))
     return parser
 
 
@@ -289,7 +293,12 @@ def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, A
 
 def recorded_flags() -> dict[str, Any]:
     """The flags that a checkpoint records, with the defaults that hold for weights that record nothing."""
+    return _defaults(_add_network_flags, _add_preprocessing_flags)
+
+
+def _defaults(*groups: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
+    """What the flags of some groups are where none is given."""
     parser = Parser()
-    _add_network_flags(parser)
-    _add_preprocessing_flags(parser)
+    for add in groups:
+        add(parser)
     return vars(parser.parse_args([]))

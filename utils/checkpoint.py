@@ -98,7 +98,11 @@ def save(
     progress: Progress,
     resume: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint in one step: a reader sees the old file or the new one, never a part."""
+    """Write a checkpoint in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        resume: from :func:`resume_state`, for a checkpoint that a run can continue from.
+    """
     content = {
         "format": FORMAT,
         "network": {"name": description.network, "options": description.options},
@@ -112,7 +116,7 @@ def save(
         "command": shlex.join(sys.argv),
     }
     if resume is not None:
-        content["resume"] = {**resume, "best_score": progress.best_score, "best_epoch": progress.best_epoch}
+        content["resume"] = resume
     with replacing(path) as temporary:
         torch.save(content, temporary)
 
@@ -123,9 +127,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if there is no such file, or it holds something else.
     """
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
+    _require_file(path)
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript, which is named below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -151,8 +153,7 @@ def read_torchscript(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if there is no such file, or it isn't TorchScript.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file. Mend --pretrained_dir and --pretrained_model_name.")
+    _require_file(path)
     try:
         module = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
@@ -160,6 +161,12 @@ def read_torchscript(path: Path) -> dict[str, Any]:
             f"{path}: can't be read as TorchScript. --resume_ckpt and --saved_checkpoint=ckpt read state dicts."
         ) from error
     return {"state_dict": module.state_dict()}
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
 
 
 def describe(content: Mapping[str, Any]) -> Description | None:
@@ -246,6 +253,19 @@ def load_start(
         as_flags(recorded.options, recorded.preprocessing),
     )
     return content, f"{load_weights(network, content, path)}, going on after epoch {content['epoch']}"
+
+
+def resume_state(
+    optimizer: Optimizer, scheduler: LRScheduler, scaler: torch.amp.GradScaler, progress: Progress
+) -> dict[str, Any]:
+    """What :func:`resume` needs beside the weights."""
+    return {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict(),
+        "best_score": progress.best_score,
+        "best_epoch": progress.best_epoch,
+    }
 
 
 def resume(

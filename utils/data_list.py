@@ -79,13 +79,18 @@ class DataList:
             InputError: if the list names another number of them.
         """
         if self.labels is None:
-            return ("background", *(f"label {value}" for value in range(1, out_channels)))
+            return numbered_labels(out_channels)
         if len(self.labels) != out_channels:
             raise InputError(
                 f"{self.path}: names {len(self.labels)} labels (the background included), but --out_channels is "
                 f'{out_channels}. Give --out_channels {len(self.labels)}, or mend the list\'s "labels".'
             )
         return self.labels
+
+
+def numbered_labels(classes: int) -> tuple[str, ...]:
+    """Names for labels that nobody named."""
+    return ("background", *(f"label {value}" for value in range(1, classes)))
 
 
 def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:

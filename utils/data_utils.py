@@ -17,14 +17,11 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose, Transform
 from monai.transforms.utils import convert_to_contiguous
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
 
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.preprocessing import Preprocessing, scan_transforms
-
-KEYS = ("image", "label")
+from utils.preprocessing import KEYS, Preprocessing, scan_transforms
 
 
 @dataclass(frozen=True)
@@ -195,8 +192,7 @@ def _cached(
     # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
     with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
         loaded = pool.map(readable.__getitem__, range(len(readable)))
-        hide = None if process.is_main else True
-        return list(tqdm(loaded, total=len(readable), desc="loading scans", leave=False, disable=hide))
+        return list(process.bar(loaded, "loading scans", total=len(readable)))
 
 
 def _item(scan: Scan) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from utils.errors import InputError, one_line_errors
 
@@ -39,6 +40,10 @@ class Process:
         """Print ``text`` once, however many processes there are."""
         if self.is_main:
             print(text, flush=True)
+
+    def bar(self, items: Iterable[T], desc: str, total: int | None = None) -> "tqdm[T]":
+        """``items`` with a progress bar, shown once and only on a terminal."""
+        return tqdm(items, desc=desc, total=total, leave=False, disable=None if self.is_main else True)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this process's device, in the memory format in which 3D convolutions run fastest."""
@@ -105,8 +110,7 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
 def launch(work: Callable[[Process, argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run ``work`` in this process; with ``--distributed`` as torchrun says, else once on each GPU of this machine."""
     gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
-    machines = getattr(args, "world_size", 1)
-    if args.distributed and "RANK" not in os.environ and max(gpus, 1) * machines > 1:
+    if args.distributed and "RANK" not in os.environ and max(gpus, 1) * args.world_size > 1:
         try:
             torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1))
         except torch.multiprocessing.ProcessExitedException as error:
@@ -123,10 +127,8 @@ def _spawned(
     local_rank: int, work: Callable[[Process, argparse.Namespace], None], args: argparse.Namespace, local_size: int
 ) -> None:
     with one_line_errors():
-        rank = getattr(args, "rank", 0) * local_size + local_rank
-        world_size = getattr(args, "world_size", 1) * local_size
-        url = getattr(args, "dist_url", "tcp://127.0.0.1:23456")
-        _work_in_group(work, args, local_rank, rank, world_size, url)
+        rank = args.rank * local_size + local_rank
+        _work_in_group(work, args, local_rank, rank, args.world_size * local_size, args.dist_url)
 
 
 def _work_in_group(
@@ -141,7 +143,7 @@ def _work_in_group(
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        backend = getattr(args, "dist_backend", "nccl")
+        backend = args.dist_backend
     dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
     try:
         work(Process(device, rank, world_size), args)

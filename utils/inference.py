@@ -7,7 +7,6 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from utils.distributed import Process
 from utils.metrics import Scores, dice_per_label
@@ -72,7 +71,7 @@ def score_scans(
     network.eval()
     results = []
     example = None
-    for batch in tqdm(loader, desc="validating", leave=False, disable=None if process.is_main else True):
+    for batch in process.bar(loader, "validating"):
         prediction = predictor(network, batch["image"])
         label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
         results.append((batch["name"][0], dice_per_label(prediction, label, len(labels)).numpy()))

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from utils.args import Parser, count, whole
+from utils.data_check import open_volume, read_voxels
+from utils.data_list import numbered_labels
 from utils.errors import InputError, one_line_errors
 from utils.files import write_json
 
@@ -70,19 +71,27 @@ def highest_label(data_dir: Path, files: Iterable[str]) -> int:
     """The highest value in any of the label files.
 
     Raises:
-        InputError: if one of them can't be read.
+        InputError: listing all that can't be read.
     """
+    faults: list[str] = []
 
     def highest(name: str) -> int:
-        try:
-            return int(np.asanyarray(nib.load(data_dir / name).dataobj).max())  # type: ignore[attr-defined]
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{data_dir / name}: can't be read ({reason}). Copy it again.") from error
+        path = data_dir / name
+        image = open_volume(path, faults)
+        values = None if image is None else read_voxels(path, image, faults)
+        if values is None:
+            return 0
+        if not np.isfinite(values).all():
+            faults.append(f"{path}: has NaN or infinite values; labels are 0, 1, 2, ….")
+            return 0
+        return int(values.max())
 
     names = list(files)
     with ThreadPoolExecutor() as pool:
-        return max(tqdm(pool.map(highest, names), total=len(names), desc="labels", leave=False, disable=None))
+        values = list(tqdm(pool.map(highest, names), total=len(names), desc="labels", leave=False, disable=None))
+    if faults:
+        raise InputError("; ".join(faults))
+    return max(values)
 
 
 def _scans(data_dir: Path, folder: str, channels: bool) -> dict[str, list[str]]:
@@ -139,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{', '.join(existing)}: there already. Give --overwrite to replace them.")
 
     classes = highest_label(data_dir, (entry["label"] for entry in training)) + 1
-    names = args.labels.split(",") if args.labels else ["background", *(f"label {n}" for n in range(1, classes))]
+    names = args.labels.split(",") if args.labels else numbered_labels(classes)
     if len(names) < classes:
         raise InputError(f"--labels: names {len(names)} labels, but the files have the values 0 … {classes - 1}.")
     parts = split_folds(training, args.folds, args.seed)

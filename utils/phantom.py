@@ -9,7 +9,6 @@ first lumbar vertebra.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from utils.args import Parser, count, positive, whole
 from utils.errors import InputError, one_line_errors
+from utils.files import write_json
 
 LABELS = (
     "background",
@@ -252,7 +252,7 @@ def write_phantoms(folder: Path, parts: dict[str, int], seed: int, spacing: tupl
     for part, size in parts.items():
         content[part], entries = entries[:size], entries[size:]
     path = folder / "dataset_0.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
     return path
 
 

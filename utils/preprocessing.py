@@ -1,6 +1,5 @@
 """The one way from a file to the voxels that the network sees, shared by training, validation and testing."""
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from monai import transforms
@@ -8,6 +7,7 @@ from monai.transforms import Transform
 from torch import Tensor
 
 INTENSITIES = ("ct", "zscore")
+KEYS = ("image", "label")
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,22 @@ def above_minimum(image: Tensor) -> Tensor:
     return image > image.min()
 
 
-def scan_transforms(settings: Preprocessing, keys: Sequence[Hashable] = ("image", "label")) -> list[Transform]:
-    """Load, orient, resample, scale and crop a scan, with its label where ``keys`` has one.
+def scan_transforms(settings: Preprocessing) -> list[Transform]:
+    """Load, orient, resample, scale and crop a scan and its label.
 
     The result has a channel axis, (C, D, H, W), the axes running to the Right, Anterior and Superior.
     """
-    modes = ["nearest" if key == "label" else "bilinear" for key in keys]
     window = transforms.ScaleIntensityRanged(
         "image", settings.a_min, settings.a_max, settings.b_min, settings.b_max, clip=True
     )
-    crop = transforms.CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True)
+    crop = transforms.CropForegroundd(KEYS, source_key="image", select_fn=above_minimum, allow_smaller=True)
     # the statistics of an MR must not count the empty rim that cropping removes; a CT's rim is only known
     # after windowing
     standardise = transforms.NormalizeIntensityd("image", channel_wise=True)
     scale_and_crop = [window, crop] if settings.intensity == "ct" else [crop, standardise]
     return [
-        transforms.LoadImaged(keys, reader="NibabelReader", ensure_channel_first=True),
-        transforms.Orientationd(keys, axcodes=settings.orientation, labels=None),
-        transforms.Spacingd(keys, pixdim=settings.spacing, mode=modes),
+        transforms.LoadImaged(KEYS, reader="NibabelReader", ensure_channel_first=True),
+        transforms.Orientationd(KEYS, axcodes=settings.orientation, labels=None),
+        transforms.Spacingd(KEYS, pixdim=settings.spacing, mode=("bilinear", "nearest")),
         *scale_and_crop,
     ]
