@@ -117,6 +117,12 @@ def test_channels_may_be_files_of_their_own(scan: Scan, tmp_path: Path, random: 
     assert scan_faults(Scan("img1", (*scan.image, second), scan.label), in_channels=2, out_channels=3) == []
 
 
+def test_a_missing_channel_does_not_put_the_next_one_s_fault_on_another_file(scan: Scan, tmp_path: Path) -> None:
+    flat = save(tmp_path / "flat.nii.gz", np.full((8, 9, 10), 7.0))
+    faults = scan_faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), in_channels=2, out_channels=3)
+    assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / "gone.nii.gz"), str(flat)]
+
+
 def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path) -> None:
     other = Scan("img2", (tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
     nan_voxel(scan)

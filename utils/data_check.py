@@ -38,44 +38,44 @@ def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, work
 def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
     """What is wrong with a scan, each fault in a sentence that names its file; none if it is sound."""
     faults: list[str] = []
-    images = [image for path in scan.image if (image := _open(path, faults)) is not None]
+    opened = [(path, image) for path in scan.image if (image := open_volume(path, faults)) is not None]
     channels = 0
-    for path, image in zip(scan.image, images, strict=False):
+    for path, image in opened:
         shape = image.shape
         if len(shape) not in (3, 4):
             faults.append(f"{path}: has {len(shape)} dimensions; a scan has 3, or 4 with its channels last.")
             continue
         channels += shape[3] if len(shape) == 4 else 1
         faults += _affine_faults(path, image)
-        voxels = _voxels(path, image, faults)
+        voxels = read_voxels(path, image, faults)
         if voxels is None:
             continue
         if not np.isfinite(voxels).all():
             faults.append(f"{path}: has NaN or infinite voxels. Replace them before training.")
         elif voxels.min() == voxels.max():
             faults.append(f"{path}: every voxel is {voxels.flat[0]:g}; there is nothing to see in it.")
-    if len(images) == len(scan.image) and not faults and channels != in_channels:
-        shapes = ", ".join(" × ".join(map(str, image.shape)) for image in images)
+    if not faults and channels != in_channels:
+        shapes = ", ".join(_size(image.shape) for _, image in opened)
         faults.append(
             f"{scan.image[0]}: channels: {channels} (shape {shapes}), but --in_channels is {in_channels}. "
             f"Give --in_channels {channels}, or a scan that has {in_channels}."
         )
-    if any(len(image.shape) < 3 for image in images):
+    if any(len(image.shape) < 3 for _, image in opened):
         return faults
-    for path, image in list(zip(scan.image, images, strict=False))[1:]:
-        faults += _grid_faults(path, image, scan.image[0], images[0])
-    if scan.label is not None and (label := _open(scan.label, faults)) is not None:
+    for path, image in opened[1:]:
+        faults += _grid_faults(path, image, *opened[0])
+    if scan.label is not None and (label := open_volume(scan.label, faults)) is not None:
         if len(label.shape) != 3 and label.shape[3:] != (1,):
-            size = " × ".join(map(str, label.shape))
-            return [*faults, f"{scan.label}: has shape {size}; a label is 3D, one value for each voxel."]
-        if images:
-            faults += _grid_faults(scan.label, label, scan.image[0], images[0])
-        if (values := _voxels(scan.label, label, faults)) is not None:
+            return [*faults, f"{scan.label}: has shape {_size(label.shape)}; a label is 3D, one value for each voxel."]
+        if opened:
+            faults += _grid_faults(scan.label, label, *opened[0])
+        if (values := read_voxels(scan.label, label, faults)) is not None:
             faults += _label_faults(scan.label, values, out_channels)
     return faults
 
 
-def _open(path: Path, faults: list[str]) -> SpatialImage | None:
+def open_volume(path: Path, faults: list[str]) -> SpatialImage | None:
+    """The volume of a file, or None and one more entry in ``faults``."""
     if not path.is_file():
         faults.append(f"{path}: no such file. Mend the data list or --data_dir.")
         return None
@@ -90,7 +90,8 @@ def _open(path: Path, faults: list[str]) -> SpatialImage | None:
     return image
 
 
-def _voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarray | None:
+def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarray | None:
+    """All voxels of an opened volume, or None and one more entry in ``faults``."""
     try:
         voxels = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -100,7 +101,7 @@ def _voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarray | 
         faults.append(f"{path}: has voxels of type {voxels.dtype}, not one number each. Convert it to a scalar volume.")
         return None
     if voxels.size == 0:
-        faults.append(f"{path}: has no voxels (shape {' × '.join(map(str, voxels.shape))}).")
+        faults.append(f"{path}: has no voxels (shape {_size(voxels.shape)}).")
         return None
     return voxels
 
@@ -116,8 +117,8 @@ def _grid_faults(path: Path, image: SpatialImage, other_path: Path, other: Spati
     shape, other_shape = image.shape[:3], other.shape[:3]
     if shape != other_shape:
         return [
-            f"{path}: has shape {' × '.join(map(str, shape))}, but {other_path.name} has "
-            f"{' × '.join(map(str, other_shape))}. Both must lie on one grid; resample one to the other."
+            f"{path}: has shape {_size(shape)}, but {other_path.name} has "
+            f"{_size(other_shape)}. Both must lie on one grid; resample one to the other."
         ]
     if image.affine is None or other.affine is None:
         return []
@@ -149,3 +150,7 @@ def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str
 
 def _brief(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
