@@ -10,7 +10,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from optimizers import build_optimizer, build_scheduler
-from trainer import Plan, run_training
+from trainer import Learner, Plan, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing
 from utils.checkpoint import Description
@@ -20,9 +20,9 @@ from utils.data_utils import Augmentation, Caching, training_loader, validation_
 from utils.distributed import Process, launch
 from utils.errors import blame_flags, one_line_errors
 from utils.files import writable_folder
-from utils.inference import Predictor
+from utils.inference import Predictor, score_scans
 from utils.precision import choose_precision
-from utils.run_folder import RunFolder, claim_folder
+from utils.run_folder import RunFolder, claim_folder, find_checkpoint
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
@@ -36,12 +36,13 @@ def main(process: Process, args: argparse.Namespace) -> None:
         options=network_options(vars(args)),
         preprocessing=preprocessing(vars(args)),
         labels=data.label_names(args.out_channels),
-        amp=not args.noamp,
+        amp=not (args.noamp or args.resume_jit),
     )
     settings = description.preprocessing
     with blame_flags():
         network = description.build()
-    start, source = checkpoint.load_start(args, description, network)
+    continued = process.main_first(partial(find_checkpoint, args, folder))
+    start = checkpoint.start(args, continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
         process.main_first(partial(check_scans, scans, args.in_channels, args.out_channels, args.workers))
@@ -63,26 +64,31 @@ def main(process: Process, args: argparse.Namespace) -> None:
 
     network = process.place(network)
     precision = choose_precision(process.device, description.amp)
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
-    optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
-    scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, len(train_loader))
     scaler = precision.scaler()
-    progress = checkpoint.resume(start, optimizer, scheduler, scaler)
-
-    process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
-    process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {source}")
-    process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in notes(args, data):
-        process.say(f"note: {note}")
+    optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
+    start.restore(optimizer, scaler)
+    progress = start.progress
+    steps = len(train_loader)
+    scheduler = build_scheduler(
+        args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
+        steps_done=progress.epoch * steps + len(progress.unfinished.losses),
+    )  # fmt: skip
     loss_function = DiceCELoss(
         to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
     )
-    plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.seed)
-    with RunFolder(folder, description, vars(args), progress.epoch) if process.is_main else nullcontext() as record:
-        run_training(
-            progress, plan, network, description, optimizer, scheduler, scaler, loss_function,
-            train_loader, val_loader, predictor, process, record,
-        )  # fmt: skip
+    learner = Learner(network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision)
+    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
+    validate = partial(score_scans, loader=val_loader, predictor=predictor, labels=description.labels, process=process)
+
+    process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
+    process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")
+    process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
+    for note in [*start.notes, *notes(args, data)]:
+        process.say(f"note: {note}")
+    plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed)
+    record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
+    with record as run_folder:
+        run_training(progress, plan, learner, train_loader, validate, process, run_folder)
     process.say(f"done; {folder} holds the run")
 
 
@@ -90,6 +96,7 @@ def notes(args: argparse.Namespace, data: DataList) -> list[str]:
     """What is allowed and may still surprise."""
     both = sum(scan in data.training for scan in data.validation)
     remarks = {
+        "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
         "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
         f"{both} of the validation scans train as well; their Dice tells nothing about other scans": both > 0,
         f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (

@@ -1,26 +1,30 @@
 """The training loop: what happens when. Files, ranks and flags are other modules' business."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from utils import checkpoint
-from utils.checkpoint import Description, Progress
+from utils.checkpoint import Progress
 from utils.distributed import Process
-from utils.errors import TrainingError
-from utils.inference import Predictor, score_scans
+from utils.errors import Stopped, TrainingError
+from utils.inference import Example
+from utils.metrics import Scores
 from utils.precision import Precision
 from utils.run_folder import RunFolder
-from utils.score_tables import organ_table
+from utils.score_tables import organ_table, score_record
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Validate = Callable[[nn.Module], tuple[Scores, Example | None]]
 
 
 @dataclass(frozen=True)
@@ -31,115 +35,178 @@ class Plan:
         epochs: epochs in the whole run.
         validate_every: epochs from one validation to the next; the last epoch always has one.
         save: whether the weights are kept.
+        save_every: epochs from one save of the latest checkpoint to the next; the last epoch always has one.
         seed: seed of what is random in the network itself (dropout).
     """
 
     epochs: int
     validate_every: int
     save: bool
+    save_every: int
     seed: int
 
     def validates(self, epoch: int) -> bool:
         """Whether a validation follows when ``epoch`` epochs are done."""
         return epoch % self.validate_every == 0 or epoch == self.epochs
 
+    def saves(self, epoch: int) -> bool:
+        """Whether the latest checkpoint is saved when ``epoch`` epochs are done."""
+        return self.save and (epoch % self.save_every == 0 or epoch == self.epochs)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network and what a training step does to it.
+
+    Attributes:
+        network: as it is validated and saved.
+        wrapped: the same as it is trained, its gradients averaged over the processes.
+    """
+
+    network: nn.Module
+    wrapped: nn.Module
+    loss_function: Loss
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: torch.amp.GradScaler
+    precision: Precision
+
+    def step(self, image: Tensor, label: Tensor) -> tuple[float, float]:
+        """One step of the optimizer, unless the loss isn't finite.
+
+        Args:
+            image: (B, C, D, H, W).
+            label: (B, 1, D, H, W).
+
+        Returns:
+            The loss and the learning rate of the step.
+        """
+        with self.precision.autocast():
+            logits = self.wrapped(image)  # (B, classes, D, H, W)
+            loss = self.loss_function(logits.float(), label)
+        value, lr = loss.item(), float(self.scheduler.get_last_lr()[0])
+        if math.isfinite(value):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.scheduler.step()
+        return value, lr
+
 
 def run_training(
     progress: Progress,
     plan: Plan,
-    network: nn.Module,
-    description: Description,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-    loss_function: Loss,
+    learner: Learner,
     train_loader: DataLoader,
-    val_loader: DataLoader,
-    predictor: Predictor,
+    validate: Validate,
     process: Process,
     folder: RunFolder | None,
 ) -> None:
     """Train from where ``progress`` stands to the end of the plan.
 
     Args:
+        validate: scores a network on the validation scans of all processes, and shows the first of this one's.
         folder: where the main process records the run; None in the others.
 
     Raises:
-        TrainingError: when a loss isn't finite.
+        TrainingError: when a loss isn't finite, or the end of the run could not be saved.
+        Stopped: after a signal; the step that was under way has ended and everything is saved.
     """
-    wrapped = process.wrap(network)
-    while progress.epoch < plan.epochs:
-        # dropout, like the crops, is a function of seed and epoch, not of what happened before
-        torch.manual_seed(plan.seed + progress.epoch)
-        try:
-            training = train_epoch(
-                wrapped, train_loader, loss_function, optimizer, scheduler, scaler, predictor.precision, process,
-                progress.epoch, plan.epochs,
-            )  # fmt: skip
-        except TrainingError as stop:
-            good = folder.latest if folder is not None and folder.latest.exists() else "none"
-            raise TrainingError(f"{stop} Last good checkpoint: {good}. Try a lower --optim_lr, or --noamp.") from None
-        progress.epoch += 1
-        process.say(
-            f"epoch {progress.epoch}/{plan.epochs}: loss {training['loss']:.4f}, "
-            f"rate {training['lr']:.2e}, {training['seconds']:.1f} s"
-        )
-
-        scores, example = None, None
-        if plan.validates(progress.epoch):
-            scores, example = score_scans(network, val_loader, predictor, description.labels, process)
-            better = progress.note(scores.mean)
-            process.say(f"{organ_table(scores)}\n  best {progress.best_score:.4f} after epoch {progress.best_epoch}")
-        if folder is not None:
-            folder.record(progress.epoch, training, scores, example)
-            if plan.save and scores is not None:
-                if better:
-                    checkpoint.save(folder.best, description, network, progress)
-                state = checkpoint.resume_state(optimizer, scheduler, scaler, progress)
-                checkpoint.save(folder.latest, description, network, progress, state)
+    try:
+        with process.stop.deferred():
+            while progress.epoch < plan.epochs:
+                process.end_if_asked()
+                run_epoch(progress, plan, learner, train_loader, validate, process, folder)
+    except TrainingError as error:
+        good = folder.latest if folder is not None and folder.latest.exists() else "none"
+        raise TrainingError(f"{error} Last good checkpoint: {good}. Try a lower --optim_lr, or --noamp.") from None
+    except Stopped as stopped:
+        text = f"stopped by {signal.Signals(stopped.number).name} after {progress}; "
+        progress.unfinished.losses = process.means(progress.unfinished.losses)
+        if folder is not None and not plan.save:
+            text += "nothing was kept, since --save_checkpoint is off"
+        elif folder is not None and folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress):
+            text += f"{folder.latest} has it all: launch the same command with --resume to go on"
+        elif folder is not None:
+            text += "that could not be saved, and --resume will go on from the checkpoint before"
+        process.wait_for_all()
+        raise Stopped(stopped.number, text if process.is_main else "") from None
+    if folder is not None:
+        folder.require_saved()
 
 
-def train_epoch(
-    network: nn.Module,
-    loader: DataLoader,
-    loss_function: Loss,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-    precision: Precision,
+def run_epoch(
+    progress: Progress,
+    plan: Plan,
+    learner: Learner,
+    train_loader: DataLoader,
+    validate: Validate,
     process: Process,
-    epoch: int,
-    epochs: int,
-) -> dict[str, float]:
-    """One pass over the training scans.
+    folder: RunFolder | None,
+) -> None:
+    """What is left of an epoch, its validation where the plan has one, and the record of both."""
+    train_epoch(progress, plan, learner, train_loader, process)
+    epoch, done = progress.epoch + 1, progress.unfinished
+    loss = process.means([sum(done.losses) / len(done.losses)])[0]
+    line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": done.lr, "seconds": done.seconds}
+    process.say(f"epoch {epoch}/{plan.epochs}: loss {loss:.4f}, rate {done.lr:.2e}, {done.seconds:.1f} s")
 
-    Returns:
-        ``loss`` (mean over the steps and processes), ``lr`` (of the last step) and ``seconds``.
+    scores, example = None, None
+    if plan.validates(epoch):
+        with process.ending_within(learner.network):
+            scores, example = validate(learner.network)
+        line["dice"] = score_record(scores)
+    progress.finish_epoch(line, None if scores is None else scores.mean)
+    if scores is not None:
+        kept = progress.improves(scores.mean) and (
+            folder is None or not plan.save or folder.save_best(learner.network, progress)
+        )
+        if kept:
+            progress.best_score, progress.best_epoch = scores.mean, epoch
+        process.say(f"{organ_table(scores)}\n  best {_score(progress.best_score)} after epoch {progress.best_epoch}")
+    if folder is not None:
+        folder.record(progress, example)
+        if plan.saves(epoch):
+            folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress)
+
+
+def train_epoch(progress: Progress, plan: Plan, learner: Learner, loader: DataLoader, process: Process) -> None:
+    """What is left of a pass over the training scans, noted in ``progress`` step by step.
 
     Raises:
         TrainingError: when a loss isn't finite, with the epoch and the scans of the batch.
+        Stopped: after the step in which a signal came.
     """
-    network.train()
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    learner.wrapped.train()
+    done = progress.unfinished
+    loader.sampler.go_to(progress.epoch, done.scans)  # type: ignore[attr-defined]
+    scans_in_step = loader.batch_size * process.world_size  # type: ignore[operator]
+    scans_in_epoch = len(loader.sampler) * process.world_size  # type: ignore[arg-type]
     start = time.perf_counter()
-    total = torch.zeros((), device=process.device)
-    bar = process.bar(loader, f"epoch {epoch + 1}/{epochs}")
+    bar = process.bar(loader, f"epoch {progress.epoch + 1}/{plan.epochs}")
     for batch in bar:
+        # dropout, like the crops, is a function of the seed and the step, not of what happened before
+        torch.manual_seed(_step_seed(plan.seed, progress.epoch, done.scans, process.rank))
         image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
         label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
-        with precision.autocast():
-            logits = network(image)  # (B, classes, D, H, W)
-            loss = loss_function(logits.float(), label)
-        value = loss.item()
-        if not math.isfinite(value):
+        loss, lr = learner.step(image, label)
+        if not math.isfinite(loss):
             scans = ", ".join(dict.fromkeys(batch["name"]))
-            raise TrainingError(f"the loss is {value} in epoch {epoch + 1}, in the batch of {scans}.")
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        lr = scheduler.get_last_lr()[0]
-        scheduler.step()
-        total += value
-        bar.set_postfix(loss=f"{value:.4f}", lr=f"{lr:.1e}")
-    return {"loss": process.mean(total / len(loader)), "lr": float(lr), "seconds": time.perf_counter() - start}
+            raise TrainingError(f"the loss is {loss} in epoch {progress.epoch + 1}, in the batch of {scans}.")
+        now = time.perf_counter()
+        done.scans = min(done.scans + scans_in_step, scans_in_epoch)
+        done.losses.append(loss)
+        done.lr = lr
+        done.seconds += now - start
+        start = now
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
+        process.end_if_asked()
+
+
+def _score(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _step_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -67,6 +67,7 @@ class UNETR(nn.Module):
         )
         self.img_size = size
         self.grid = tuple(voxels // PATCH_SIZE for voxels in size)
+        self.skip_layers = SKIP_LAYERS  # torch.jit.script reads attributes, not constants of the module
 
         self.vit = ViT(
             in_channels=in_channels,
@@ -131,11 +132,11 @@ class UNETR(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size)."""
         tokens, hidden_states = self.vit(volume)
-        shallow, middle, deep = (hidden_states[layer] for layer in SKIP_LAYERS)
+        shallow, middle, deep = self.skip_layers
         skip1 = self.encoder1(volume)  # (B, F, D, H, W)
-        skip2 = self.encoder2(self._volume(shallow))  # (B, 2F, D / 2, H / 2, W / 2)
-        skip3 = self.encoder3(self._volume(middle))  # (B, 4F, D / 4, H / 4, W / 4)
-        skip4 = self.encoder4(self._volume(deep))  # (B, 8F, D / 8, H / 8, W / 8)
+        skip2 = self.encoder2(self._volume(hidden_states[shallow]))  # (B, 2F, D / 2, H / 2, W / 2)
+        skip3 = self.encoder3(self._volume(hidden_states[middle]))  # (B, 4F, D / 4, H / 4, W / 4)
+        skip4 = self.encoder4(self._volume(hidden_states[deep]))  # (B, 8F, D / 8, H / 8, W / 8)
         x = self.decoder5(self._volume(tokens), skip4)  # (B, 8F, D / 8, H / 8, W / 8)
         x = self.decoder4(x, skip3)  # (B, 4F, D / 4, H / 4, W / 4)
         x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)

@@ -28,9 +28,17 @@ def build_optimizer(
     return OPTIMIZERS[name](parameters, **options)
 
 
-def build_scheduler(name: str, optimizer: Optimizer, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """Build a schedule of :data:`SCHEDULES`, to be stepped after each step of the optimizer."""
+def build_scheduler(
+    name: str, optimizer: Optimizer, epochs: int, warmup_epochs: int, steps_per_epoch: int, steps_done: int = 0
+) -> LambdaLR:
+    """Build a schedule of :data:`SCHEDULES`, to be stepped after each step of the optimizer.
+
+    Args:
+        steps_done: steps of the optimizer before this; the schedule goes on after them.
+    """
     factor = partial(
         SCHEDULES[name], total_steps=epochs * steps_per_epoch, warmup_steps=warmup_epochs * steps_per_epoch
     )
-    return LambdaLR(optimizer, factor)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # LambdaLR wants it of one who goes on, and takes its first step at once
+    return LambdaLR(optimizer, factor, last_epoch=steps_done - 1)

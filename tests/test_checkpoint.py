@@ -38,7 +38,7 @@ DESCRIPTION = Description(
     labels=("background", "anterior", "posterior"),
     amp=True,
 )
-DATA = DataList(Path("dataset_0.json"), [], [], [], None)
+DATA = DataList(Path("dataset_0.json"), Path("data"), [], [], [], None)
 AS_FLAGS = (
     "--out_channels 3 --roi_x 16 --roi_y 16 --roi_z 32 --feature_size 2 --hidden_size 12 --mlp_dim 8 --num_heads 2"
 )
@@ -68,12 +68,13 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def test_the_best_score_is_the_highest_and_a_number_beats_none() -> None:
     progress = Progress()
-    noted = []
-    for epoch, score in enumerate([float("nan"), 0.3, float("nan"), 0.2, 0.4], start=1):
-        progress.epoch = epoch
-        noted.append(progress.note(score))
-    assert noted == [True, True, False, False, True]
-    assert (progress.best_score, progress.best_epoch, progress.score) == (0.4, 5, 0.4)
+    better = []
+    for score in [float("nan"), 0.3, float("nan"), 0.2, 0.4]:
+        better.append(progress.improves(score))
+        if better[-1]:
+            progress.best_score = score
+    assert better == [True, True, False, False, True]
+    assert progress.best_score == 0.4
 
 
 def test_a_checkpoint_describes_itself(saved: Path, network: UNETR) -> None:
@@ -130,26 +131,10 @@ def test_torchscript(network: UNETR, tmp_path: Path) -> None:
         load(path, AS_FLAGS)
 
 
-def test_tensors_that_do_not_fit_are_all_listed(network: UNETR, tmp_path: Path) -> None:
-    state = network.state_dict()
-    del state["vit.norm.weight"]
-    state["extra.weight"] = torch.zeros(1)
-    state["out.conv.conv.bias"] = torch.zeros(14)
-    path = tmp_path / "other.pt"
-    torch.save(state, path)
-    with pytest.raises(InputError) as error:
-        load(path, AS_FLAGS)
-    message = str(error.value)
-    assert "3 of its tensors don't fit" in message
-    assert "vit.norm.weight is missing" in message
-    assert "extra.weight is unknown" in message
-    assert "out.conv.conv.bias has shape (14,) instead of (3,)" in message
-
-
 def test_weights_with_residual_blocks_do_not_fit_a_network_without(network: UNETR, tmp_path: Path) -> None:
     path = tmp_path / "residual.pt"
     torch.save(network.state_dict(), path)
-    with pytest.raises(InputError, match=r"decoder2\.conv_block\.conv3\.conv\.weight is unknown"):
+    with pytest.raises(InputError, match=r"unknown: .*decoder2\.conv_block\.conv3\.conv\.weight"):
         load(path, f"{AS_FLAGS} --no-res_block")
 
 

@@ -34,7 +34,7 @@ def loader(phantoms: Path, **changes: Any) -> Any:
 
 
 def epoch(loader: Any, number: int) -> list[dict[str, Any]]:
-    loader.sampler.set_epoch(number)
+    loader.sampler.go_to(number, 0)
     return list(loader)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from networks import build_network
 from networks.unetr import UNETR
-from utils.checkpoint import load_weights
+from utils.weights import load_weights
 
 # what docs/golden_weights.md made with monai==0.7.0: weights, one input and its logits
 GOLDEN = {
@@ -33,8 +33,8 @@ def test_logits_are_those_of_monai_0_7_0(pos_embed: str) -> None:
     path = Path(__file__).parent / "data" / f"monai070_unetr_{pos_embed}.pt"
     golden = torch.load(path, weights_only=True)
     network = build_network("unetr", **GOLDEN, pos_embed=pos_embed).eval()
-    line = load_weights(network, golden, path)
-    assert line.endswith("4 that no forward pass reads left out")
+    transfer = load_weights(network, golden["state_dict"], "golden.pt")
+    assert transfer.line().endswith("4 that no forward pass reads left out")
     with torch.no_grad():
         torch.testing.assert_close(network(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
 

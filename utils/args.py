@@ -62,6 +62,15 @@ not_negative = _number(float, 0)
 probability = _number(float, 0, 1)
 
 
+def _flag_name(text: str) -> str:
+    """The name of a flag that :func:`recorded_flags` or the data list stands for, with dashes before it or without."""
+    name = text.lstrip("-")
+    names = [*recorded_flags(), "json_list"]
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(names)}, not {text!r}")
+    return name
+
+
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder that holds the scans")
@@ -117,6 +126,22 @@ def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--RandShiftIntensityd_prob", type=probability, default=0.1, help="shift by -0.1 … 0.1")
 
 
+def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimization")
+    group.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
+    group.add_argument("--batch_size", type=count, default=1, help="scans in a step, of each process")
+    group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
+    group.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
+    group.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
+    group.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
+    group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
+    group.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
+    group.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
+    group.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
+    group.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan at each use")
+    group.add_argument("--seed", type=whole, default=0, help="seed of all that is random")
+
+
 def _add_inference_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sliding windows")
     group.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to 1")
@@ -148,10 +173,9 @@ def train_parser() -> Parser:
     """The parser of ``main.py``."""
     parser = Parser(description="Train a network on the scans of a data list.")
     _add_data_flags(parser)
-    data = parser.add_argument_group("caching and cropping")
+    data = parser.add_argument_group("caching")
     data.add_argument("--cache_dir", help="keep preprocessed scans on disk between runs, in this folder")
     data.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory")
-    data.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan each time it is used")
     _add_preprocessing_flags(parser)
     _add_augmentation_flags(parser)
 
@@ -164,25 +188,31 @@ def train_parser() -> Parser:
     start = parser.add_argument_group("start")
     start.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
     start.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)")
+    start.add_argument(
+        "--adapt_weights", action="store_true", help="fit them to other classes, another window or other channels"
+    )
     start.add_argument("--checkpoint", help="continue the run that saved this file, epochs and optimizer included")
+    start.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run of this name where it stopped; begin it if there is none",
+    )
+    start.add_argument(
+        "--allow_change",
+        nargs="+",
+        default=[],
+        metavar="FLAG",
+        type=_flag_name,
+        help="flags of network, preprocessing and data (json_list) that may differ from the run that goes on",
+    )
 
-    optimization = parser.add_argument_group("optimization")
-    optimization.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
-    optimization.add_argument("--batch_size", type=count, default=1, help="scans in a step, of each process")
-    optimization.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
-    optimization.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
-    optimization.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
-    optimization.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
-    optimization.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
-    optimization.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
-    optimization.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
-    optimization.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
-    optimization.add_argument("--seed", type=whole, default=0, help="seed of all that is random")
+    _add_optimization_flags(parser)
 
     run = parser.add_argument_group("run")
     run.add_argument("--logdir", default="test", help="name of the run: its folder below runs/")
     run.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     run.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
+    run.add_argument("--save_every", type=count, default=10, help="epochs between saves of model_final.pt")
     run.add_argument("--val_every", type=count, default=100, help="epochs between validations; the last always is one")
     _add_inference_flags(parser)
 
@@ -222,8 +252,17 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     starts = [f"--{name}" for name in ("resume_ckpt", "resume_jit", "checkpoint") if getattr(args, name)]
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
-    if args.checkpoint and args.overwrite:
-        faults.append("--checkpoint continues a run and --overwrite deletes one; give one of them")
+    goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
+    if args.checkpoint and args.resume:
+        faults.append("--checkpoint and --resume exclude each other: the file, or the latest of the run's own")
+    if goes_on and args.overwrite:
+        faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
+    if args.resume and not args.save_checkpoint:
+        faults.append("--resume needs --save_checkpoint, without which a run leaves nothing to continue from")
+    if args.adapt_weights and not (args.resume_ckpt or args.resume_jit):
+        faults.append("--adapt_weights needs weights to adapt: --resume_ckpt or --resume_jit")
+    if args.allow_change and not goes_on:
+        faults.append("--allow_change is for a run that goes on: --checkpoint or --resume")
     if faults:
         parser.error("; ".join(faults))
     return args
@@ -289,6 +328,11 @@ def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, A
     flags |= {f"space_{axis}": value for axis, value in zip("xyz", settings.spacing, strict=True)}
     flags |= {f"roi_{axis}": value for axis, value in zip("xyz", settings.roi, strict=True)}
     return flags
+
+
+def training_flags() -> tuple[str, ...]:
+    """The flags that a run may change where it goes on, and that change what comes out of it."""
+    return (*_defaults(_add_augmentation_flags, _add_optimization_flags, _add_inference_flags), "noamp")
 
 
 def recorded_flags() -> dict[str, Any]:

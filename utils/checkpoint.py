@@ -1,4 +1,4 @@
-"""What a checkpoint holds; saving, restoring, and reading the weights of the published network.
+"""What a checkpoint holds; saving one, reading one, and starting or continuing a run from one.
 
 ``model.pt`` (the best) holds what inference needs, ``model_final.pt`` (the latest) also what resuming needs:
 
@@ -11,45 +11,64 @@
 ``state_dict``     the weights, under the published names
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None
-``versions``       of torch and MONAI
+``versions``       of torch, MONAI and this repository
 ``command``        the command line that made it
-``resume``         (latest only) optimizer, scheduler, scaler, best score and its epoch
+``resume``         (latest only) optimizer, scaler, :class:`Progress`, flags and data list
 =================  =============================================================================
+
+Schedule and random numbers are functions of the step, so that ``resume`` needs neither.
 """
 
 import argparse
+import json
 import math
 import pickle
-import re
 import shlex
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import monai
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar as numpy_scalar
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+import utils
 from networks import build_network
-from utils.args import as_flags, network_options, preprocessing, recorded_flags
+from utils.args import as_flags, network_options, preprocessing, recorded_flags, training_flags
 from utils.data_list import DataList
 from utils.errors import InputError, blame_flags
 from utils.files import replacing
 from utils.preprocessing import Preprocessing
+from utils.weights import load_weights, same_logits
 
-FORMAT = 1
-# what earlier networks saved and no forward pass reads; a block's third convolution is dead where the block keeps the
-# number of channels, which those of the decoder never do
-DEAD_TENSORS = re.compile(
-    r"vit\.patch_embedding\.cls_token"  # MONAI 0.7
-    r"|(encoder[23]\.blocks\.\d+\.1|encoder1\.layer)\.(conv|norm)3\..+"  # MONAI 0.7
-    r"|vit\.blocks\.\d+\.(norm_)?cross_attn\..+"  # MONAI 1.x
+FORMAT = 2
+# the scalars in which the repository of 2021 saved its best score; making them runs no code of the file
+NUMPY_SCALARS: list[Any] = [
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+]
+# flags of the network that its tensors' shapes don't show, or that adapting can't change
+FIXED_OPTIONS = (
+    "num_heads",
+    "pos_embed",
+    "norm_name",
+    "conv_block",
+    "res_block",
+    "feature_size",
+    "hidden_size",
+    "mlp_dim",
 )
+METADATA = "unetr.json"  # the file inside TorchScript that describes the network
 
 
 @dataclass(frozen=True)
@@ -66,29 +85,79 @@ class Description:
         """The network, with fresh weights."""
         return build_network(self.network, **self.options)
 
+    def content(self) -> dict[str, Any]:
+        """The part of a checkpoint that says this."""
+        return {
+            "format": FORMAT,
+            "network": {"name": self.network, "options": self.options},
+            "preprocessing": asdict(self.preprocessing),
+            "labels": list(self.labels),
+            "amp": self.amp,
+            "versions": {"torch": str(torch.__version__), "monai": str(monai.__version__), "unetr": utils.__version__},
+            "command": shlex.join(sys.argv),
+        }
+
+
+@dataclass
+class UnfinishedEpoch:
+    """The part of an epoch that is done.
+
+    Attributes:
+        scans: how many of its scans, over all processes.
+        losses: of its steps, the mean over all processes once saved.
+        lr: the last step's learning rate.
+        seconds: the time that it took.
+    """
+
+    scans: int = 0
+    losses: list[float] = field(default_factory=list)
+    lr: float = 0.0
+    seconds: float = 0.0
+
 
 @dataclass
 class Progress:
     """How far a run has come.
 
     Attributes:
-        epoch: epochs that are done.
+        epoch: epochs that are done, their validation included.
+        unfinished: what is done of the next one.
         score: mean Dice of the last validation, or None before the first.
-        best_score, best_epoch: the best validation's mean Dice, and after how many epochs it was.
+        best_score, best_epoch: the mean Dice of the best model that was kept, and after how many epochs it was.
+        history: the JSON lines of the epochs that are done.
     """
 
     epoch: int = 0
+    unfinished: UnfinishedEpoch = field(default_factory=UnfinishedEpoch)
     score: float | None = None
     best_score: float | None = None
     best_epoch: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, score: float) -> bool:
-        """Take note of a validation's mean Dice; whether it is the best so far. NaN is below every number."""
-        self.score = score
-        better = self.best_score is None or math.isnan(self.best_score) or score > self.best_score
-        if better:
-            self.best_score, self.best_epoch = score, self.epoch
-        return better
+    @property
+    def at_start(self) -> bool:
+        """Whether not even a step is done."""
+        return self.epoch == 0 and self.unfinished.scans == 0
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" + (
+            f" and {self.unfinished.scans} scans of the next" if self.unfinished.scans else ""
+        )
+
+    def finish_epoch(self, line: dict[str, Any], score: float | None) -> None:
+        """Add an epoch's JSON line to the history and turn to the next.
+
+        Args:
+            score: mean Dice of the epoch's validation, if it had one.
+        """
+        self.epoch += 1
+        self.unfinished = UnfinishedEpoch()
+        self.history.append(line)
+        self.score = self.score if score is None else score
+
+    def improves(self, score: float) -> bool:
+        """Whether a validation's mean Dice is the best so far. NaN is below every number."""
+        return self.best_score is None or math.isnan(self.best_score) or score > self.best_score
 
 
 def save(
@@ -97,39 +166,52 @@ def save(
     network: nn.Module,
     progress: Progress,
     resume: Mapping[str, Any] | None = None,
+    previous: Path | None = None,
 ) -> None:
-    """Write a checkpoint in one step: a reader sees the old file or the new one, never a part.
+    """Write a checkpoint in one step: whatever happens, ``path`` is the old file or the new one.
 
     Args:
         resume: from :func:`resume_state`, for a checkpoint that a run can continue from.
+        previous: gets the checkpoint that was at ``path``.
+
+    Raises:
+        WriteError: if it can't be written.
     """
     content = {
-        "format": FORMAT,
-        "network": {"name": description.network, "options": description.options},
-        "preprocessing": asdict(description.preprocessing),
-        "labels": list(description.labels),
-        "amp": description.amp,
+        **description.content(),
         "state_dict": {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
         "epoch": progress.epoch,
         "score": progress.score,
-        "versions": {"torch": str(torch.__version__), "monai": str(monai.__version__)},
-        "command": shlex.join(sys.argv),
     }
     if resume is not None:
         content["resume"] = resume
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    with replacing(path, previous) as temporary, open(temporary, "wb") as file:
+        save_tensors(content, file)
+
+
+def save_tensors(content: Any, file: Any) -> None:
+    """``torch.save``, with the disk's own error where there is no room, which torch hides behind one of its own."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint or of a bare state dict. No code in the file is run.
 
     Raises:
-        InputError: if there is no such file, or it holds something else.
+        InputError: if there is no such file, or it is damaged, or it holds something else.
     """
     _require_file(path)
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of TorchScript, which is named below
+        _require_whole(path)
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
+            torch.serialization.safe_globals(NUMPY_SCALARS),
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
         reason = "it is damaged, or no file of torch.save"
@@ -137,16 +219,20 @@ def read(path: Path) -> dict[str, Any]:
             reason = "it is TorchScript, which --resume_jit and --saved_checkpoint=torchscript read"
         elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
             reason = "it holds more than weights, which could be code and is not run; save its state_dict() alone"
+        elif path.stat().st_size == 0:
+            reason = "it is empty"
         raise InputError(f"{path}: can't be read as weights ({reason}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        if content.get("format", FORMAT) > FORMAT:
+            raise InputError(f"{path}: was made by a newer version of this program. Update it.")
         return dict(content)
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"state_dict": content}
     raise InputError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
 
 
-def read_torchscript(path: Path) -> dict[str, Any]:
-    """The weights of a TorchScript file, as :func:`read` gives them.
+def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """A TorchScript file's network, and what the file tells of it, as :func:`read` gives that of a checkpoint.
 
     TorchScript is code: load it from people you trust.
 
@@ -154,13 +240,16 @@ def read_torchscript(path: Path) -> dict[str, Any]:
         InputError: if there is no such file, or it isn't TorchScript.
     """
     _require_file(path)
+    files = {METADATA: ""}
     try:
-        module = torch.jit.load(str(path), map_location="cpu")
+        _require_whole(path)
+        module = torch.jit.load(str(path), map_location="cpu", _extra_files=files)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{path}: can't be read as TorchScript. --resume_ckpt and --saved_checkpoint=ckpt read state dicts."
         ) from error
-    return {"state_dict": module.state_dict()}
+    metadata = json.loads(files[METADATA]) if files[METADATA] else {}
+    return module, {**metadata, "state_dict": module.state_dict()}
 
 
 def _require_file(path: Path) -> None:
@@ -169,77 +258,125 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
 
 
+def _require_whole(path: Path) -> None:
+    """Compare the checksums that torch.save writes, since torch.load doesn't.
+
+    Raises:
+        ValueError: if one differs.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(str(error)) from error
+    if damaged is not None:
+        raise ValueError(f"{damaged} has another checksum")
+
+
 def describe(content: Mapping[str, Any]) -> Description | None:
     """What a checkpoint says of its network; None for bare weights, which say nothing."""
     if "network" not in content:
         return None
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content["preprocessing"].items()
-    }
-    network = content["network"]
     return Description(
-        network=network["name"],
-        options=dict(network["options"]),
-        preprocessing=Preprocessing(**fields),
+        network=content["network"]["name"],
+        options=_with_tuples(content["network"]["options"]),
+        preprocessing=Preprocessing(**_with_tuples(content["preprocessing"])),
         labels=tuple(content["labels"]),
         amp=content["amp"],
     )
 
 
-def load_weights(network: nn.Module, content: Mapping[str, Any], path: Path) -> str:
-    """Put the weights of a file into a network, each under its own name.
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
-    Returns:
-        A line that says how many were loaded, and how many dead ones were left out.
 
-    Raises:
-        InputError: if names or shapes don't fit; all that don't are listed.
+@dataclass
+class Start:
+    """Where a run starts from.
+
+    Attributes:
+        progress: how far it has come.
+        source: a text about where its weights are from.
+        notes: what differs from the flags that it ran with so far.
+        state: of optimizer and loss scaler, where it goes on; :meth:`restore` gives it away.
     """
-    given = {name.removeprefix("module."): tensor for name, tensor in content["state_dict"].items()}
-    wanted = network.state_dict()
-    dead = [name for name in given if name not in wanted and DEAD_TENSORS.fullmatch(name)]
-    for name in dead:
-        del given[name]
-    faults = [f"{name} is missing" for name in wanted if name not in given]
-    faults += [f"{name} is unknown" for name in given if name not in wanted]
-    faults += [
-        f"{name} has shape {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
-        for name, tensor in given.items()
-        if name in wanted and tensor.shape != wanted[name].shape
-    ]
-    if faults:
-        raise InputError(
-            f"{path}: {len(faults)} of its tensors don't fit the network that the flags describe.\n       "
-            + "\n       ".join(faults)
-        )
-    network.load_state_dict(given)
-    left_out = f", {len(dead)} that no forward pass reads left out" if dead else ""
-    return f"{path}: {len(given)} tensors loaded{left_out}"
+
+    progress: Progress
+    source: str
+    notes: list[str] = field(default_factory=list)
+    state: dict[str, Any] | None = None
+
+    def restore(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Put optimizer and loss scaler where the run that goes on had them; learning rate and such stay the flags'."""
+        if self.state is None:
+            return
+        given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(self.state["optimizer"])
+        for group, settings in zip(optimizer.param_groups, given, strict=True):
+            group.update(settings)
+        scaler.load_state_dict(self.state["scaler"])
+        self.state = None  # it is as large as the optimizer
 
 
-def load_start(
-    args: argparse.Namespace, description: Description, network: nn.Module
-) -> tuple[dict[str, Any] | None, str]:
+def start(
+    args: argparse.Namespace, path: Path | None, description: Description, data: DataList, network: nn.Module
+) -> Start:
     """Give a network the weights that a run starts from.
 
-    They are random, or of a file (``--resume_ckpt``, ``--resume_jit``), or those of a run that goes on
-    (``--checkpoint``).
+    They are random, or of a file (``--resume_ckpt``, ``--resume_jit``), or those of a run that goes on.
 
-    Returns:
-        What the run that goes on has saved, or None for a new run, and a line about where the weights are from.
+    Args:
+        path: the checkpoint of the run that goes on, or None for a new run.
 
     Raises:
-        InputError: if the file can't be read, or isn't of the network that the flags describe.
+        InputError: if the file can't be read, or isn't of the network, data and preprocessing that the flags describe.
     """
+    if path is not None:
+        return _continue(args, path, description, data, network)
     weights = Path(args.pretrained_dir) / args.pretrained_model_name
     if args.resume_ckpt:
-        return None, load_weights(network, read(weights), weights)
+        return Start(Progress(), _transfer(args, weights, read(weights), description, network))
     if args.resume_jit:
-        return None, load_weights(network, read_torchscript(weights), weights)
-    if args.checkpoint is None:
-        return None, "from random weights"
+        module, content = read_torchscript(weights)
+        source = _transfer(args, weights, content, description, network)
+        shape = (1, description.options["in_channels"], *description.options["img_size"])
+        if not args.adapt_weights and not same_logits(network, module, shape):
+            raise InputError(
+                f"{weights}: its network gives other logits than the one that the flags describe has with its weights. "
+                "Give the flags that it was made with, --num_heads among them."
+            )
+        return Start(Progress(), source)
+    return Start(Progress(), "from random weights")
 
-    path = Path(args.checkpoint)
+
+def _transfer(
+    args: argparse.Namespace, path: Path, content: Mapping[str, Any], description: Description, network: nn.Module
+) -> str:
+    """Start a new run from a file's weights; what was done to them, in words."""
+    recorded = describe(content)
+    if recorded is not None:
+        given = {name: description.options[name] for name in FIXED_OPTIONS}
+        refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
+    transfer = load_weights(
+        network,
+        content["state_dict"],
+        str(path),
+        kind=_kind(content),
+        img_size=recorded.options["img_size"] if recorded is not None else None,
+        adapt=args.adapt_weights,
+    )
+    return transfer.table() if args.adapt_weights else transfer.line()
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    return "state dict" if content.get("epoch") is None else f"checkpoint after epoch {content['epoch']}"
+
+
+def _continue(
+    args: argparse.Namespace, path: Path, description: Description, data: DataList, network: nn.Module
+) -> Start:
     content = read(path)
     recorded = describe(content)
     if recorded is None or "resume" not in content:
@@ -247,48 +384,82 @@ def load_start(
             f"{path}: holds weights alone, nothing to continue from. Give the run's model_final.pt, "
             "or start a new run from these weights with --resume_ckpt."
         )
+    if content["format"] < FORMAT:
+        raise InputError(
+            f"{path}: was made by an older version of this program, whose runs can't be continued. "
+            "Start a new run from its weights with --resume_ckpt."
+        )
+    state = content["resume"]
+    ours = {
+        "model_name": description.network,
+        "optim_name": args.optim_name,
+        **as_flags(description.options, description.preprocessing),
+    }
+    theirs = {
+        "model_name": recorded.network,
+        "optim_name": state["flags"]["optim_name"],
+        **as_flags(recorded.options, recorded.preprocessing),
+    }
     refuse_contradictions(
         path,
-        as_flags(description.options, description.preprocessing),
-        as_flags(recorded.options, recorded.preprocessing),
+        {name: value for name, value in ours.items() if name not in args.allow_change},
+        theirs,
+        "Give the flags of its run, or name those that change on purpose after --allow_change.",
     )
-    return content, f"{load_weights(network, content, path)}, going on after epoch {content['epoch']}"
+    if "json_list" not in args.allow_change:
+        _refuse_other_scans(path, data.files(), state["scans"])
+    transfer = load_weights(
+        network, content["state_dict"], str(path), kind=_kind(content), img_size=recorded.options["img_size"]
+    )
+    progress = Progress(**{**state["progress"], "unfinished": UnfinishedEpoch(**state["progress"]["unfinished"])})
+    notes = [
+        f"--{name} is {_flag_text(getattr(args, name))} from here on; it was {_flag_text(state['flags'][name])}"
+        for name in (*training_flags(), *args.allow_change)
+        if name in state["flags"] and getattr(args, name) != state["flags"][name]
+    ]
+    return Start(progress, f"{transfer.line()}, going on after {progress}", notes, state)
+
+
+def _refuse_other_scans(path: Path, ours: Mapping[str, list[list[str]]], theirs: Mapping[str, list[list[str]]]) -> None:
+    """Compare the training and validation scans with those of the run that goes on.
+
+    Raises:
+        InputError: if there are others, or they come in another order.
+    """
+    for part, files in theirs.items():
+        if ours[part] != files:
+            other = [scan for scan in files if scan not in ours[part]] + [
+                scan for scan in ours[part] if scan not in files
+            ]
+            what = f"{len(other)} differ, {other[0][0]} first" if other else "they came in another order"
+            raise InputError(
+                f"{path}: its run had other {part} scans ({what}). Give its --data_dir, --json_list and --fold, "
+                "or --allow_change json_list to go on with these."
+            )
 
 
 def resume_state(
-    optimizer: Optimizer, scheduler: LRScheduler, scaler: torch.amp.GradScaler, progress: Progress
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Progress,
+    flags: Mapping[str, Any],
+    scans: Mapping[str, list[list[str]]],
 ) -> dict[str, Any]:
-    """What :func:`resume` needs beside the weights."""
+    """What continuing a run needs beside the weights."""
     return {
         "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
         "scaler": scaler.state_dict(),
-        "best_score": progress.best_score,
-        "best_epoch": progress.best_epoch,
+        "progress": asdict(progress),
+        "flags": dict(flags),
+        "scans": dict(scans),
     }
-
-
-def resume(
-    content: Mapping[str, Any] | None,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    scaler: torch.amp.GradScaler,
-) -> Progress:
-    """Put optimizer, schedule and scaler where the run that goes on had them; a new run (None) is at its beginning."""
-    if content is None:
-        return Progress()
-    state = content["resume"]
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    scaler.load_state_dict(state["scaler"])
-    return Progress(content["epoch"], content["score"], state["best_score"], state["best_epoch"])
 
 
 def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:
     """The network of a weights file, ready to predict.
 
     A checkpoint describes itself, and a flag that says otherwise is an error. Bare weights are described by the
-    flags, with their defaults, and by the data list's label names.
+    flags, with their defaults, and by the data list's label names. TorchScript is its own network, in float32.
 
     Returns:
         The network, its description, and a line about where the weights are from.
@@ -296,7 +467,8 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     Raises:
         InputError: if the file can't be read, or isn't what flags or data list say.
     """
-    content = read_torchscript(path) if args.saved_checkpoint == "torchscript" else read(path)
+    torchscript = args.saved_checkpoint == "torchscript"
+    module, content = read_torchscript(path) if torchscript else (None, read(path))
     given = {name: value for name in recorded_flags() if (value := getattr(args, name)) is not None}
     description = describe(content)
     if description is None:
@@ -309,14 +481,46 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
             amp=True,
         )
     else:
-        refuse_contradictions(path, given, as_flags(description.options, description.preprocessing))
+        refuse_contradictions(
+            path,
+            given,
+            as_flags(description.options, description.preprocessing),
+            "Leave these flags out, or give the weights that they describe.",
+        )
         data.label_names(len(description.labels))
+    if module is not None:
+        _require_shapes(module, description, path)
+        return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32"
     with blame_flags():
         network = description.build()
-    return network, description, load_weights(network, content, path)
+    return network, description, load_weights(network, content["state_dict"], str(path), kind=_kind(content)).line()
 
 
-def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+def _require_shapes(module: nn.Module, description: Description, path: Path) -> None:
+    """Let a network of unknown making predict one window.
+
+    Raises:
+        InputError: if it can't, or has another number of classes.
+    """
+    window = torch.zeros(1, description.options["in_channels"], *description.preprocessing.roi)
+    expected = (1, len(description.labels), *description.preprocessing.roi)
+    try:
+        with torch.inference_mode():
+            found = tuple(module.eval()(window).shape)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"{path}: can't predict a window of {tuple(window.shape)} ({reason}). "
+            "Give the --in_channels, --roi_x, --roi_y and --roi_z that it was made for."
+        ) from error
+    if found != expected:
+        raise InputError(
+            f"{path}: gives {found} for a window of {tuple(window.shape)}, not {expected}. "
+            "Give the --out_channels that it was made for."
+        )
+
+
+def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mapping[str, Any], remedy: str) -> None:
     """Compare flags with what a checkpoint records.
 
     Raises:
@@ -328,7 +532,7 @@ def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mappin
         if name in recorded and value != recorded[name]
     ]
     if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}. Leave these flags out, or give the weights that they describe.")
+        raise InputError(f"{path}: {'; '.join(faults)}. {remedy}")
 
 
 def _flag_text(value: Any) -> str:

@@ -33,11 +33,13 @@ class DataList:
 
     Attributes:
         path: the JSON file.
+        folder: what its files lie below, absolute.
         training, validation, test: its scans.
         labels: names of the values 0, 1, …, or None where the list doesn't name them.
     """
 
     path: Path
+    folder: Path
     training: list[Scan]
     validation: list[Scan]
     test: list[Scan]
@@ -71,6 +73,13 @@ class DataList:
                 f"{without[0]} first. Add their labels, or give another --split."
             )
         return scans
+
+    def files(self) -> dict[str, list[list[str]]]:
+        """The files of the scans that train and validate, below the folder, in the list's order."""
+        return {
+            part: [[os.path.relpath(path, self.folder) for path in (*scan.image, scan.label) if path] for scan in scans]
+            for part, scans in (("training", self.training), ("validation", self.validation))
+        }
 
     def label_names(self, out_channels: int) -> tuple[str, ...]:
         """Names of the ``out_channels`` classes.
@@ -159,7 +168,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
     named = _distinct_names(parts, folder)
-    return DataList(path, named["training"], named["validation"], named["test"], labels)
+    return DataList(path, folder, named["training"], named["validation"], named["test"], labels)
 
 
 def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, list[Scan]]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import monai
@@ -96,8 +97,15 @@ class CroppedScans(Dataset):
 class EpochSampler(DistributedSampler):
     """The scans of an epoch in an order that the seed and the epoch determine, each as (epoch, index)."""
 
+    done = 0  # this process's scans of the epoch that are done already
+
+    def go_to(self, epoch: int, scans: int) -> None:
+        """Begin with what is left of ``epoch`` when all processes together have done ``scans`` of it."""
+        self.set_epoch(epoch)
+        self.done = scans // self.num_replicas
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())
+        return ((self.epoch, index) for index in islice(super().__iter__(), self.done, None))
 
 
 def training_loader(
@@ -219,6 +227,7 @@ def _loader(dataset: Any, process: Process, workers: int, **options: Any) -> Dat
         persistent_workers=count > 0,
         pin_memory=process.device.type == "cuda",
         collate_fn=list_data_collate,
+        worker_init_fn=process.stop.leave_to_parent,
         generator=torch.Generator(),  # its own, so that loading leaves the network's random numbers alone
         **options,
     )

@@ -2,17 +2,19 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from utils.errors import InputError, one_line_errors
+from utils.stop_request import StopRequest, forwarded_to
 
 T = TypeVar("T")
 
@@ -25,11 +27,13 @@ class Process:
         device: where its network lives.
         rank: its number among all processes of all machines.
         world_size: how many there are.
+        stop: whether a signal asks it to end.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    stop: StopRequest = field(default_factory=StopRequest, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -69,12 +73,33 @@ class Process:
         longest = max(len(part) for part in parts)
         return [part[place] for place in range(longest) for part in parts if place < len(part)]
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a number over all processes."""
+    def means(self, values: Sequence[float]) -> list[float]:
+        """The means of some numbers over all processes."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return (total / self.world_size).tolist()
+
+    def end_if_asked(self) -> None:
+        """End all processes together where one of them was asked to.
+
+        Raises:
+            Stopped: if so.
+        """
+        number = torch.tensor(self.stop.number, device=self.device)
         if self.world_size > 1:
-            value = value.detach().clone()
-            dist.all_reduce(value)
-        return float(value) / self.world_size
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+        self.stop.raise_if_asked(int(number))
+
+    def ending_within(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Let a process that is alone end before a forward pass; several end together, where they meet next."""
+        return self.stop.ending_before_each_forward(network) if self.world_size == 1 else nullcontext()
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Do ``work`` in the main process alone and give every process its result."""
@@ -111,13 +136,18 @@ def launch(work: Callable[[Process, argparse.Namespace], None], args: argparse.N
     """Run ``work`` in this process; with ``--distributed`` as torchrun says, else once on each GPU of this machine."""
     gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
     if args.distributed and "RANK" not in os.environ and max(gpus, 1) * args.world_size > 1:
+        group = torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1), join=False)
         try:
-            torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1))
+            with forwarded_to(group.pids()):
+                while not group.join():
+                    pass
         except torch.multiprocessing.ProcessExitedException as error:
             raise SystemExit(error.exit_code) from None  # the process itself has said why
         return
     if not (args.distributed and "RANK" in os.environ):
-        work(Process(choose_device(args.device)), args)
+        stop = StopRequest()
+        with stop.listening():
+            work(Process(choose_device(args.device), stop=stop), args)
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     _work_in_group(work, args, local_rank, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://")
@@ -145,7 +175,9 @@ def _work_in_group(
         torch.cuda.set_device(device)
         backend = args.dist_backend
     dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
+    stop = StopRequest()
     try:
-        work(Process(device, rank, world_size), args)
+        with stop.listening():
+            work(Process(device, rank, world_size, stop), args)
     finally:
         dist.destroy_process_group()

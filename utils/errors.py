@@ -1,5 +1,6 @@
 """Errors that a person can mend, told in words and without a traceback."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,23 @@ class TrainingError(RuntimeError):
     """A run can't go on. The message says where it stopped and what is left of it."""
 
 
+class WriteError(OSError):
+    """A file can't be written, as on a full disk. The message names it and the reason."""
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end. Like KeyboardInterrupt no ``except Exception`` may catch it.
+
+    Args:
+        number: the signal.
+        message: what to tell; by default the signal's name.
+    """
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}" if message is None else message)
+        self.number = number
+
+
 @contextmanager
 def blame_flags() -> Iterator[None]:
     """Turn a ``ValueError`` of something built straight from flags into an :class:`InputError`."""
@@ -24,17 +42,22 @@ def blame_flags() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with status 1 and the message alone where a person can mend what is wrong.
+    """End the program with one line where a person can mend what is wrong, or asked it to end.
 
-    Anything else keeps its traceback: it is our fault, and the traceback finds it.
+    The status is 1, or 128 + the signal. Anything else keeps its traceback: it is our fault, and the traceback finds
+    it.
     """
     try:
         yield
-    except (InputError, TrainingError) as error:
+    except (InputError, TrainingError, WriteError) as error:
         # a loader's worker process wraps the message into its own traceback
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None
+    except Stopped as stopped:
+        if str(stopped):
+            print(stopped, file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + signal.SIGINT) from None

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a program killed halfway, never leaves a part of one."""
+"""Writing files so that neither a crash nor a full disk leaves a part of one, or takes away the one before."""
 
 import json
 import os
@@ -8,21 +8,77 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from utils.errors import InputError
+from utils.errors import InputError, WriteError
+
+UNFINISHED = ".part"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``; what was written there takes the place of ``path`` in one step at the end."""
-    temporary = path.with_name(f"{path.name}.part")
-    yield temporary
-    os.replace(temporary, path)
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """A temporary name beside ``path``; what was written there takes the place of ``path`` in one step at the end.
+
+    It does so when it is safe on the disk, so that whatever happens ``path`` is the old file or the new one.
+
+    Args:
+        previous: gets the file that was at ``path``.
+
+    Raises:
+        WriteError: if the disk is full or otherwise refuses; ``path`` and ``previous`` are then as they were.
+    """
+    temporary = path.with_name(path.name + UNFINISHED)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        if previous is not None and path.exists():
+            _rename_beside(path, previous)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)  # the folder's entry is a write of its own
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WriteError(f"{path}: can't be written ({error.strerror or error})") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_beside(path: Path, other: Path) -> None:
+    """Let ``other`` be the file at ``path``, which keeps its own name too where the file system can do that."""
+    link = other.with_name(other.name + UNFINISHED)
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, other)
+        return
+    os.replace(link, other)
+    link.unlink(missing_ok=True)  # where both are one file already, os.replace leaves both names
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write a JSON file in one step.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def writable_folder(path: Path, flag: str) -> Path:

@@ -3,56 +3,77 @@
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from torch import nn
+from torch.optim import Optimizer
 
-from utils.checkpoint import Description
-from utils.errors import InputError
-from utils.files import writable_folder, write_json
+from utils import checkpoint
+from utils.checkpoint import Description, Progress
+from utils.errors import InputError, TrainingError, WriteError
+from utils.event_file import EventFile
+from utils.files import UNFINISHED, writable_folder, write_json, write_text
 from utils.inference import Example
-from utils.metrics import Scores
 from utils.pictures import curves, overlay, pixels, save_picture
-from utils.score_tables import score_record
 
 RUNS = Path("runs")
+BEST = "model.pt"
+LATEST = "model_final.pt"
+BEFORE_LATEST = "model_previous.pt"
+SET_ASIDE = "damaged"
 OWN_FILES = (
-    "model.pt",
-    "model_final.pt",
+    BEST,
+    LATEST,
+    BEFORE_LATEST,
     "args.json",
     "metrics.jsonl",
     "progress.png",
     "validation.png",
     "events.out.tfevents.*",
+    f"*{UNFINISHED}",
 )
 
 
 class RunFolder:
-    """The folder of a run: its JSON lines, TensorBoard events, pictures and the places of its checkpoints.
+    """The folder of a run: its JSON lines, TensorBoard events, pictures and checkpoints.
+
+    What can't be written, as on a full disk, is said and doesn't stop the run.
 
     Args:
         path: the folder, from :func:`claim_folder`.
-        description: the network, for the names and proportions in the pictures.
-        flags: what ``args.json`` keeps.
-        first_epoch: epochs that are done already; what the folder tells of later ones is forgotten.
+        description: the network, for checkpoints and pictures.
+        flags: what ``args.json`` and the checkpoints keep.
+        scans: the files that train and validate, which the checkpoints keep too.
+        progress: how far the run has come; what the folder tells of later epochs is forgotten.
+
+    Attributes:
+        unsaved: by file, why the last try to write it failed.
     """
 
-    def __init__(self, path: Path, description: Description, flags: Mapping[str, Any], first_epoch: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        description: Description,
+        flags: Mapping[str, Any],
+        scans: Mapping[str, list[list[str]]],
+        progress: Progress,
+    ) -> None:
         self.path = path
         self.description = description
-        self.metrics = path / "metrics.jsonl"
-        self.records: list[dict[str, Any]] = []
-        if first_epoch and self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            self.records = [record for line in lines if (record := json.loads(line))["epoch"] <= first_epoch]
-        else:
+        self.flags = flags
+        self.scans = scans
+        self.unsaved: dict[Path, str] = {}
+        if progress.at_start:
             for file in _own_files(path):
                 os.remove(file)
+        if not self.best.exists():
+            progress.best_score = progress.best_epoch = None  # the next validation leaves the best model here
+        there_already = progress.epoch if any(path.glob("events.out.tfevents.*")) else 0
+        self.events = EventFile(path, there_already)
         write_json(path / "args.json", flags)
-        self.metrics.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-        self.events = SummaryWriter(str(path), purge_step=first_epoch + 1)
+        write_text(path / "metrics.jsonl", _json_lines(progress))
 
     def __enter__(self) -> Self:
         return self
@@ -63,38 +84,57 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """The checkpoint of the best validation."""
-        return self.path / "model.pt"
+        return self.path / BEST
 
     @property
     def latest(self) -> Path:
         """The checkpoint that a run continues from."""
-        return self.path / "model_final.pt"
+        return self.path / LATEST
 
-    def record(self, epoch: int, training: Mapping[str, float], scores: Scores | None, example: Example | None) -> None:
-        """Add an epoch's JSON line and TensorBoard curves, and redraw the pictures where it was validated.
-
-        Args:
-            epoch: epochs that are done, this one included.
-            training: ``loss``, ``lr`` and ``seconds``.
-        """
-        line: dict[str, Any] = {"epoch": epoch, **training}
-        for name, value in training.items():
-            self.events.add_scalar(f"train/{name}", value, epoch)
-        if scores is not None:
-            line["dice"] = score_record(scores)
-            for organ, value in {"mean": scores.mean, **line["dice"]["organs"]}.items():
-                if value is not None:
-                    self.events.add_scalar(f"validation_dice/{organ.replace(' ', '_')}", value, epoch)
-        self.records.append(line)
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if scores is not None:
-            save_picture(curves(self.records), self.path / "progress.png")
+    def record(self, progress: Progress, example: Example | None) -> None:
+        """Add the epoch that ended to JSON lines and TensorBoard, and redraw the pictures where it was validated."""
+        metrics, drawing, picture = (self.path / name for name in ("metrics.jsonl", "progress.png", "validation.png"))
+        self._try(metrics, lambda: write_text(metrics, _json_lines(progress)))
+        if "dice" in progress.history[-1]:
+            self._try(drawing, lambda: save_picture(curves(progress.history), drawing))
+        figure = None
         if example is not None:
             figure = overlay(example, self.description.labels, self.description.preprocessing.spacing)
-            save_picture(figure, self.path / "validation.png")
-            self.events.add_image("validation/label_and_prediction", pixels(figure), epoch, dataformats="HWC")
-        self.events.flush()
+            self._try(picture, lambda: save_picture(figure, picture))
+        image = None if figure is None else pixels(figure)
+        self._try(self.path, lambda: self.events.plot(progress.history, image))
+
+    def save_best(self, network: nn.Module, progress: Progress) -> bool:
+        """Keep the weights in ``model.pt``; whether that succeeded."""
+        return self._try(self.best, lambda: checkpoint.save(self.best, self.description, network, progress))
+
+    def save_latest(self, network: nn.Module, optimizer: Optimizer, scaler: Any, progress: Progress) -> bool:
+        """Keep all that continuing needs in ``model_final.pt``; whether that succeeded."""
+        state = checkpoint.resume_state(optimizer, scaler, progress, self.flags, self.scans)
+        before = self.path / BEFORE_LATEST
+        return self._try(
+            self.latest, lambda: checkpoint.save(self.latest, self.description, network, progress, state, before)
+        )
+
+    def require_saved(self) -> None:
+        """Check that the last try to write each file succeeded.
+
+        Raises:
+            TrainingError: listing those that couldn't be written.
+        """
+        if self.unsaved:
+            faults = "; ".join(self.unsaved.values())
+            raise TrainingError(f"the run has ended, but {faults}. Make room, and launch it again with --resume.")
+
+    def _try(self, path: Path, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except WriteError as error:
+            self.unsaved[path] = str(error)
+            print(f"not saved: {error}; the run goes on, and what was there is kept", flush=True)
+            return False
+        self.unsaved.pop(path, None)
+        return True
 
 
 def claim_folder(args: argparse.Namespace) -> Path:
@@ -105,12 +145,51 @@ def claim_folder(args: argparse.Namespace) -> Path:
     """
     path = writable_folder(RUNS / args.logdir, f"--logdir {args.logdir}")
     continued = args.checkpoint is not None and Path(args.checkpoint).resolve().parent == path.resolve()
-    if _own_files(path) and not (args.overwrite or continued):
+    if _own_files(path) and not (args.overwrite or args.resume or continued):
         raise InputError(
             f"--logdir {args.logdir}: {path} holds a run already. Give another name, --overwrite to replace it, "
-            f"or --checkpoint {path / 'model_final.pt'} to continue it."
+            "or --resume to continue it."
         )
     return path
+
+
+def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from: ``--checkpoint``, or with ``--resume`` the latest good one in its folder.
+
+    Checkpoints that can't be read are moved to ``damaged/``, and where none can be read, with them all that the run
+    has left, so that a run that begins anew deletes nothing of it.
+    """
+    if args.checkpoint is not None:
+        return Path(args.checkpoint)
+    if not args.resume:
+        return None
+    found = None
+    for path in (folder / LATEST, folder / BEFORE_LATEST):
+        if not path.is_file():
+            continue
+        try:
+            checkpoint.read(path)
+        except InputError as error:
+            print(f"damaged, moved to {_set_aside(path)}: {error}", flush=True)
+            continue
+        found = path
+        break
+    if found is None and (folder / SET_ASIDE).is_dir():
+        for file in _own_files(folder):
+            _set_aside(file)
+    print(f"{folder}: {'begins anew' if found is None else f'goes on from {found}'}", flush=True)
+    return found
+
+
+def _set_aside(file: Path) -> Path:
+    place = file.parent / SET_ASIDE / file.name
+    place.parent.mkdir(exist_ok=True)
+    os.replace(file, place)
+    return place
+
+
+def _json_lines(progress: Progress) -> str:
+    return "".join(json.dumps(line) + "\n" for line in progress.history)
 
 
 def _own_files(path: Path) -> list[Path]:

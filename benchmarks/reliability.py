@@ -1,0 +1,279 @@
+"""Disturb training runs at random moments and compare what they end with: ``python -m benchmarks.reliability``.
+
+Each run is a tiny network on phantoms, launched again and again with ``--resume`` until it is done. It is killed
+(``kill -9``), asked to stop (SIGTERM), or meets a file size limit, which fails a write as a full disk does. What it
+ends with has to be identical with what an undisturbed run of the same seed leaves.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main as training_program
+from utils.args import Parser, count
+from utils.checkpoint import read
+from utils.phantom import write_phantoms
+
+EPOCHS = 24
+FLAGS = [
+    *("--space_x=12", "--space_y=12", "--space_z=14", "--roi_x=16", "--roi_y=16", "--roi_z=16"),
+    *("--hidden_size=12", "--mlp_dim=12", "--num_heads=2", "--feature_size=2", "--dropout_rate=0.1"),
+    *(
+        "--optim_lr=1e-2",
+        "--warmup_epochs=2",
+        f"--max_epochs={EPOCHS}",
+        "--val_every=6",
+        "--save_every=2",
+        "--crops_per_scan=1",
+    ),
+    *("--device=cpu", "--noamp", "--save_checkpoint", "--resume"),
+]
+TOO_LONG = 120  # seconds for a run that takes a few
+# a server that has imported everything forks the runs, each of which would otherwise spend seconds on imports
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["main"])
+
+
+@dataclass
+class Outcome:
+    """How the runs that were disturbed in one way fared.
+
+    Attributes:
+        disturbances: how often they were.
+        within_epochs: how often that left a checkpoint in the middle of an epoch.
+        lost: checkpoints that were there and can't be read any more, or are older than ``--save_every`` epochs.
+        runs: how many runs came to their end.
+        faults: what differs from the undisturbed run, or went otherwise than it should.
+    """
+
+    disturbances: int = 0
+    within_epochs: int = 0
+    lost: int = 0
+    runs: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Laboratory:
+    """Runs of one command on the same phantoms.
+
+    Args:
+        folder: where the runs lie.
+        data: phantoms, as :func:`utils.phantom.write_phantoms` leaves them.
+    """
+
+    def __init__(self, folder: Path, data: Path, seed: int = 0) -> None:
+        self.folder = folder
+        self.data = data
+        self.random = random.Random(seed)
+        start = time.monotonic()
+        assert self.finish(self.launch("undisturbed")) == 0, self.log("undisturbed")
+        self.seconds = time.monotonic() - start
+        self.whole = self.run_folder("undisturbed")
+
+    def run_folder(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / "runs" / name
+
+    def log(self, name: str) -> str:
+        """What all launches of a run printed."""
+        path = self.folder / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def launch(self, name: str, file_size: int | None = None) -> ForkServerProcess:
+        """Launch the command of a run, with a limit on the size of files in bytes."""
+        workers = self.random.choice((0, 0, 0, 1, 2))  # most without, since starting them takes long
+        argv = [*FLAGS, f"--data_dir={self.data}", f"--logdir={name}", f"--workers={workers}"]
+        process = CONTEXT.Process(target=_train, args=(argv, self.folder, name, file_size))
+        process.start()
+        return process
+
+    @staticmethod
+    def finish(process: ForkServerProcess) -> int:
+        """Wait for the end of a launch; its exit status, negative for a signal that killed it."""
+        process.join(TOO_LONG)
+        if process.exitcode is None:
+            process.kill()
+            raise RuntimeError(f"a launch did not end within {TOO_LONG} s")
+        return process.exitcode
+
+    def disturb(self, name: str, number: int) -> int:
+        """Launch a run and send it a signal at a random moment; its exit status."""
+        process = self.launch(name)
+        time.sleep(self.random.uniform(0, 0.25 * self.seconds))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, number)
+        return self.finish(process)
+
+    def repeat(self, what: str, times: int, disturb: Callable[[str, Outcome], bool]) -> Outcome:
+        """Disturb runs until that has been done ``times`` times and each of them is done.
+
+        Args:
+            disturb: launches the run of that name once, notes what came of it, and tells whether it is done.
+        """
+        outcome = Outcome()
+        while outcome.disturbances < times:
+            name = f"{what}{outcome.runs}"
+            done = False
+            while not done and outcome.disturbances < times:
+                done = disturb(name, outcome)
+            if not done:
+                status = self.finish(self.launch(name))
+                if status != 0:
+                    outcome.faults.append(f"{name} ended with status {status}:\n{self.log(name)}")
+            outcome.runs += 1
+            outcome.faults += [f"{name}: {fault}" for fault in differences(self.whole, self.run_folder(name))]
+        return outcome
+
+    def signals(self, number: int, times: int) -> Outcome:
+        """Send runs a signal ``times`` times."""
+        expected = -number if number == signal.SIGKILL else 128 + number
+
+        def disturb(name: str, outcome: Outcome) -> bool:
+            saved = (self.run_folder(name) / "model_final.pt").exists()
+            said = self.log(name)
+            status = self.disturb(name, number)
+            if status == 0:
+                return True
+            outcome.disturbances += 1
+            before_its_first_line = status == -number and self.log(name) == said
+            if status != expected and not before_its_first_line:
+                outcome.faults.append(f"{name} ended with status {status}:\n{self.log(name)}")
+            self._look_at_checkpoint(name, saved, outcome)
+            return False
+
+        return self.repeat(signal.Signals(number).name, times, disturb)
+
+    def full_disks(self, times: int) -> Outcome:
+        """Let runs meet a file size limit ``times`` times, each time after they have come further without one."""
+        size = (self.whole / "model_final.pt").stat().st_size
+
+        def disturb(name: str, outcome: Outcome) -> bool:
+            if self.disturb(name, signal.SIGTERM) == 0:
+                return True
+            latest = self.run_folder(name) / "model_final.pt"
+            before = latest.read_bytes() if latest.exists() else None
+            status = self.finish(self.launch(name, file_size=self.random.randrange(size // 100, size)))
+            outcome.disturbances += 1
+            if status != 1 or "not saved: " not in self.log(name):
+                outcome.faults.append(f"{name} ended with status {status} on a full disk:\n{self.log(name)}")
+            self._look_at_checkpoint(name, before is not None, outcome, full=True)
+            if before is not None and latest.read_bytes() != before:
+                outcome.faults.append(f"{name}: a full disk changed the last good checkpoint")
+            return False
+
+        return self.repeat("full-disk", times, disturb)
+
+    def _look_at_checkpoint(self, name: str, saved_before: bool, outcome: Outcome, full: bool = False) -> None:
+        latest = self.run_folder(name) / "model_final.pt"
+        if not latest.exists():
+            outcome.lost += saved_before
+            return
+        try:
+            progress = read(latest)["resume"]["progress"]
+        except ValueError as error:
+            outcome.lost += 1
+            outcome.faults.append(str(error))
+            return
+        outcome.within_epochs += progress["unfinished"]["scans"] > 0
+        trained = len((self.run_folder(name) / "metrics.jsonl").read_text().splitlines())
+        outcome.lost += not full and trained - progress["epoch"] > 2  # --save_every
+
+
+def _train(argv: list[str], folder: Path, name: str, file_size: int | None) -> None:
+    os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # as where the program is launched from a shell
+    torch.set_num_threads(1)
+    with open(f"{name}.log", "a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    training_program.run(argv)
+
+
+def differences(whole: Path, other: Path) -> list[str]:
+    """What two runs of one seed end with that isn't identical, times of the clock left out."""
+    faults = []
+    for name in ("model.pt", "model_final.pt"):
+        ours, theirs = (_lasting(torch.load(folder / name, weights_only=True)) for folder in (whole, other))
+        faults += [f"{name}: {place}" for place in _unequal(ours, theirs)]
+    if _curves(whole) != _curves(other):
+        faults.append("TensorBoard's curves")
+    if (whole / "progress.png").read_bytes() != (other / "progress.png").read_bytes():
+        faults.append("progress.png")
+    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (whole, other)]
+    if lines[0] != lines[1]:
+        faults.append(f"metrics.jsonl: {lines[1]} lines instead of {lines[0]}")
+    return faults
+
+
+def _lasting(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what may differ: the command, times, and the flags that name a run and its workers."""
+    del content["command"]
+    if "resume" in content:
+        del content["resume"]["flags"]
+        for line in content["resume"]["progress"]["history"]:
+            del line["seconds"]
+    return content
+
+
+def _unequal(ours: Any, theirs: Any, place: str = "") -> list[str]:
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return [fault for key in ours for fault in _unequal(ours[key], theirs[key], f"{place}/{key}")]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [fault for number, pair in pairs for fault in _unequal(*pair, f"{place}/{number}")]
+    same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    return [] if same else [place]
+
+
+def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if tag != "train/seconds"
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print how the runs fared."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "phantoms"
+        write_phantoms(data, {"training": 4, "validation": 2, "test": 0}, seed=0, spacing=(10.0, 10.0, 12.0))
+        laboratory = Laboratory(folder, data, args.seed)
+        outcomes = {
+            "kill -9": laboratory.signals(signal.SIGKILL, args.times),
+            "SIGTERM": laboratory.signals(signal.SIGTERM, args.times),
+            "full disk": laboratory.full_disks(args.times),
+        }
+    print(f"{'':<10}  times  within an epoch  checkpoints lost  runs  differences")
+    for what, outcome in outcomes.items():
+        numbers = (outcome.disturbances, outcome.within_epochs, outcome.lost, outcome.runs, len(outcome.faults))
+        print("{:<10}  {:>5}  {:>15}  {:>16}  {:>4}  {:>11}".format(what, *numbers))
+    faults = [fault for outcome in outcomes.values() for fault in outcome.faults]
+    if faults:
+        raise SystemExit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="python -m benchmarks.reliability", description="Disturb training runs, and compare.")
+    parser.add_argument("--times", type=count, default=30, help="how often runs are disturbed in each way")
+    parser.add_argument("--seed", type=int, default=0, help="another seed disturbs at other moments")
+    main(parser.parse_args())
