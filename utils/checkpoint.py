@@ -68,7 +68,7 @@ FIXED_OPTIONS = (
     "hidden_size",
     "mlp_dim",
 )
-METADATA = "unetr.json"  # the file inside TorchScript that describes the network
+METADATA = "unetr.json"  # what describes the network in a file that another format leaves no room for it
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,24 @@ def read(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: was made by a newer version of this program. Update it.")
         return dict(content)
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return {"state_dict": content}
+        return {**_metadata(path), "state_dict": content}
     raise InputError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+
+
+def add_metadata(path: Path, metadata: str) -> None:
+    """Put what describes the network into a bare state dict, where TorchScript has it too; others don't see it."""
+    with zipfile.ZipFile(path, "a") as archive:
+        top = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{top}/extra/{METADATA}", metadata)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What :func:`add_metadata` put there, or nothing."""
+    if not zipfile.is_zipfile(path):
+        return {}  # torch before 1.6 wrote no archive
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
+        return json.loads(archive.read(found[0])) if found else {}
 
 
 def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
@@ -240,16 +256,14 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
         InputError: if there is no such file, or it isn't TorchScript.
     """
     _require_file(path)
-    files = {METADATA: ""}
     try:
         _require_whole(path)
-        module = torch.jit.load(str(path), map_location="cpu", _extra_files=files)
+        module = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{path}: can't be read as TorchScript. --resume_ckpt and --saved_checkpoint=ckpt read state dicts."
         ) from error
-    metadata = json.loads(files[METADATA]) if files[METADATA] else {}
-    return module, {**metadata, "state_dict": module.state_dict()}
+    return module, {**_metadata(path), "state_dict": module.state_dict()}
 
 
 def _require_file(path: Path) -> None:

@@ -13,30 +13,28 @@ from utils.errors import InputError
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
 PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
-# what earlier networks saved and no forward pass reads; a block's third convolution is dead where the block keeps the
-# number of channels, which those of the decoder never do
-DEAD_OF_PUBLISHED = re.compile(
-    r"vit\.patch_embedding\.cls_token|(encoder[23]\.blocks\.\d+\.1|encoder1\.layer)\.(conv|norm)3\..+"
-)
+# what earlier networks saved and no forward pass reads, such as the shortcut of blocks that keep the number of channels
+DEAD_OF_PUBLISHED = re.compile(r"vit\.patch_embedding\.cls_token|encoder[23]\.blocks\.\d+\.1\.(conv|norm)3\..+")
 DEAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 
 # what depends on the task and can be made from weights for another
 POSITIONS = "vit.patch_embedding.position_embeddings"
 PATCH_LINEAR = "vit.patch_embedding.patch_embeddings.1.weight"
+FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 INPUT_WEIGHTS = (
     PATCH_LINEAR,
     "vit.patch_embedding.patch_embeddings.weight",
-    "encoder1.layer.conv1.conv.weight",
+    FIRST_CONVOLUTION,
     "encoder1.layer.conv3.conv.weight",
 )
 INPUT_SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # is there only where it changes the channels
 OUTPUT_LAYER = re.compile(r"out\.conv\.conv\.(weight|bias)")
 # where a flag shows in the weights: a tensor's name and the dimension
 FLAGS_IN_SHAPES = {
-    "feature_size": ("encoder1.layer.conv1.conv.weight", 0),
+    "feature_size": (FIRST_CONVOLUTION, 0),
     "hidden_size": ("vit.norm.weight", 0),
     "mlp_dim": ("vit.blocks.0.mlp.linear1.weight", 0),
-    "in_channels": ("encoder1.layer.conv1.conv.weight", 1),
+    "in_channels": (FIRST_CONVOLUTION, 1),
     "out_channels": ("out.conv.conv.weight", 0),
 }
 ADAPTABLE = ("in_channels", "out_channels")
@@ -50,6 +48,7 @@ class Transfer:
     loaded: list[str] = field(default_factory=list)
     adapted: dict[str, str] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def line(self) -> str:
@@ -58,10 +57,11 @@ class Transfer:
         return f"{self.kind}: {len(self.loaded)} tensors loaded{left_out}"
 
     def table(self) -> str:
-        """What was loaded, adapted, newly initialised and left out, a line each."""
+        """What was loaded, adapted, newly initialised, dropped and left out, a line each."""
         rows = [("loaded", len(self.loaded), "as they are")]
         rows += [("adapted", 1, f"{name}: {how}") for name, how in self.adapted.items()]
         rows += [("new", 1, f"{name}: {why}") for name, why in self.new.items()]
+        rows += [("dropped", 1, f"{name}: {why}") for name, why in self.dropped.items()]
         rows += [("left out", len(self.left_out), "that no forward pass reads")] if self.left_out else []
         return "\n".join([f"weights of {self.kind}", *(f"  {what:<8}  {n:>3}  {how}" for what, n, how in rows)])
 
@@ -92,7 +92,7 @@ def load_weights(
     window: tuple[int, ...] = tuple(network.img_size)  # type: ignore[arg-type]
     given, origins = _without_prefixes(state_dict, source)
     transfer = Transfer(f"{source} ({' of '.join([kind, *origins])})")
-    transfer.left_out = [name for name in given if name not in wanted and _is_dead(name)]
+    transfer.left_out = [name for name in given if name not in wanted and _is_dead(name, given)]
     given = {name: tensor for name, tensor in given.items() if name not in transfer.left_out}
     if len(wanted.keys() & given.keys()) < len(wanted) / 2:
         raise InputError(
@@ -103,6 +103,7 @@ def load_weights(
     task: dict[str, Tensor] = {}
     if adapt:
         task = _adapted(given, wanted, source, img_size, window, transfer)
+        given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits({**given, **task}, wanted, source, img_size, window, adapt)
     network.load_state_dict({**given, **task})
     transfer.loaded = [name for name in given if name not in task]
@@ -131,7 +132,11 @@ def _without_prefixes(state_dict: Mapping[str, Tensor], source: str) -> tuple[di
     return given, origins
 
 
-def _is_dead(name: str) -> bool:
+def _is_dead(name: str, given: Mapping[str, Tensor]) -> bool:
+    """Whether the network that had these tensors read none of its own called ``name``."""
+    if INPUT_SHORTCUT.fullmatch(name):
+        first = given.get(FIRST_CONVOLUTION)
+        return first is not None and first.ndim == 5 and first.shape[0] == first.shape[1]
     return DEAD_OF_PUBLISHED.fullmatch(name) is not None or DEAD_OF_MONAI_1.fullmatch(name) is not None
 
 
@@ -208,6 +213,8 @@ def _adapted(
             channels = ours.shape[1] // per_patch
             task[name] = average_channels(theirs, channels, per_patch)
             transfer.adapted[name] = f"averaged from {theirs.shape[1] // per_patch} to {channels} channels"
+    needless = [name for name in given if name not in wanted and INPUT_SHORTCUT.fullmatch(name)]
+    transfer.dropped = dict.fromkeys(needless, "the other number of channels needs none")
     return task
 
 

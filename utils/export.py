@@ -1,0 +1,135 @@
+"""Write a trained network for other programs: ``python -m utils.export runs/NAME/model.pt --format onnx``.
+
+TorchScript and ONNX hold the network itself, a bare state dict its weights under the published names. Each carries
+what inference has to know (labels, spacing, window, intensities) as a JSON text called ``unetr.json``.
+"""
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint
+from utils.args import Parser
+from utils.checkpoint import METADATA
+from utils.errors import InputError, one_line_errors
+from utils.files import replacing, writable_folder
+from utils.weights import load_weights
+
+TOLERANCE = 1e-4
+ENDINGS = {"torchscript": "_torchscript.pt", "onnx": ".onnx", "state_dict": "_state_dict.pth"}
+Forward = Callable[[Tensor], Tensor]
+
+
+def export(weights: Path, format_name: str, output: Path) -> float:
+    """Write the network of a checkpoint in another format, and compare its logits with those of what was written.
+
+    Args:
+        format_name: one of :data:`ENDINGS`.
+
+    Returns:
+        The largest difference of the logits, on random windows.
+
+    Raises:
+        InputError: if the checkpoint can't be read, or a package that the format needs is missing.
+        WriteError: if ``output`` can't be written.
+        RuntimeError: if what was written gives other logits; ``output`` is then as it was before.
+    """
+    content = checkpoint.read(weights)
+    description = checkpoint.describe(content)
+    if description is None:
+        raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
+    network = description.build().eval()
+    load_weights(network, content["state_dict"], str(weights))
+    told = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
+    metadata = json.dumps(told, indent=2)
+
+    generator = torch.Generator().manual_seed(0)
+    # two windows, since an exporter may take a batch of one for the only one that there is
+    windows = torch.randn(2, description.options["in_channels"], *description.preprocessing.roi, generator=generator)
+    with replacing(output) as temporary, torch.inference_mode():
+        forward = WRITERS[format_name](temporary, network, windows, metadata)
+        difference = float((forward(windows) - network(windows)).abs().max())
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"{output}: not written, since its logits differ from the network's by {difference}")
+    return difference
+
+
+def _write_torchscript(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
+    torch.jit.script(network).save(str(path), _extra_files={METADATA: metadata})
+    return checkpoint.read_torchscript(path)[0]
+
+
+def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--format onnx: needs {error.name}. pip install -r requirements.txt installs it.") from error
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv3d) and layer.bias is None:
+            # onnxscript writes a bias of another shape where there is none, which onnxruntime then refuses
+            layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that this network doesn't need
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch's use of its own parts
+        program = torch.onnx.export(
+            network,
+            (windows,),
+            input_names=["volume"],
+            output_names=["logits"],
+            dynamic_shapes={"volume": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # it is None with another exporter alone
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {METADATA: metadata})
+    onnx.save(model, path)
+    session = onnxruntime.InferenceSession(path)
+    return lambda volume: torch.from_numpy(session.run(["logits"], {"volume": volume.numpy()})[0])
+
+
+def _write_state_dict(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
+    with open(path, "wb") as file:
+        checkpoint.save_tensors(dict(network.state_dict()), file)
+    checkpoint.add_metadata(path, metadata)
+    content = checkpoint.read(path)
+    description = checkpoint.describe(content)
+    assert description is not None
+    copy = description.build().eval()
+    load_weights(copy, content["state_dict"], str(path))
+    return copy
+
+
+WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
+    "torchscript": _write_torchscript,
+    "onnx": _write_onnx,
+    "state_dict": _write_state_dict,
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Export, and say what came of it."""
+    weights = Path(args.weights)
+    output = weights.with_name(weights.stem + ENDINGS[args.format]) if args.output is None else Path(args.output)
+    writable_folder(output.parent, "--output")
+    difference = export(weights, args.format, output)
+    size = output.stat().st_size / 2**20
+    print(
+        f"{output}: {size:.1f} MiB; its logits differ from the network's by at most {difference:.1e} (random windows)"
+    )
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
+    parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="torchscript", help="what to write")
+    parser.add_argument("--output", help="the file to write (default: beside the checkpoint)")
+    with one_line_errors():
+        main(parser.parse_args())
