@@ -1,7 +1,9 @@
 """What the tests share: the real data, small phantoms, and the two programs run in this process."""
 
 import importlib.util
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ TINY = [
 ]
 
 Run = Callable[..., None]
+FileSizeLimit = Callable[[int], AbstractContextManager[None]]
 
 
 def _load_test_program() -> Run:
@@ -75,3 +78,19 @@ def real_data() -> Path:
 @pytest.fixture
 def random() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def file_size_limit() -> FileSizeLimit:
+    """A context in which no file of this process may grow beyond some bytes; writing then fails as on a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

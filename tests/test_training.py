@@ -13,8 +13,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import trainer
-from benchmarks.reliability import differences
 from networks import build_network
 from tests.conftest import TINY, Run
 from utils import precision
@@ -97,31 +95,6 @@ def test_runs_of_one_seed_are_identical(run_main: Run, phantoms: Path, in_tmp: P
     assert without_seconds(first) == without_seconds(second)
     assert equal(weights(first / "model_final.pt"), weights(second / "model_final.pt"))
     assert not equal(weights(first / "model_final.pt"), weights(other / "model_final.pt"))
-
-
-def test_a_continued_run_ends_as_if_it_had_not_stopped(
-    run_main: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("--max_epochs=4", "--val_every=1", "--save_every=2", "--dropout_rate=0.1")
-    whole = train(run_main, phantoms, "whole", *flags)
-
-    steps = 0
-    original = trainer.Learner.step
-
-    def stop_in_the_third_epoch(*args: Any) -> tuple[float, float]:
-        nonlocal steps
-        steps += 1
-        if steps == 11:
-            raise RuntimeError("power cut")
-        return original(*args)
-
-    monkeypatch.setattr(trainer.Learner, "step", stop_in_the_third_epoch)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(run_main, phantoms, "stopped", *flags)
-    monkeypatch.setattr(trainer.Learner, "step", original)
-    stopped = train(run_main, phantoms, "stopped", *flags, "--checkpoint=runs/stopped/model_final.pt")
-    assert differences(whole, stopped) == []
-    assert without_seconds(whole) == without_seconds(stopped)
 
 
 def test_a_run_is_not_overwritten_in_silence(
@@ -238,16 +211,6 @@ def test_a_flag_that_contradicts_the_checkpoint(
     folder = train(run_main, phantoms, "run", "--max_epochs=1")
     argv = [f"--data_dir={phantoms}", f"--pretrained_dir={folder}", "--pretrained_model_name=model.pt"]
     assert "--feature_size 32 contradicts its 2" in error_of(run_test, [*argv, "--feature_size=32"], capsys)
-
-
-def test_continuing_refuses_another_network(
-    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = train(run_main, phantoms, "run", "--max_epochs=1")
-    argv = [f"--data_dir={phantoms}", "--logdir=other", *TINY, f"--checkpoint={folder}/model_final.pt"]
-    assert "--mlp_dim 24 contradicts its 12" in error_of(run_main, [*argv, "--mlp_dim=24"], capsys)
-    argv[-1] = f"--checkpoint={folder}/model.pt"
-    assert "holds weights alone, nothing to continue from" in error_of(run_main, argv, capsys)
 
 
 def test_the_four_command_lines_of_2021(

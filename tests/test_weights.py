@@ -149,8 +149,10 @@ def test_a_window_of_as_many_patches_in_another_shape_is_another_window() -> Non
         load_weights(network, state, "file.pt", img_size=(32, 32, 16), adapt=False)
     transfer = load_weights(network, state, "file.pt", img_size=(32, 32, 16), adapt=True)
     assert list(transfer.adapted.values()) == ["interpolated from 2 × 2 × 1 to 1 × 2 × 2 patches"]
+    # weights that don't tell their window are taken to have had this one where they can, and a cube elsewhere
+    assert load_weights(network, state, "file.pt", adapt=True).adapted == {}
     with pytest.raises(InputError, match="has 4 position embeddings and doesn't tell their window"):
-        load_weights(network, state, "file.pt", adapt=True)
+        load(state, adapt=True, img_size=(32, 32, 32))
 
 
 def test_another_number_of_classes_gets_a_new_output_layer() -> None:

@@ -27,6 +27,7 @@ import shlex
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,8 @@ FIXED_OPTIONS = (
     "hidden_size",
     "mlp_dim",
 )
+# what the readers of zip files and of torch raise on files that are damaged or none of theirs
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 METADATA = "unetr.json"  # what describes the network in a file that another format leaves no room for it
 
 
@@ -213,15 +216,13 @@ def read(path: Path) -> dict[str, Any]:
             torch.serialization.safe_globals(NUMPY_SCALARS),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = "it is damaged, or no file of torch.save"
+    except (*UNREADABLE, pickle.UnpicklingError) as error:
+        reason = _why_unreadable(path, error)
         if "TorchScript" in str(error):
-            reason = "it is TorchScript, which --resume_jit and --saved_checkpoint=torchscript read"
+            reason = "it is TorchScript. Give --resume_jit, or to test.py --saved_checkpoint=torchscript"
         elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            reason = "it holds more than weights, which could be code and is not run; save its state_dict() alone"
-        elif path.stat().st_size == 0:
-            reason = "it is empty"
-        raise InputError(f"{path}: can't be read as weights ({reason}).") from error
+            reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
+        raise InputError(f"{path}: can't be read as weights: {reason}.") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         if content.get("format", FORMAT) > FORMAT:
             raise InputError(f"{path}: was made by a newer version of this program. Update it.")
@@ -259,10 +260,11 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
     try:
         _require_whole(path)
         module = torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path}: can't be read as TorchScript. --resume_ckpt and --saved_checkpoint=ckpt read state dicts."
-        ) from error
+    except UNREADABLE as error:
+        reason = _why_unreadable(path, error)
+        if _is_of_torch_save(path):
+            reason = "it is a checkpoint or a state dict. Give --resume_ckpt, or to test.py --saved_checkpoint=ckpt"
+        raise InputError(f"{path}: can't be read as TorchScript: {reason}.") from error
     return module, {**_metadata(path), "state_dict": module.state_dict()}
 
 
@@ -272,19 +274,34 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
 
 
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "it is empty. Copy it again, or give another file"
+    if isinstance(error, OSError):
+        return f"{error.strerror}. Copy it again, or give another file"
+    return "it is damaged, or of another kind. Copy it again, or give another file"
+
+
+def _is_of_torch_save(path: Path) -> bool:
+    try:
+        _require_whole(path)
+        with zipfile.ZipFile(path) as archive:
+            names = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except UNREADABLE:
+        return False
+    return "data.pkl" in names and "constants.pkl" not in names
+
+
 def _require_whole(path: Path) -> None:
     """Compare the checksums that torch.save writes, since torch.load doesn't.
 
     Raises:
-        ValueError: if one differs.
+        ValueError: if one differs; or others of :data:`UNREADABLE`.
     """
     if not zipfile.is_zipfile(path):
         return  # torch.load says what it is
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(str(error)) from error
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{damaged} has another checksum")
 

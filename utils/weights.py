@@ -203,8 +203,9 @@ def _adapted(
             task[name] = ours
             transfer.new[name] = f"{theirs.shape[0]} classes became {ours.shape[0]}"
         elif name == POSITIONS and theirs.ndim == 3 and theirs.shape[2] == ours.shape[2]:
-            old = _grid(theirs.shape[1], img_size, source)
             new = tuple(voxels // PATCH_SIZE for voxels in network_size)
+            told = img_size is not None or theirs.shape != ours.shape
+            old = _grid(theirs.shape[1], img_size, source) if told else new
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
                 transfer.adapted[name] = f"interpolated from {_size(old)} to {_size(new)} patches"

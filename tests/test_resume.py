@@ -1,0 +1,264 @@
+"""Runs that stop and go on: by a signal, from a damaged file, with other flags."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainer
+from benchmarks.reliability import differences
+from tests.conftest import TINY, FileSizeLimit, Run
+from tests.test_training import equal, error_of, lines, train, weights
+from utils import inference
+from utils.checkpoint import read
+
+FLAGS = ("--max_epochs=4", "--val_every=2", "--save_every=1", "--dropout_rate=0.1")
+
+
+@pytest.fixture
+def whole(run_main: Run, phantoms: Path, in_tmp: Path) -> Path:
+    """A run of four epochs with four steps each that nothing disturbs."""
+    return train(run_main, phantoms, "whole", *FLAGS)
+
+
+class InStep:
+    """Does something after step ``number`` of the training that follows, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
+        self.steps = 0
+        original = trainer.Learner.step
+
+        def step(*args: Any) -> tuple[float, float]:
+            result = original(*args)
+            self.steps += 1
+            if self.steps == number:
+                action()
+            return result
+
+        monkeypatch.setattr(trainer.Learner, "step", step)
+
+
+def status_of(run: Callable[[], object]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "workers"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 0), (signal.SIGUSR1, 138, 0)]
+)
+def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
+    run_main: Run,
+    phantoms: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+    workers: int,
+) -> None:
+    flags = (*FLAGS, "--resume", f"--workers={workers}", "--save_every=100")
+    InStep(monkeypatch, 7, lambda: signal.raise_signal(number))
+    assert status_of(lambda: train(run_main, phantoms, "stopped", *flags)) == status
+    error = capsys.readouterr().err
+    assert error == (
+        f"stopped by {number.name} after epoch 1 and 3 scans of the next; runs/stopped/model_final.pt has it all: "
+        "launch the same command with --resume to go on\n"
+    )
+    stopped = train(run_main, phantoms, "stopped", *flags)
+    screen = capsys.readouterr().out
+    assert "runs/stopped: goes on from runs/stopped/model_final.pt" in screen
+    assert "going on after epoch 1 and 3 scans of the next" in screen
+    assert differences(whole, stopped) == []
+
+
+def test_a_signal_during_validation_leaves_the_epoch_to_be_validated(
+    run_main: Run, phantoms: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+    original = inference.dice_per_label
+
+    def ask_to_end_after_the_first_scan(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(inference, "dice_per_label", ask_to_end_after_the_first_scan)
+    assert status_of(lambda: train(run_main, phantoms, "stopped", *FLAGS, "--resume")) == 143
+    assert calls == 1  # the second scan was not predicted
+    assert "after epoch 1 and 4 scans of the next" in capsys.readouterr().err
+    assert differences(whole, train(run_main, phantoms, "stopped", *FLAGS, "--resume")) == []
+
+
+def test_a_signal_to_a_run_that_keeps_no_weights(
+    run_main: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    InStep(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    argv = [f"--data_dir={phantoms}", "--workers=0", "--max_epochs=1"]
+    assert status_of(lambda: run_main([*argv, *TINY])) == 143
+    assert "nothing was kept, since --save_checkpoint is off" in capsys.readouterr().err
+    assert not list(Path("runs/test").glob("*.pt"))
+
+
+def test_a_full_disk_is_said_at_each_attempt_and_ends_the_run_with_an_error(
+    run_main: Run, phantoms: Path, whole: Path, file_size_limit: FileSizeLimit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = train(run_main, phantoms, "stopped", *FLAGS, "--max_epochs=2", "--lrschedule=constant")
+    before = (stopped / "model_final.pt").read_bytes()
+    capsys.readouterr()
+    flags = (*FLAGS, "--resume", "--max_epochs=4", "--lrschedule=constant")
+    with file_size_limit(len(before) // 2):
+        assert status_of(lambda: train(run_main, phantoms, "stopped", *flags)) == 1
+    screen = capsys.readouterr()
+    assert screen.out.count("not saved: runs/stopped/model_final.pt: can't be written (File too large)") == 2
+    assert "epoch 4/4: loss" in screen.out
+    assert screen.err.startswith("error: the run has ended, but runs/stopped/model_final.pt: can't be written")
+    assert screen.err.count("\n") == 1
+    assert (stopped / "model_final.pt").read_bytes() == before
+    assert not list(stopped.glob("*.part"))
+    constant = train(run_main, phantoms, "constant", *FLAGS, "--lrschedule=constant")
+    assert differences(constant, train(run_main, phantoms, "stopped", *flags)) == []
+
+
+def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, "runs/damaged")
+    latest = Path("runs/damaged/model_final.pt")
+    content = latest.read_bytes()
+    latest.write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
+    screen = capsys.readouterr().out
+    assert "damaged, moved to runs/damaged/damaged/model_final.pt: runs/damaged/model_final.pt: can't be read" in screen
+    assert "runs/damaged: goes on from runs/damaged/model_previous.pt" in screen
+    assert "going on after epoch 3" in screen
+    assert differences(whole, resumed) == []
+    assert (resumed / "damaged/model_final.pt").read_bytes() == content[: len(content) // 2]
+
+
+def test_where_no_checkpoint_can_be_read_a_run_begins_anew_and_deletes_nothing(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, "runs/damaged")
+    for name in ("model_final.pt", "model_previous.pt"):
+        (Path("runs/damaged") / name).write_bytes(b"")
+    best = Path("runs/damaged/model.pt").read_bytes()
+    capsys.readouterr()
+    resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
+    assert "runs/damaged: begins anew" in capsys.readouterr().out
+    assert differences(whole, resumed) == []
+    assert (resumed / "damaged/model.pt").read_bytes() == best
+    assert {"model_final.pt", "model_previous.pt", "model.pt", "metrics.jsonl", "args.json", "progress.png"} <= {
+        file.name for file in (resumed / "damaged").iterdir()
+    }
+
+
+def test_a_run_that_is_done_stays_as_it_is(run_main: Run, phantoms: Path, whole: Path) -> None:
+    before = {file.name: file.read_bytes() for file in whole.iterdir() if file.suffix in (".pt", ".png", ".jsonl")}
+    train(run_main, phantoms, "whole", *FLAGS, "--resume")
+    assert before == {
+        file.name: file.read_bytes() for file in whole.iterdir() if file.suffix in (".pt", ".png", ".jsonl")
+    }
+
+
+def test_more_epochs_and_another_rate_take_effect_and_are_said(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--resume", "--max_epochs=6", "--optim_lr=5e-3", "--lrschedule=constant")
+    capsys.readouterr()
+    train(run_main, phantoms, "whole", *FLAGS, *flags)
+    screen = capsys.readouterr().out
+    assert "note: --max_epochs is 6 from here on; it was 4" in screen
+    assert "note: --optim_lr is 0.005 from here on; it was 0.01" in screen
+    assert "note: --lrschedule is constant from here on; it was warmup_cosine" in screen
+    records = lines(whole)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert [record["lr"] for record in records[4:]] == [0.005, 0.005]
+
+
+def test_another_folder_continues_from_a_checkpoint_of_a_run(run_main: Run, phantoms: Path, whole: Path) -> None:
+    run = "--checkpoint=runs/whole/model_previous.pt"
+    copy = train(run_main, phantoms, "copy", *FLAGS, run)
+    assert equal(weights(whole / "model_final.pt"), weights(copy / "model_final.pt"))
+    assert [record["epoch"] for record in lines(copy)] == [1, 2, 3, 4]
+
+
+def test_another_network_or_preprocessing_is_refused_unless_named(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--workers=0", "--save_checkpoint", "--resume"]
+    other = [*argv, *TINY, *FLAGS, "--mlp_dim=24", "--a_max=300", "--optim_name=sgd"]
+    message = error_of(run_main, other, capsys)
+    assert "--mlp_dim 24 contradicts its 12" in message
+    assert "--a_max 300 contradicts its 250" in message
+    assert "--optim_name sgd contradicts its adamw" in message
+    assert "--allow_change" in message
+    assert message.count("\n") == 1
+
+    flags = ("--resume", "--max_epochs=5", "--a_max=300", "--allow_change", "a_max")
+    train(run_main, phantoms, "whole", *FLAGS, *flags)
+    assert "note: --a_max is 300 from here on; it was 250" in capsys.readouterr().out
+    assert read(whole / "model_final.pt")["preprocessing"]["a_max"] == 300
+
+
+def test_another_data_list_is_refused_unless_named(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--workers=0", "--save_checkpoint", "--resume", *TINY, *FLAGS]
+    Path("fewer.json").write_text(json.dumps({**content, "training": content["training"][1:]}))
+    message = error_of(run_main, [*argv, "--json_list=fewer.json"], capsys)
+    assert "its run had other training scans (1 differ, imagesTr/img0001.nii.gz first)" in message
+    assert "--allow_change json_list" in message
+    Path("turned.json").write_text(json.dumps({**content, "validation": content["validation"][::-1]}))
+    message = error_of(run_main, [*argv, "--json_list=turned.json"], capsys)
+    assert "its run had other validation scans (they came in another order)" in message
+    run_main([*argv, "--json_list=fewer.json", "--max_epochs=5", "--allow_change", "json_list"])
+    assert lines(whole)[-1]["epoch"] == 5
+
+
+def test_the_same_scans_in_another_place_are_the_same(run_main: Run, phantoms: Path, whole: Path) -> None:
+    shutil.copytree(phantoms, "moved")
+    train(run_main, Path("moved"), "whole", *FLAGS, "--resume", "--max_epochs=5")
+    assert lines(whole)[-1]["epoch"] == 5
+
+
+def test_only_the_latest_checkpoint_can_be_continued(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--data_dir={phantoms}", "--logdir=other", *TINY, *FLAGS]
+    message = error_of(run_main, [*argv, "--checkpoint=runs/whole/model.pt"], capsys)
+    assert "runs/whole/model.pt: holds weights alone, nothing to continue from. Give the run's model_final" in message
+    content = torch.load(whole / "model_final.pt", weights_only=True)
+    torch.save({**content, "format": 1}, "older.pt")
+    assert "older.pt: was made by an older version" in error_of(run_main, [*argv, "--checkpoint=older.pt"], capsys)
+    torch.save({**content, "format": 3}, "newer.pt")
+    assert "newer.pt: was made by a newer version" in error_of(run_main, [*argv, "--checkpoint=newer.pt"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--resume"], "--resume needs --save_checkpoint"),
+        (["--checkpoint=a.pt", "--resume", "--save_checkpoint"], "--checkpoint and --resume exclude each other"),
+        (["--checkpoint=a.pt", "--resume_ckpt"], "--resume_ckpt and --checkpoint exclude each other"),
+        (["--resume", "--save_checkpoint", "--overwrite"], "--resume continues a run and --overwrite deletes one"),
+        (["--adapt_weights"], "--adapt_weights needs weights to adapt"),
+        (["--allow_change", "a_max"], "--allow_change is for a run that goes on"),
+        (["--allow_change", "speed", "--checkpoint=a.pt"], "argument --allow_change: must be among in_channels"),
+        (["--save_every=0"], "argument --save_every: must be at least 1"),
+    ],
+)
+def test_flags_that_contradict_each_other(
+    run_main: Run, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in error_of(run_main, flags, capsys)

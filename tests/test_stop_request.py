@@ -1,0 +1,109 @@
+"""Signals that ask to end."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.synchronize import Event
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import REPOSITORY
+from utils.errors import Stopped
+from utils.stop_request import SIGNALS, StopRequest, forwarded_to
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_where_it_is_deferred(number: int) -> None:
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    with stop.listening(), stop.deferred():
+        stop.raise_if_asked(stop.number)
+        signal.raise_signal(number)
+        with pytest.raises(Stopped) as stopped:
+            stop.raise_if_asked(stop.number)
+    assert stopped.value.number == number
+    assert signal.getsignal(number) == before
+
+
+def test_elsewhere_it_ends_the_program_at_once() -> None:
+    stop = StopRequest()
+    with stop.listening(), pytest.raises(Stopped, match="stopped by SIGTERM"):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_no_except_exception_swallows_it() -> None:
+    assert not issubclass(Stopped, Exception)
+
+
+def test_it_ends_before_the_next_forward_pass() -> None:
+    stop = StopRequest()
+    network = nn.Linear(1, 1)
+    with stop.listening(), stop.deferred(), stop.ending_before_each_forward(network):
+        network(torch.zeros(1))
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            network(torch.zeros(1))
+    network(torch.zeros(1))
+
+
+TWO_SIGNALS = """
+import signal, sys, time
+from utils.stop_request import StopRequest
+stop = StopRequest()
+with stop.listening(), stop.deferred():
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(float(sys.argv[1]))
+    signal.raise_signal(signal.SIGINT)
+    print("still there")
+"""
+
+
+@pytest.mark.parametrize(("seconds", "status", "screen"), [(0.0, 0, "still there\n"), (0.3, -signal.SIGINT, "")])
+def test_a_second_request_ends_the_program_and_one_handed_on_twice_does_not(
+    seconds: float, status: int, screen: str
+) -> None:
+    command = [sys.executable, "-c", TWO_SIGNALS, str(seconds)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, screen), done.stderr
+
+
+def _help(stop: StopRequest, ready: Event) -> None:
+    stop.leave_to_parent()
+    ready.set()
+    time.sleep(60)
+
+
+def test_a_helper_outlives_the_signals_as_long_as_its_parent_listens() -> None:
+    context = multiprocessing.get_context("forkserver")
+    stop, ready = StopRequest(), context.Event()
+    helper = context.Process(target=_help, args=(stop, ready), daemon=True)
+    with stop.listening():
+        helper.start()
+        assert ready.wait(60)
+        assert helper.pid is not None
+        for number in SIGNALS:
+            os.kill(helper.pid, number)
+        helper.join(0.3)
+        assert helper.is_alive()
+    helper.terminate()
+    helper.join(10)
+    assert helper.exitcode == 0
+
+
+def test_signals_are_handed_on() -> None:
+    program = (
+        "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(7)); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with forwarded_to([process.pid]):
+            signal.raise_signal(signal.SIGUSR1)
+        assert process.wait(10) == 7
+        with forwarded_to([process.pid]):
+            signal.raise_signal(signal.SIGUSR1)  # it has ended already, which is fine
