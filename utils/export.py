@@ -77,16 +77,21 @@ def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) 
             # onnxscript writes a bias of another shape where there is none, which onnxruntime then refuses
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that this network doesn't need
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch's use of its own parts
-        program = torch.onnx.export(
-            network,
-            (windows,),
-            input_names=["volume"],
-            output_names=["logits"],
-            dynamic_shapes={"volume": {0: torch.export.Dim("batch")}},
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch's use of its own parts
+            program = torch.onnx.export(
+                network,
+                (windows,),
+                input_names=["volume"],
+                output_names=["logits"],
+                dynamic_shapes={"volume": {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(
+            f"--format onnx: torch {torch.__version__} can't write this network as ONNX. Export it with torch 2.13."
+        ) from error
     assert program is not None  # it is None with another exporter alone
     model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA: metadata})
