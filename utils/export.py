@@ -61,7 +61,8 @@ def export(weights: Path, format_name: str, output: Path) -> float:
 
 
 def _write_torchscript(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
-    torch.jit.script(network).save(str(path), _extra_files={METADATA: metadata})
+    with open(path, "wb") as file:  # torch's own writer hides a full disk behind another error
+        torch.jit.save(torch.jit.script(network), file, _extra_files={METADATA: metadata})
     return checkpoint.read_torchscript(path)[0]
 
 
