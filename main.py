@@ -10,7 +10,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from optimizers import build_optimizer, build_scheduler
-from trainer import Learner, Plan, run_training
+from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing
 from utils.checkpoint import Description
@@ -63,7 +63,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(network)
-    precision = choose_precision(process.device, description.amp)
+    precision = choose_precision(process.device, description.amp, settings.roi)
     scaler = precision.scaler()
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
     start.restore(optimizer, scaler)
@@ -88,7 +88,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed)
     record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
     with record as run_folder:
-        run_training(progress, plan, learner, train_loader, validate, process, run_folder)
+        run_training(Run(plan, learner, train_loader, validate, process, run_folder), progress)
     process.say(f"done; {folder} holds the run")
 
 

@@ -34,7 +34,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
 
     loader = validation_loader(scans, settings, Caching(in_memory=False), process, workers=args.workers)
     network = process.place(network)
-    precision = choose_precision(process.device, description.amp and not args.noamp)
+    precision = choose_precision(process.device, description.amp and not args.noamp, settings.roi)
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
     process.say(f"{source}\n{len(scans)} {args.split} scans of {data.path}, on {process.device} in {precision}")
 

@@ -94,30 +94,36 @@ class Learner:
         return value, lr
 
 
-def run_training(
-    progress: Progress,
-    plan: Plan,
-    learner: Learner,
-    train_loader: DataLoader,
-    validate: Validate,
-    process: Process,
-    folder: RunFolder | None,
-) -> None:
-    """Train from where ``progress`` stands to the end of the plan.
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of, beside how far it has come.
 
-    Args:
+    Attributes:
         validate: scores a network on the validation scans of all processes, and shows the first of this one's.
         folder: where the main process records the run; None in the others.
+    """
+
+    plan: Plan
+    learner: Learner
+    train_loader: DataLoader
+    validate: Validate
+    process: Process
+    folder: RunFolder | None
+
+
+def run_training(run: Run, progress: Progress) -> None:
+    """Train from where ``progress`` stands to the end of the plan.
 
     Raises:
         TrainingError: when a loss isn't finite, or the end of the run could not be saved.
         Stopped: after a signal; the step that was under way has ended and everything is saved.
     """
+    plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
     try:
         with process.stop.deferred():
             while progress.epoch < plan.epochs:
                 process.end_if_asked()
-                run_epoch(progress, plan, learner, train_loader, validate, process, folder)
+                run_epoch(run, progress)
     except TrainingError as error:
         good = folder.latest if folder is not None and folder.latest.exists() else "none"
         raise TrainingError(f"{error} Last good checkpoint: {good}. Try a lower --optim_lr, or --noamp.") from None
@@ -136,17 +142,10 @@ def run_training(
         folder.require_saved()
 
 
-def run_epoch(
-    progress: Progress,
-    plan: Plan,
-    learner: Learner,
-    train_loader: DataLoader,
-    validate: Validate,
-    process: Process,
-    folder: RunFolder | None,
-) -> None:
+def run_epoch(run: Run, progress: Progress) -> None:
     """What is left of an epoch, its validation where the plan has one, and the record of both."""
-    train_epoch(progress, plan, learner, train_loader, process)
+    plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
+    train_epoch(run, progress)
     epoch, done = progress.epoch + 1, progress.unfinished
     loss = process.means([sum(done.losses) / len(done.losses)])[0]
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": done.lr, "seconds": done.seconds}
@@ -155,7 +154,7 @@ def run_epoch(
     scores, example = None, None
     if plan.validates(epoch):
         with process.ending_within(learner.network):
-            scores, example = validate(learner.network)
+            scores, example = run.validate(learner.network)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
     if scores is not None:
@@ -171,23 +170,24 @@ def run_epoch(
             folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress)
 
 
-def train_epoch(progress: Progress, plan: Plan, learner: Learner, loader: DataLoader, process: Process) -> None:
+def train_epoch(run: Run, progress: Progress) -> None:
     """What is left of a pass over the training scans, noted in ``progress`` step by step.
 
     Raises:
         TrainingError: when a loss isn't finite, with the epoch and the scans of the batch.
         Stopped: after the step in which a signal came.
     """
+    learner, loader, process = run.learner, run.train_loader, run.process
     learner.wrapped.train()
     done = progress.unfinished
     loader.sampler.go_to(progress.epoch, done.scans)  # type: ignore[attr-defined]
     scans_in_step = loader.batch_size * process.world_size  # type: ignore[operator]
     scans_in_epoch = len(loader.sampler) * process.world_size  # type: ignore[arg-type]
     start = time.perf_counter()
-    bar = process.bar(loader, f"epoch {progress.epoch + 1}/{plan.epochs}")
+    bar = process.bar(loader, f"epoch {progress.epoch + 1}/{run.plan.epochs}")
     for batch in bar:
         # dropout, like the crops, is a function of the seed and the step, not of what happened before
-        torch.manual_seed(_step_seed(plan.seed, progress.epoch, done.scans, process.rank))
+        torch.manual_seed(_step_seed(run.plan.seed, progress.epoch, done.scans, process.rank))
         image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
         label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
         loss, lr = learner.step(image, label)

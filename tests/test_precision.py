@@ -6,14 +6,24 @@ import torch
 from utils import precision
 from utils.precision import choose_precision
 
+ROI = (96, 96, 96)
+
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_cpus_use_bfloat16_only_where_they_multiply_it(
     monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: supported)
-    assert choose_precision(torch.device("cpu"), amp=True).dtype == expected
-    assert choose_precision(torch.device("cpu"), amp=False).dtype == torch.float32
+    assert choose_precision(torch.device("cpu"), amp=True, roi=ROI).dtype == expected
+    assert choose_precision(torch.device("cpu"), amp=False, roi=ROI).dtype == torch.float32
+
+
+def test_a_window_whose_gradients_are_unsound_in_bfloat16_has_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of 16 voxels is one patch along x, of which the first convolutions make two voxels."""
+    monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: True)
+    formats = [choose_precision(torch.device("cpu"), amp=True, roi=(depth, 32, 32)).dtype for depth in (16, 32, 48)]
+    assert formats == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert choose_precision(torch.device("cpu"), amp=True, roi=(32, 16, 16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
@@ -21,8 +31,8 @@ def test_gpus_before_ampere_use_float16(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert choose_precision(torch.device("cuda", 0), amp=True).dtype == expected
-    assert choose_precision(torch.device("cuda", 0), amp=False).dtype == torch.float32
+    assert choose_precision(torch.device("cuda", 0), amp=True, roi=ROI).dtype == expected
+    assert choose_precision(torch.device("cuda", 0), amp=False, roi=ROI).dtype == torch.float32
 
 
 def test_autocast_computes_in_the_format_and_float32_is_left_alone() -> None:

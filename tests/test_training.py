@@ -196,7 +196,9 @@ def test_mixed_precision_trains_and_tests_alike(
     name: str,
 ) -> None:
     monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: True)
-    folder = train(run_main, phantoms, "run", "--max_epochs=4", "--val_every=4", "--optim_lr=3e-2", *flags)
+    folder = train(
+        run_main, phantoms, "run", "--max_epochs=4", "--val_every=4", "--optim_lr=3e-2", "--roi_x=32", *flags
+    )
     assert f"on cpu in {name}" in capsys.readouterr().out
     assert all(tensor.dtype == torch.float32 for tensor in weights(folder / "model.pt").values())
     run_test([f"--data_dir={phantoms}", f"--pretrained_dir={folder}", "--pretrained_model_name=model.pt"])
