@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 
 from tests.conftest import REPOSITORY
@@ -49,7 +50,10 @@ def told(metadata: str) -> tuple[Any, ...]:
 EXPECTED = (["background", "anterior", "posterior"], [1.0, 1.0, 2.5], [16, 16, 32], "zscore", 7)
 
 
-@pytest.mark.parametrize("variant", ["published", "batch norm, conv"])  # torch's exporter takes long
+old = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="torch 2.6 can't write batch norm as ONNX")
+
+
+@pytest.mark.parametrize("variant", ["published", pytest.param("batch norm, conv", marks=old)])
 def test_onnx_runs_in_onnxruntime(variant: str, tmp_path: Path) -> None:
     weights, network = saved(tmp_path, **VARIANTS[variant])
     assert export.export(weights, "onnx", tmp_path / "model.onnx") <= 1e-4
