@@ -83,7 +83,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in [*start.notes, *notes(args, data)]:
+    for note in [*start.notes, *notes(args, data, progress.epoch)]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed)
     record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
@@ -92,7 +92,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"done; {folder} holds the run")
 
 
-def notes(args: argparse.Namespace, data: DataList) -> list[str]:
+def notes(args: argparse.Namespace, data: DataList, epochs_done: int) -> list[str]:
     """What is allowed and may still surprise."""
     both = sum(scan in data.training for scan in data.validation)
     remarks = {
@@ -104,6 +104,9 @@ def notes(args: argparse.Namespace, data: DataList) -> list[str]:
         ),
         "crops are not rotated, since --roi_x and --roi_y differ": (
             args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
+        ),
+        f"nothing is left to train: {epochs_done} epochs are done; a higher --max_epochs goes on": (
+            epochs_done >= args.max_epochs
         ),
     }
     return [remark for remark, holds in remarks.items() if holds]

@@ -121,6 +121,9 @@ def run_training(run: Run, progress: Progress) -> None:
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
     try:
         with process.stop.deferred():
+            if folder is not None and plan.save and not progress.at_start and not folder.latest.exists():
+                # of a run from elsewhere; without it a kill would lead back to before that run's first step
+                folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress)
             while progress.epoch < plan.epochs:
                 process.end_if_asked()
                 run_epoch(run, progress)
@@ -133,7 +136,7 @@ def run_training(run: Run, progress: Progress) -> None:
         if folder is not None and not plan.save:
             text += "nothing was kept, since --save_checkpoint is off"
         elif folder is not None and folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress):
-            text += f"{folder.latest} has it all: launch the same command with --resume to go on"
+            text += f"{folder.latest} has it all: launch the same command with --resume, not --overwrite, to go on"
         elif folder is not None:
             text += "that could not be saved, and --resume will go on from the checkpoint before"
         process.wait_for_all()
@@ -163,7 +166,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
         )
         if kept:
             progress.best_score, progress.best_epoch = scores.mean, epoch
-        process.say(f"{organ_table(scores)}\n  best {_score(progress.best_score)} after epoch {progress.best_epoch}")
+        process.say(f"{organ_table(scores)}\n  {_best(progress)}")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
@@ -204,8 +207,10 @@ def train_epoch(run: Run, progress: Progress) -> None:
         process.end_if_asked()
 
 
-def _score(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+def _best(progress: Progress) -> str:
+    if progress.best_score is None:
+        return "no best model was kept yet"
+    return f"best {progress.best_score:.4f} after epoch {progress.best_epoch}"
 
 
 def _step_seed(*numbers: int) -> int:

@@ -131,12 +131,19 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "a checkpoint with another bit": (flip_a_bit, everywhere(DAMAGED)),
     "a zip that is no checkpoint": (write_zip, everywhere(DAMAGED)),
     "a text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), everywhere(DAMAGED)),
+    "a text that unpickling takes for instructions": (
+        lambda path: path.write_text("stopped by SIGTERM\n"),
+        everywhere(DAMAGED),
+    ),
     "an empty file": (
         lambda path: path.write_bytes(b""),
         everywhere("it is empty. Copy it again, or give another file."),
     ),
-    "a folder": (lambda path: path.mkdir(), dict.fromkeys(PROGRAMS, "is a folder, not a file. Mend --pretrained_dir")),
-    "a missing file": (lambda path: None, dict.fromkeys(PROGRAMS, "no such file. Mend --pretrained_dir")),
+    "a folder": (
+        lambda path: path.mkdir(),
+        dict.fromkeys(PROGRAMS, "is a folder, not a file. Mend its path (--pretrained_dir"),
+    ),
+    "a missing file": (lambda path: None, dict.fromkeys(PROGRAMS, "no such file. Mend its path (--pretrained_dir")),
     "a pickle with code in it": (
         lambda path: torch.save({"state_dict": {"weight": _Code()}}, path),
         {
@@ -241,4 +248,4 @@ def test_each_program_says_what_is_wrong_in_one_line(
         assert words[program] in screen.err, program
         assert screen.err.count("\n") == 1, program
         assert "code was run" not in screen.out, program
-        assert not list(Path(".").glob("runs/*/*"))
+        assert not list(Path(".").glob("runs/*"))

@@ -125,6 +125,14 @@ def test_weights_that_describe_nothing_are_refused(tmp_path: Path) -> None:
         export.export(tmp_path / "bare.pth", "onnx", tmp_path / "model.onnx")
 
 
+def test_the_checkpoint_itself_is_not_replaced(tmp_path: Path) -> None:
+    weights, _ = saved(tmp_path)
+    before = weights.read_bytes()
+    with pytest.raises(InputError, match=r"model\.pt: is the checkpoint itself, which would be lost"):
+        export.export(weights, "torchscript", tmp_path / ".." / tmp_path.name / "model.pt")
+    assert weights.read_bytes() == before
+
+
 def test_at_the_shell(tmp_path: Path) -> None:
     weights, _ = saved(tmp_path)
 

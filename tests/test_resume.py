@@ -69,7 +69,7 @@ def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
     error = capsys.readouterr().err
     assert error == (
         f"stopped by {number.name} after epoch 1 and 3 scans of the next; runs/stopped/model_final.pt has it all: "
-        "launch the same command with --resume to go on\n"
+        "launch the same command with --resume, not --overwrite, to go on\n"
     )
     stopped = train(run_main, phantoms, "stopped", *flags)
     screen = capsys.readouterr().out
@@ -138,11 +138,11 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(
     capsys.readouterr()
     resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
     screen = capsys.readouterr().out
-    assert "damaged, moved to runs/damaged/damaged/model_final.pt: runs/damaged/model_final.pt: can't be read" in screen
+    assert "moved to runs/damaged/set_aside/model_final.pt: runs/damaged/model_final.pt: can't be read" in screen
     assert "runs/damaged: goes on from runs/damaged/model_previous.pt" in screen
     assert "going on after epoch 3" in screen
     assert differences(whole, resumed) == []
-    assert (resumed / "damaged/model_final.pt").read_bytes() == content[: len(content) // 2]
+    assert (resumed / "set_aside/model_final.pt").read_bytes() == content[: len(content) // 2]
 
 
 def test_where_no_checkpoint_can_be_read_a_run_begins_anew_and_deletes_nothing(
@@ -156,10 +156,86 @@ def test_where_no_checkpoint_can_be_read_a_run_begins_anew_and_deletes_nothing(
     resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
     assert "runs/damaged: begins anew" in capsys.readouterr().out
     assert differences(whole, resumed) == []
-    assert (resumed / "damaged/model.pt").read_bytes() == best
+    assert (resumed / "set_aside/model.pt").read_bytes() == best
     assert {"model_final.pt", "model_previous.pt", "model.pt", "metrics.jsonl", "args.json", "progress.png"} <= {
-        file.name for file in (resumed / "damaged").iterdir()
+        file.name for file in (resumed / "set_aside").iterdir()
     }
+
+
+def test_weights_alone_in_the_place_of_the_latest_give_way_too(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for earlier in ("model_final.pt", "model_final.pt.2"):
+        shutil.copy(whole / "model.pt", whole / "model_final.pt")
+        capsys.readouterr()
+        train(run_main, phantoms, "whole", *FLAGS, "--resume")
+        screen = capsys.readouterr().out
+        assert f"moved to runs/whole/set_aside/{earlier}: runs/whole/model_final.pt: holds weights alone" in screen
+        assert "goes on from runs/whole/model_previous.pt" in screen
+
+
+def test_a_best_model_without_checkpoints_is_not_deleted(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = (whole / "model.pt").read_bytes()
+    for name in ("model_final.pt", "model_previous.pt"):
+        (whole / name).unlink()
+    capsys.readouterr()
+    train(run_main, phantoms, "whole", *FLAGS, "--resume")
+    screen = capsys.readouterr().out
+    assert "moved to runs/whole/set_aside/model.pt: no checkpoint is left to go on from" in screen
+    assert "runs/whole: begins anew" in screen
+    assert (whole / "set_aside" / "model.pt").read_bytes() == best
+
+
+def test_a_checkpoint_of_another_version_is_an_error_and_stays(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(whole / "model_final.pt", weights_only=True)
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--save_checkpoint", "--resume", *TINY, *FLAGS]
+    for version, words in ((1, "an older version"), (3, "a newer version")):
+        torch.save({**content, "format": version}, whole / "model_final.pt")
+        assert f"runs/whole/model_final.pt: was made by {words}" in error_of(run_main, argv, capsys)
+        assert not (whole / "set_aside").exists()
+
+
+def test_a_run_from_a_checkpoint_is_saved_at_once_and_can_be_resumed_by_the_same_command(
+    run_main: Run, phantoms: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*FLAGS, "--checkpoint=runs/whole/model_previous.pt", "--resume", "--save_every=100")
+    seen: list[int] = []
+    InStep(monkeypatch, 1, lambda: seen.append(read(Path("runs/copy/model_final.pt"))["epoch"]))
+    copy = train(run_main, phantoms, "copy", *flags)
+    assert seen == [3]
+    assert "runs/copy: begins from runs/whole/model_previous.pt" in capsys.readouterr().out
+    train(run_main, phantoms, "copy", *flags, "--max_epochs=5")
+    assert "runs/copy: goes on from runs/copy/model_final.pt" in capsys.readouterr().out
+    assert [record["epoch"] for record in lines(copy)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_has_its_epochs_says_so(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    train(run_main, phantoms, "copy", *FLAGS, "--checkpoint=runs/whole/model_final.pt")
+    assert "note: nothing is left to train: 4 epochs are done; a higher --max_epochs goes on" in capsys.readouterr().out
+    assert equal(weights(Path("runs/copy/model_final.pt")), weights(whole / "model_final.pt"))
+
+
+def test_other_names_of_labels_are_another_data_list(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    names = {**content["labels"], "1": "milt"}
+    Path("renamed.json").write_text(json.dumps({**content, "labels": names}))
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--save_checkpoint", "--resume", "--workers=0", *TINY, *FLAGS]
+    argv += ["--json_list=renamed.json"]
+    message = error_of(run_main, argv, capsys)
+    assert "its run had 'spleen' for label 1, which the data list calls 'milt'" in message
+    assert "--allow_change json_list" in message
+    run_main([*argv, "--max_epochs=6", "--allow_change", "json_list"])
+    assert next(iter(lines(whole)[3]["dice"]["organs"])) == "spleen"
+    assert next(iter(lines(whole)[5]["dice"]["organs"])) == "milt"
 
 
 def test_a_run_that_is_done_stays_as_it_is(run_main: Run, phantoms: Path, whole: Path) -> None:
@@ -249,7 +325,6 @@ def test_only_the_latest_checkpoint_can_be_continued(
     ("flags", "words"),
     [
         (["--resume"], "--resume needs --save_checkpoint"),
-        (["--checkpoint=a.pt", "--resume", "--save_checkpoint"], "--checkpoint and --resume exclude each other"),
         (["--checkpoint=a.pt", "--resume_ckpt"], "--resume_ckpt and --checkpoint exclude each other"),
         (["--resume", "--save_checkpoint", "--overwrite"], "--resume continues a run and --overwrite deletes one"),
         (["--adapt_weights"], "--adapt_weights needs weights to adapt"),

@@ -191,11 +191,11 @@ def train_parser() -> Parser:
     start.add_argument(
         "--adapt_weights", action="store_true", help="fit them to other classes, another window or other channels"
     )
-    start.add_argument("--checkpoint", help="continue the run that saved this file, epochs and optimizer included")
+    start.add_argument("--checkpoint", help="continue the run that saved this file (model_final.pt)")
     start.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run of this name where it stopped; begin it if there is none",
+        help="continue the run of this name where it stopped; begin it (or --checkpoint) where there is none",
     )
     start.add_argument(
         "--allow_change",
@@ -203,7 +203,7 @@ def train_parser() -> Parser:
         default=[],
         metavar="FLAG",
         type=_flag_name,
-        help="flags of network, preprocessing and data (json_list) that may differ from the run that goes on",
+        help="flags that may differ from the run that goes on, such as a_min a_max; json_list stands for the data list",
     )
 
     _add_optimization_flags(parser)
@@ -253,8 +253,6 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
-    if args.checkpoint and args.resume:
-        faults.append("--checkpoint and --resume exclude each other: the file, or the latest of the run's own")
     if goes_on and args.overwrite:
         faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
     if args.resume and not args.save_checkpoint:

@@ -24,6 +24,7 @@ import json
 import math
 import pickle
 import shlex
+import struct
 import sys
 import warnings
 import zipfile
@@ -44,7 +45,7 @@ import utils
 from networks import build_network
 from utils.args import as_flags, network_options, preprocessing, recorded_flags, training_flags
 from utils.data_list import DataList
-from utils.errors import InputError, blame_flags
+from utils.errors import DamagedError, InputError, blame_flags
 from utils.files import replacing
 from utils.preprocessing import Preprocessing
 from utils.weights import load_weights, same_logits
@@ -70,7 +71,10 @@ FIXED_OPTIONS = (
     "mlp_dim",
 )
 # what the readers of zip files and of torch raise on files that are damaged or none of theirs
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
 METADATA = "unetr.json"  # what describes the network in a file that another format leaves no room for it
 
 
@@ -206,7 +210,8 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint or of a bare state dict. No code in the file is run.
 
     Raises:
-        InputError: if there is no such file, or it is damaged, or it holds something else.
+        DamagedError: if there is no such file, or it is damaged, or it holds something else.
+        InputError: if a newer version made it.
     """
     _require_file(path)
     try:
@@ -216,20 +221,20 @@ def read(path: Path) -> dict[str, Any]:
             torch.serialization.safe_globals(NUMPY_SCALARS),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (*UNREADABLE, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = _why_unreadable(path, error)
         if "TorchScript" in str(error):
             reason = "it is TorchScript. Give --resume_jit, or to test.py --saved_checkpoint=torchscript"
         elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
             reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
-        raise InputError(f"{path}: can't be read as weights: {reason}.") from error
+        raise DamagedError(f"{path}: can't be read as weights: {reason}.") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         if content.get("format", FORMAT) > FORMAT:
             raise InputError(f"{path}: was made by a newer version of this program. Update it.")
         return dict(content)
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {**_metadata(path), "state_dict": content}
-    raise InputError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+    raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
 
 
 def add_metadata(path: Path, metadata: str) -> None:
@@ -271,7 +276,9 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
 def _require_file(path: Path) -> None:
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {what}. Mend --pretrained_dir and --pretrained_model_name, or --checkpoint.")
+        raise InputError(
+            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint)."
+        )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -409,17 +416,7 @@ def _continue(
     args: argparse.Namespace, path: Path, description: Description, data: DataList, network: nn.Module
 ) -> Start:
     content = read(path)
-    recorded = describe(content)
-    if recorded is None or "resume" not in content:
-        raise InputError(
-            f"{path}: holds weights alone, nothing to continue from. Give the run's model_final.pt, "
-            "or start a new run from these weights with --resume_ckpt."
-        )
-    if content["format"] < FORMAT:
-        raise InputError(
-            f"{path}: was made by an older version of this program, whose runs can't be continued. "
-            "Start a new run from its weights with --resume_ckpt."
-        )
+    recorded = require_continuable(path, content)
     state = content["resume"]
     ours = {
         "model_name": description.network,
@@ -439,6 +436,7 @@ def _continue(
     )
     if "json_list" not in args.allow_change:
         _refuse_other_scans(path, data.files(), state["scans"])
+        _refuse_other_labels(path, description.labels, recorded.labels)
     transfer = load_weights(
         network, content["state_dict"], str(path), kind=_kind(content), img_size=recorded.options["img_size"]
     )
@@ -449,6 +447,27 @@ def _continue(
         if name in state["flags"] and getattr(args, name) != state["flags"][name]
     ]
     return Start(progress, f"{transfer.line()}, going on after {progress}", notes, state)
+
+
+def require_continuable(path: Path, content: Mapping[str, Any]) -> Description:
+    """Check that a run can continue from what :func:`read` gave; the description of its network.
+
+    Raises:
+        DamagedError: if it lacks what that needs.
+        InputError: if an older version made it.
+    """
+    recorded = describe(content)
+    if recorded is None or "resume" not in content:
+        raise DamagedError(
+            f"{path}: holds weights alone, nothing to continue from. Give the run's model_final.pt, "
+            "or start a new run from these weights with --resume_ckpt."
+        )
+    if content["format"] < FORMAT:
+        raise InputError(
+            f"{path}: was made by an older version of this program, whose runs can't be continued. "
+            "Start a new run from its weights with --resume_ckpt."
+        )
+    return recorded
 
 
 def _refuse_other_scans(path: Path, ours: Mapping[str, list[list[str]]], theirs: Mapping[str, list[list[str]]]) -> None:
@@ -466,6 +485,20 @@ def _refuse_other_scans(path: Path, ours: Mapping[str, list[list[str]]], theirs:
             raise InputError(
                 f"{path}: its run had other {part} scans ({what}). Give its --data_dir, --json_list and --fold, "
                 "or --allow_change json_list to go on with these."
+            )
+
+
+def _refuse_other_labels(path: Path, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:
+    """Compare the names of the labels with those of the run that goes on; another number is another network.
+
+    Raises:
+        InputError: naming the first that differs.
+    """
+    for value, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            raise InputError(
+                f"{path}: its run had {their!r} for label {value}, which the data list calls {our!r}. Give its "
+                "--json_list, or --allow_change json_list to go on with these names."
             )
 
 

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """A flag or a file is wrong. The message names it, says what is wrong and what to do."""
 
 
+class DamagedError(InputError):
+    """A file is damaged, or holds something else than it should, so that one before it may serve."""
+
+
 class TrainingError(RuntimeError):
     """A run can't go on. The message says where it stopped and what is left of it."""
 
@@ -23,11 +27,12 @@ class Stopped(BaseException):
 
     Args:
         number: the signal.
-        message: what to tell; by default the signal's name.
+        message: what to tell; by default the signal's name, and what holds before anything was done.
     """
 
     def __init__(self, number: int, message: str | None = None) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}" if message is None else message)
+        default = f"stopped by {signal.Signals(number).name}; launch the same command to begin again"
+        super().__init__(default if message is None else message)
         self.number = number
 
 

@@ -36,11 +36,13 @@ def export(weights: Path, format_name: str, output: Path) -> float:
         The largest difference of the logits, on random windows.
 
     Raises:
-        InputError: if the checkpoint can't be read, or a package that the format needs is missing.
+        InputError: if the checkpoint can't be read or is ``output``, or a package that the format needs is missing.
         WriteError: if ``output`` can't be written.
         RuntimeError: if what was written gives other logits; ``output`` is then as it was before.
     """
     content = checkpoint.read(weights)
+    if output.exists() and output.samefile(weights):
+        raise InputError(f"--output {output}: is the checkpoint itself, which would be lost. Give another name.")
     description = checkpoint.describe(content)
     if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")

@@ -62,9 +62,10 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     loss.set(xlabel="epoch", title="training loss")
     validated = [record for record in records if "dice" in record]
     epochs = [record["epoch"] for record in validated]
-    organs = list(validated[0]["dice"]["organs"]) if validated else []
+    # a run that goes on with another data list may have other organs from there on
+    organs = list(dict.fromkeys(organ for record in validated for organ in record["dice"]["organs"]))
     for number, organ in enumerate(organs):
-        values = [_or_nan(record["dice"]["organs"][organ]) for record in validated]
+        values = [_or_nan(record["dice"]["organs"].get(organ)) for record in validated]
         dice.plot(epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=organ)
     mean = [_or_nan(record["dice"]["mean"]) for record in validated]
     dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")

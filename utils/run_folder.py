@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from utils import checkpoint
 from utils.checkpoint import Description, Progress
-from utils.errors import InputError, TrainingError, WriteError
+from utils.errors import DamagedError, InputError, TrainingError, WriteError
 from utils.event_file import EventFile
 from utils.files import UNFINISHED, writable_folder, write_json, write_text
 from utils.inference import Example
@@ -22,7 +22,7 @@ RUNS = Path("runs")
 BEST = "model.pt"
 LATEST = "model_final.pt"
 BEFORE_LATEST = "model_previous.pt"
-SET_ASIDE = "damaged"
+SET_ASIDE = "set_aside"
 OWN_FILES = (
     BEST,
     LATEST,
@@ -65,6 +65,7 @@ class RunFolder:
         self.flags = flags
         self.scans = scans
         self.unsaved: dict[Path, str] = {}
+        path.mkdir(parents=True, exist_ok=True)
         if progress.at_start:
             for file in _own_files(path):
                 os.remove(file)
@@ -138,7 +139,7 @@ class RunFolder:
 
 
 def claim_folder(args: argparse.Namespace) -> Path:
-    """Make ``runs/NAME/``; what may be in it stays until training starts.
+    """The folder ``runs/NAME/``, which can be made and written to; what may be in it stays until training starts.
 
     Raises:
         InputError: if another run lies there and isn't to be overwritten, or the folder can't be written.
@@ -150,40 +151,50 @@ def claim_folder(args: argparse.Namespace) -> Path:
             f"--logdir {args.logdir}: {path} holds a run already. Give another name, --overwrite to replace it, "
             "or --resume to continue it."
         )
+    if not any(path.iterdir()):
+        path.rmdir()  # a start that fails leaves nothing
     return path
 
 
 def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from: ``--checkpoint``, or with ``--resume`` the latest good one in its folder.
+    """The checkpoint that a run goes on from.
 
-    Checkpoints that can't be read are moved to ``damaged/``, and where none can be read, with them all that the run
-    has left, so that a run that begins anew deletes nothing of it.
+    With ``--resume`` it is the latest good one in the run's folder; without, or where there is none, ``--checkpoint``.
+    Files that can't be continued from are moved to ``set_aside/``, and with them all that a run has left which has no
+    good one, so that a run that begins anew deletes nothing of it.
+
+    Raises:
+        InputError: if another version of this program made the file.
     """
-    if args.checkpoint is not None:
-        return Path(args.checkpoint)
+    given = Path(args.checkpoint) if args.checkpoint is not None else None
     if not args.resume:
-        return None
-    found = None
+        return given
+    damaged = False
     for path in (folder / LATEST, folder / BEFORE_LATEST):
-        if not path.is_file():
+        if not path.exists():
             continue
         try:
-            checkpoint.read(path)
-        except InputError as error:
-            print(f"damaged, moved to {_set_aside(path)}: {error}", flush=True)
+            checkpoint.require_continuable(path, checkpoint.read(path))
+        except DamagedError as error:
+            print(f"moved to {_set_aside(path)}: {error}", flush=True)
+            damaged = True
             continue
-        found = path
-        break
-    if found is None and (folder / SET_ASIDE).is_dir():
+        print(f"{folder}: goes on from {path}", flush=True)
+        return path
+    if damaged or (folder / BEST).exists():
         for file in _own_files(folder):
-            _set_aside(file)
-    print(f"{folder}: {'begins anew' if found is None else f'goes on from {found}'}", flush=True)
-    return found
+            print(f"moved to {_set_aside(file)}: no checkpoint is left to go on from", flush=True)
+    print(f"{folder}: begins anew" if given is None else f"{folder}: begins from {given}", flush=True)
+    return given
 
 
 def _set_aside(file: Path) -> Path:
     place = file.parent / SET_ASIDE / file.name
     place.parent.mkdir(exist_ok=True)
+    number = 1
+    while place.exists():
+        number += 1
+        place = place.with_name(f"{file.name}.{number}")
     os.replace(file, place)
     return place
 
