@@ -54,6 +54,7 @@ class Outcome:
 
     Attributes:
         disturbances: how often they were.
+        in_training: how often that was after the launch had trained for an epoch, and not in its start.
         within_epochs: how often that left a checkpoint in the middle of an epoch.
         lost: checkpoints that were there and can't be read any more, or are older than ``--save_every`` epochs.
         runs: how many runs came to their end.
@@ -61,6 +62,7 @@ class Outcome:
     """
 
     disturbances: int = 0
+    in_training: int = 0
     within_epochs: int = 0
     lost: int = 0
     runs: int = 0
@@ -116,7 +118,7 @@ class Laboratory:
     def disturb(self, name: str, number: int) -> int:
         """Launch a run and send it a signal at a random moment; its exit status."""
         process = self.launch(name)
-        time.sleep(self.random.uniform(0, 0.25 * self.seconds))
+        time.sleep(self.random.uniform(0, 0.5 * self.seconds))  # its start takes about a quarter
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, number)
@@ -153,6 +155,7 @@ class Laboratory:
             if status == 0:
                 return True
             outcome.disturbances += 1
+            outcome.in_training += ": loss " in self.log(name)[len(said) :]
             before_its_first_line = status == -number and self.log(name) == said
             if status != expected and not before_its_first_line:
                 outcome.faults.append(f"{name} ended with status {status}:\n{self.log(name)}")
@@ -166,12 +169,14 @@ class Laboratory:
         size = (self.whole / "model_final.pt").stat().st_size
 
         def disturb(name: str, outcome: Outcome) -> bool:
+            said = self.log(name)
             if self.disturb(name, signal.SIGTERM) == 0:
                 return True
             latest = self.run_folder(name) / "model_final.pt"
             before = latest.read_bytes() if latest.exists() else None
             status = self.finish(self.launch(name, file_size=self.random.randrange(size // 100, size)))
             outcome.disturbances += 1
+            outcome.in_training += ": loss " in self.log(name)[len(said) :]
             if status != 1 or "not saved: " not in self.log(name):
                 outcome.faults.append(f"{name} ended with status {status} on a full disk:\n{self.log(name)}")
             self._look_at_checkpoint(name, before is not None, outcome, full=True)
@@ -266,10 +271,11 @@ def main(args: argparse.Namespace) -> None:
             "SIGTERM": laboratory.signals(signal.SIGTERM, args.times),
             "full disk": laboratory.full_disks(args.times),
         }
-    print(f"{'':<10}  times  within an epoch  checkpoints lost  runs  differences")
+    print(f"{'':<10}  times  in training  within an epoch  checkpoints lost  runs  differences")
     for what, outcome in outcomes.items():
-        numbers = (outcome.disturbances, outcome.within_epochs, outcome.lost, outcome.runs, len(outcome.faults))
-        print("{:<10}  {:>5}  {:>15}  {:>16}  {:>4}  {:>11}".format(what, *numbers))
+        moments = (outcome.disturbances, outcome.in_training, outcome.within_epochs)
+        ends = (outcome.lost, outcome.runs, len(outcome.faults))
+        print("{:<10}  {:>5}  {:>11}  {:>15}  {:>16}  {:>4}  {:>11}".format(what, *moments, *ends))
     faults = [fault for outcome in outcomes.values() for fault in outcome.faults]
     if faults:
         raise SystemExit("\n".join(faults))

@@ -16,6 +16,7 @@ def laboratory(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Labo
 def check(outcome: Outcome, times: int) -> None:
     assert outcome.faults == []
     assert (outcome.disturbances, outcome.lost) == (times, 0)
+    assert outcome.in_training > 0
 
 
 def test_kill_9_at_30_random_moments(laboratory: Laboratory) -> None:
