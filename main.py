@@ -77,8 +77,11 @@ def main(process: Process, args: argparse.Namespace) -> None:
         to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
     )
     learner = Learner(network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision)
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
-    validate = partial(score_scans, loader=val_loader, predictor=predictor, labels=description.labels, process=process)
+    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
+    validate = partial(
+        score_scans,
+        loader=val_loader, predictor=predictor, precision=precision, labels=description.labels, process=process,
+    )  # fmt: skip
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")

@@ -1,4 +1,4 @@
-"""Score a trained network. ``python test.py --help`` lists the flags, the README tells how to use them."""
+"""Segment scans with a trained network. ``python test.py --help`` lists the flags, the README tells how to use them."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,45 +7,91 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.args import parse_test
-from utils.data_check import check_scans
-from utils.data_list import read_data_list
-from utils.data_utils import Caching, validation_loader
+from utils.checkpoint import Description
+from utils.data_list import DataList, read_data_list, unlisted
 from utils.distributed import Process, launch
-from utils.errors import one_line_errors
-from utils.files import writable_folder
-from utils.inference import Predictor, score_scans
-from utils.pictures import overlay, save_picture
+from utils.errors import InputError, one_line_errors
+from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
 from utils.precision import choose_precision
-from utils.score_tables import save_scores, scan_table
+from utils.results import claim_results, write_results
+from utils.scan_files import Found, find_scans
+from utils.segmentation import Order, gather, segment_scans
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
-    """Score the weights on a part of the data list, in this process of one or many."""
-    weights = Path(args.pretrained_dir) / args.pretrained_model_name
-    data = read_data_list(args.data_dir, args.json_list, args.fold)
-    scans = data.labelled(args.split)
-    network, description, source = checkpoint.load_for_testing(args, weights, data)
+    """Segment scans with the networks of some weights files, in this process of one or many."""
+    weights = checkpoint.weight_files(args)
+    listed = args.input is None
+    data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
+    members, source = checkpoint.load_ensemble(args, weights, data)
+    description = members[0][1]
     settings = description.preprocessing
-    output = Path(args.output_dir) if args.output_dir is not None else weights.parent / "scores"
-    process.main_first(partial(writable_folder, output, "--output_dir"))
-    if not args.skip_data_check:
-        channels = (description.options["in_channels"], len(description.labels))
-        process.main_first(partial(check_scans, scans, *channels, args.workers))
+    order = wanted(args, weights, description)
+    process.main_first(partial(claim_results, order))
+    found = process.main_first(partial(scans_to_segment, args, data, order.in_channels))
 
-    loader = validation_loader(scans, settings, Caching(in_memory=False), process, workers=args.workers)
-    network = process.place(network)
-    precision = choose_precision(process.device, description.amp and not args.noamp, settings.roi)
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, precision)
-    process.say(f"{source}\n{len(scans)} {args.split} scans of {data.path}, on {process.device} in {precision}")
+    networks = [
+        (process.place(network.eval()), choose_precision(process.device, one.amp and not args.noamp, settings.roi))
+        for network, one in members
+    ]
+    ensemble = Ensemble(tuple(networks), mirrorings(description.labels) if args.tta else (Mirroring(),))
+    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
+    place = f"{args.split} scans of {data.path}" if listed else "scans"
+    process.say(f"{source}\n{len(found.scans)} {place}, on {process.device} in {networks[0][1]}")
+    for note in [*found.remarks, *found.faults.values()]:
+        process.say(f"note: {note}")
 
-    scores, example = score_scans(network, loader, predictor, description.labels, process)
-    process.say(f"Dice on the network's grid\n{scan_table(scores)}")
+    outcome = segment_scans(process.share(found.scans), order, ensemble, predictor, process, args.overwrite)
+    outcome = gather(outcome, found, process)
     if process.is_main:
-        assert example is not None  # the main process has the first scan
-        facts = {"weights": str(weights), "data_list": str(data.path), "split": args.split, "grid": "network"}
-        save_scores(output, scores, facts)
-        save_picture(overlay(example, description.labels, settings.spacing), output / "example.png")
-        process.say(f"{output} holds scores.csv, scores.json and example.png")
+        write_results(outcome, order)
+        if outcome.faults:
+            raise InputError(
+                f"{len(outcome.faults)} failed and {len(outcome.records)} done; launch the same command again for the "
+                "rest when these are mended:\n       " + "\n       ".join(outcome.faults.values())
+            )
+
+
+def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
+    """What the flags want of each scan."""
+    labels = description.labels
+    flags = ("infer_overlap", "tta", "noamp", "organs", "largest_component", "nsd_mm")
+    more = ("one_file_per_organ", "save_probabilities")
+    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in weights]
+    return Order(
+        folder=Path(args.output_dir) if args.output_dir is not None else Path(args.pretrained_dir) / "scores",
+        labels=labels,
+        organs={label: labels[label] for label in labels_of("--organs", args.organs or ("all",), labels)},
+        connected=labels_of("--largest_component", args.largest_component or (), labels),
+        separate=args.one_file_per_organ,
+        probabilities=args.save_probabilities,
+        nsd_mm=args.nsd_mm,
+        in_channels=description.options["in_channels"],
+        preprocessing=description.preprocessing,
+        made_with={"weights": files, **{name: getattr(args, name) for name in (*flags, *more)}},
+    )
+
+
+def labels_of(flag: str, names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    """The labels of some organs; of all of them for ``all``.
+
+    Raises:
+        InputError: if there is no such organ.
+    """
+    if tuple(names) == ("all",):
+        return tuple(range(1, len(labels)))
+    unknown = [name for name in names if name not in labels[1:]]
+    if unknown:
+        raise InputError(f"{flag} {','.join(unknown)}: not among the network's organs: {', '.join(labels[1:])}.")
+    return tuple(labels.index(name) for name in names)
+
+
+def scans_to_segment(args: argparse.Namespace, data: DataList, in_channels: int) -> Found:
+    """The scans that ``--input`` or the data list's ``--split`` means."""
+    if args.input is not None:
+        return find_scans(args.input, in_channels)
+    data.require(args.split)
+    return Found(scans=getattr(data, args.split))
 
 
 def run(argv: Sequence[str] | None = None) -> None:

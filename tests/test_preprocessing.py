@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from utils.preprocessing import Preprocessing, scan_transforms
+from utils.preprocessing import Preprocessing, read_transform, scan_transforms
 
 
 def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, str]:
@@ -18,7 +18,7 @@ def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarra
 
 
 def process(item: dict[str, str], settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    result = Compose(scan_transforms(settings))(item)
+    result = Compose([read_transform(), *scan_transforms(settings)])(item)
     return np.asarray(result["image"]), np.asarray(result["label"])
 
 
@@ -74,7 +74,8 @@ def test_channels_of_several_files_are_stacked(tmp_path: Path, random: np.random
     item = write(tmp_path, first, label, np.eye(4))
     nib.save(nib.Nifti1Image(second, np.eye(4)), tmp_path / "second.nii.gz")
     both = {"image": [item["image"], str(tmp_path / "second.nii.gz")], "label": item["label"]}
-    result = Compose(scan_transforms(Preprocessing(intensity="zscore", spacing=(1, 1, 1))))(both)
+    settings = Preprocessing(intensity="zscore", spacing=(1, 1, 1))
+    result = Compose([read_transform(), *scan_transforms(settings)])(both)
     assert result["image"].shape == (2, 5, 6, 7)
     expected = (second - second.mean()) / second.std()
     torch.testing.assert_close(torch.as_tensor(result["image"][1]), torch.from_numpy(expected), atol=1e-4, rtol=0)

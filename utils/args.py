@@ -79,7 +79,6 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--fold", type=whole, default=0, help="which fold validates")
     group.add_argument("--workers", type=whole, default=8, help="processes that load data, at most one per core")
-    group.add_argument("--skip_data_check", action="store_true", help="start without reading every file first")
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,6 +147,14 @@ def _add_inference_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sw_batch_size", type=count, default=1, help="windows in one forward pass")
 
 
+def _add_mirroring_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("mirroring").add_argument(
+        "--tta",
+        action="store_true",
+        help="also predict mirrored windows, and average (for networks trained with flips)",
+    )
+
+
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
@@ -163,16 +170,47 @@ def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dist-backend", default="nccl", help="backend on GPUs; on CPUs it is gloo")
 
 
-def _add_weights_flags(parser: argparse.ArgumentParser) -> None:
+def _add_weights_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     group = parser.add_argument_group("weights")
     group.add_argument("--pretrained_dir", default="./pretrained_models/", help="folder of the weights")
-    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", help="file of the weights")
+    name = "UNETR_model_best_acc.pth"
+    if several:
+        group.add_argument(
+            "--pretrained_model_name",
+            nargs="+",
+            default=[name],
+            help="files of the weights, or patterns such as 'fold*.pt', whose probabilities are averaged",
+        )
+    else:
+        group.add_argument("--pretrained_model_name", default=name, help="file of the weights")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between, not {text!r}")
+    return names
+
+
+def _add_result_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--output_dir", help="where masks, tables and report go (default: PRETRAINED_DIR/scores)")
+    group.add_argument("--overwrite", action="store_true", help="do scans again that are finished")
+    group.add_argument("--organs", type=_names, help="only these, with commas between: spleen,liver (default: all)")
+    group.add_argument("--one_file_per_organ", action="store_true", help="also write each organ as a mask of its own")
+    group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
+    group.add_argument(
+        "--largest_component", type=_names, help="organs of which only the largest component stays, or all"
+    )
+    group.add_argument("--nsd_mm", type=positive, default=2.0, help="tolerance of the normalised surface Dice in mm")
 
 
 def train_parser() -> Parser:
     """The parser of ``main.py``."""
     parser = Parser(description="Train a network on the scans of a data list.")
     _add_data_flags(parser)
+    check = parser.add_argument_group("check")
+    check.add_argument("--skip_data_check", action="store_true", help="start without reading every file first")
     data = parser.add_argument_group("caching")
     data.add_argument("--cache_dir", help="keep preprocessed scans on disk between runs, in this folder")
     data.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory")
@@ -223,19 +261,23 @@ def train_parser() -> Parser:
 
 def test_parser() -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
-    parser = Parser(description="Score a trained network on the labelled scans of a data list.")
-    _add_weights_flags(parser)
+    parser = Parser(description="Segment scans with a trained network, and score them where they have labels.")
+    _add_weights_flags(parser, several=True)
     parser.add_argument_group("format").add_argument(
-        "--saved_checkpoint", choices=("ckpt", "torchscript"), default="ckpt", help="what the weights file is"
+        "--saved_checkpoint",
+        choices=("ckpt", "torchscript", "any"),
+        default="ckpt",
+        help="what the weights files are; any: some are checkpoints and some TorchScript",
+    )
+    scans = parser.add_argument_group("scans")
+    scans.add_argument(
+        "--input", nargs="+", metavar="PATH", help="files, DICOM folders, or folders of both, instead of a data list"
     )
     _add_data_flags(parser)
-    parser.add_argument_group("scans").add_argument(
-        "--split", choices=SPLITS, default="validation", help="part of the data list to score"
-    )
-    parser.add_argument_group("results").add_argument(
-        "--output_dir", help="where the scores go (default: PRETRAINED_DIR/scores)"
-    )
+    scans.add_argument("--split", choices=SPLITS, default="validation", help="part of the data list to segment")
+    _add_result_flags(parser)
     _add_inference_flags(parser)
+    _add_mirroring_flag(parser)
     _add_machine_flags(parser)
     _add_network_flags(parser)
     _add_preprocessing_flags(parser)
@@ -271,6 +313,8 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = test_parser()
     args = parser.parse_args(argv)
     faults = _faults(vars(args))
+    if args.input is not None and args.output_dir is None:
+        faults.append("--input needs --output_dir, where the masks go")
     if faults:
         parser.error("; ".join(faults))
     return args

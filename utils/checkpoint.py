@@ -29,7 +29,7 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -290,13 +290,22 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _is_of_torch_save(path: Path) -> bool:
+    names = _members(path)
+    return "data.pkl" in names and "constants.pkl" not in names
+
+
+def _is_torchscript(path: Path) -> bool:
+    return "constants.pkl" in _members(path)
+
+
+def _members(path: Path) -> set[str]:
+    """The names in an archive that torch wrote, without that of its folder; none where it isn't a sound one."""
     try:
         _require_whole(path)
         with zipfile.ZipFile(path) as archive:
-            names = {name.split("/", 1)[-1] for name in archive.namelist()}
+            return {name.split("/", 1)[-1] for name in archive.namelist()}
     except UNREADABLE:
-        return False
-    return "data.pkl" in names and "constants.pkl" not in names
+        return set()
 
 
 def _require_whole(path: Path) -> None:
@@ -519,6 +528,48 @@ def resume_state(
     }
 
 
+def weight_files(args: argparse.Namespace) -> list[Path]:
+    """The files that ``--pretrained_model_name`` names or whose names fit its patterns, below ``--pretrained_dir``.
+
+    Raises:
+        InputError: if nothing fits a pattern.
+    """
+    folder = Path(args.pretrained_dir)
+    files: list[Path] = []
+    for name in args.pretrained_model_name:
+        is_pattern = any(sign in name for sign in "*?[") and not (folder / name).exists()
+        fitting = sorted(folder.glob(name)) if is_pattern and not Path(name).is_absolute() else [folder / name]
+        if not fitting:
+            raise InputError(f"--pretrained_model_name {name}: no file in {folder} has such a name.")
+        files += fitting
+    return files
+
+
+def load_ensemble(
+    args: argparse.Namespace, paths: Sequence[Path], data: DataList
+) -> tuple[list[tuple[nn.Module, Description]], str]:
+    """The networks of some weights files, which have to agree in preprocessing and labels.
+
+    Returns:
+        Each network with its description, and lines about where the weights are from.
+
+    Raises:
+        InputError: if a file can't be read, or isn't what flags, data list or the first file say.
+    """
+    members: list[tuple[nn.Module, Description]] = []
+    lines = []
+    for path in paths:
+        network, description, line = load_for_testing(args, path, data)
+        lines.append(line)
+        if members:
+            first = members[0][1]
+            given = {**as_flags({}, first.preprocessing), "labels": ", ".join(first.labels)}
+            theirs = {**as_flags({}, description.preprocessing), "labels": ", ".join(description.labels)}
+            refuse_contradictions(path, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
+        members.append((network, description))
+    return members, "\n".join(lines)
+
+
 def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:
     """The network of a weights file, ready to predict.
 
@@ -531,7 +582,7 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     Raises:
         InputError: if the file can't be read, or isn't what flags or data list say.
     """
-    torchscript = args.saved_checkpoint == "torchscript"
+    torchscript = args.saved_checkpoint == "torchscript" or (args.saved_checkpoint == "any" and _is_torchscript(path))
     module, content = read_torchscript(path) if torchscript else (None, read(path))
     given = {name: value for name in recorded_flags() if (value := getattr(args, name)) is not None}
     description = describe(content)

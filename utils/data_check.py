@@ -46,7 +46,7 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
             faults.append(f"{path}: has {len(shape)} dimensions; a scan has 3, or 4 with its channels last.")
             continue
         channels += shape[3] if len(shape) == 4 else 1
-        faults += _affine_faults(path, image)
+        faults += affine_faults(path, image.affine)
         voxels = read_voxels(path, image, faults)
         if voxels is None:
             continue
@@ -63,12 +63,12 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
     if any(len(image.shape) < 3 for _, image in opened):
         return faults
     for path, image in opened[1:]:
-        faults += _grid_faults(path, image, *opened[0])
+        faults += _faults_between(path, image, *opened[0])
     if scan.label is not None and (label := open_volume(scan.label, faults)) is not None:
         if len(label.shape) != 3 and label.shape[3:] != (1,):
             return [*faults, f"{scan.label}: has shape {_size(label.shape)}; a label is 3D, one value for each voxel."]
         if opened:
-            faults += _grid_faults(scan.label, label, *opened[0])
+            faults += _faults_between(scan.label, label, *opened[0])
         if (values := read_voxels(scan.label, label, faults)) is not None:
             faults += _label_faults(scan.label, values, out_channels)
     return faults
@@ -106,30 +106,41 @@ def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarra
     return voxels
 
 
-def _affine_faults(path: Path, image: SpatialImage) -> list[str]:
-    affine = image.affine
+def affine_faults(path: Path, affine: np.ndarray | None) -> list[str]:
+    """What is wrong with the affine (4, 4) of a file, in a sentence; none if it can place voxels in space."""
     if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return [f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."]
     return []
 
 
-def _grid_faults(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> list[str]:
-    shape, other_shape = image.shape[:3], other.shape[:3]
-    if shape != other_shape:
+def grid_faults(
+    path: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    other_path: Path,
+    other_shape: Sequence[int],
+    other_affine: np.ndarray,
+) -> list[str]:
+    """How the grid (X, Y, Z) of a file differs from that of another, in a sentence; none if it doesn't."""
+    if tuple(shape) != tuple(other_shape):
         return [
             f"{path}: has shape {_size(shape)}, but {other_path.name} has "
             f"{_size(other_shape)}. Both must lie on one grid; resample one to the other."
         ]
-    if image.affine is None or other.affine is None:
-        return []
     corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
-    distance = np.abs(corners @ (image.affine - other.affine).T).max()
+    distance = np.abs(corners @ (affine - other_affine).T).max()
     if not distance <= GRID_TOLERANCE_MM:
         return [
             f"{path}: lies up to {distance:.3g} mm away from {other_path.name} (their affines differ). "
             "Both must lie on one grid; resample one to the other."
         ]
     return []
+
+
+def _faults_between(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> list[str]:
+    if image.affine is None or other.affine is None:
+        return []  # its own fault is named already
+    return grid_faults(path, image.shape[:3], image.affine, other_path, other.shape[:3], other.affine)
 
 
 def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str]:

@@ -18,13 +18,15 @@ class Scan:
 
     Attributes:
         name: what tables call it, such as ``img0035``.
-        image: its file, or one file for each channel.
+        image: its file, or one file for each channel, or the slices of a DICOM series.
         label: the file of its label map, where it has one.
+        is_series: whether it is a DICOM series.
     """
 
     name: str
     image: tuple[Path, ...]
     label: Path | None
+    is_series: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,6 @@ class DataList:
                 f'{self.path}: lists no scans under {" and ".join(empty)}. Add some, or give entries of "training" '
                 'a "fold".'
             )
-
-    def labelled(self, part: str) -> list[Scan]:
-        """The scans of a part, each with its label.
-
-        Raises:
-            InputError: if there are none, or one has no label.
-        """
-        self.require(part)
-        scans: list[Scan] = getattr(self, part)
-        without = [scan.name for scan in scans if scan.label is None]
-        if without:
-            raise InputError(
-                f'{self.path}: {len(without)} of the {len(scans)} scans under "{part}" have no label to score against, '
-                f"{without[0]} first. Add their labels, or give another --split."
-            )
-        return scans
 
     def files(self) -> dict[str, list[list[str]]]:
         """The files of the scans that train and validate, below the folder, in the list's order."""
@@ -119,6 +105,22 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
         f"{folder / name}: no such data list. Give --json_list, or write one with "
         f"`python -m utils.make_data_list --data_dir {data_dir}`."
     )
+
+
+def unlisted(json_list: str | None) -> DataList:
+    """For scans that no data list names: an empty one, with the label names of ``json_list`` where that is given.
+
+    Raises:
+        InputError: if there is no such file, or it names no labels.
+    """
+    if json_list is None:
+        return DataList(Path("--input"), Path("."), [], [], [], None)
+    path = Path(json_list)
+    try:
+        labels = _read_labels(json.loads(path.read_text(encoding="utf-8")).get("labels"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"--json_list {path}: can't be read as a data list ({error}).") from error
+    return DataList(path, path.parent, [], [], [], labels)
 
 
 def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.errors import InputError
-from utils.preprocessing import KEYS, Preprocessing, scan_transforms
+from utils.preprocessing import KEYS, Preprocessing, read_transform, scan_transforms
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def training_loader(
     A scan smaller than the window is padded, as sliding windows pad it.
     """
     fixed = [
+        read_transform(),
         *scan_transforms(settings),
         transforms.SpatialPadd("image", spatial_size=settings.roi, value=settings.padding),
         transforms.SpatialPadd("label", spatial_size=settings.roi),
@@ -141,7 +142,7 @@ def validation_loader(
     scans: Sequence[Scan], settings: Preprocessing, caching: Caching, process: Process, *, workers: int
 ) -> DataLoader:
     """This process's share of whole scans, one at a time, preprocessed and otherwise as they are."""
-    fixed = [*scan_transforms(settings), *_compact()]
+    fixed = [read_transform(), *scan_transforms(settings), *_compact()]
     shared = process.share(list(scans))
     cached = _cached(shared, fixed, {**asdict(settings), "padded": False}, caching, process, workers)
     return _loader(cached, process, workers if not caching.in_memory else 0, batch_size=1)

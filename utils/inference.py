@@ -1,19 +1,106 @@
-"""From a preprocessed scan to its label map, the same in training's validation and in testing."""
+"""From a preprocessed scan to class probabilities and a mask, the same in training's validation and in testing."""
 
-from dataclasses import dataclass
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils.distributed import Process
+from utils.errors import InputError
 from utils.metrics import Scores, dice_per_label
 from utils.precision import Precision
 
+SIDES = {"left": "right", "right": "left"}
+# labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
+OPPOSITES = {
+    1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
+    2: {"superior": "inferior", "upper": "lower", "cranial": "caudal"},
+}
+SLAB_VOXELS = 2**21  # how much of the scan's grid is worked on at a time
+
 
 @dataclass(frozen=True)
+class Mirroring:
+    """A pass over mirrored windows.
+
+    Attributes:
+        axes: which of x, y, z (0, 1, 2) are mirrored.
+        classes: for each class, the one that stands for it in the mirror.
+    """
+
+    axes: tuple[int, ...] = ()
+    classes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Networks, and mirrored passes of each, whose class probabilities are averaged.
+
+    Attributes:
+        members: each network with the number format that it computes in.
+        mirrorings: the passes over each window.
+    """
+
+    members: tuple[tuple[nn.Module, Precision], ...]
+    mirrorings: tuple[Mirroring, ...] = (Mirroring(),)
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> class probabilities (B, classes, D, H, W) in float32."""
+        total: Tensor | None = None
+        for network, precision in self.members:
+            for mirroring in self.mirrorings:
+                dims = [axis + 2 for axis in mirroring.axes]
+                with precision.autocast():
+                    logits = network(windows.flip(dims) if dims else windows)
+                probabilities = logits.float().softmax(1)
+                if dims:
+                    probabilities = probabilities.flip(dims)
+                if mirroring.classes is not None:
+                    probabilities = probabilities[:, list(mirroring.classes)]
+                total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        passes = len(self.members) * len(self.mirrorings)
+        return total.div_(passes) if passes > 1 else total
+
+
+def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
+    """Every combination of axes that labels allow to mirror, none mirrored first.
+
+    Across x the labels of left and right organs swap; a side without its counterpart forbids it. Across y and z
+    labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
+    """
+    order = [_counterpart(label, labels, SIDES) for label in labels]
+    axes = [0] if None not in order else []
+    for axis, words in OPPOSITES.items():
+        both = {**words, **{other: word for word, other in words.items()}}
+        # a label that merely holds such a word, as the inferior vena cava, is its own counterpart
+        swaps = [_counterpart(label, labels, both) for label in labels]
+        if all(other is None or labels[other] == label for label, other in zip(labels, swaps, strict=True)):
+            axes.append(axis)
+    chosen = [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
+    return tuple(
+        Mirroring(combination, tuple(int(other) for other in order if other is not None) if 0 in combination else None)
+        for combination in chosen
+    )
+
+
+def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> int | None:
+    """The place of the label with the opposite word; its own where it has no such word; None where it has none."""
+    pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])", re.IGNORECASE)
+    other = pattern.sub(lambda match: words[match[0].lower()], label)
+    names = [name.lower() for name in labels]
+    return names.index(other.lower()) if other.lower() in names else None
+
+
+@dataclass
 class Predictor:
     """Sliding windows over a scan, weighted with a Gaussian where they overlap.
 
@@ -21,30 +108,197 @@ class Predictor:
         roi: the window in voxels.
         padding: what a scan smaller than the window is padded with.
         overlap: share of a window that its neighbour repeats.
-        batch_size: windows in one forward pass.
-        precision: device and number format.
+        batch_size: windows in one forward pass; halved where a GPU has no room for them.
+        device: where the networks are.
+        stitching: where the windows are put together; the CPU where a GPU has no room for that.
+        say: prints a line.
     """
 
     roi: tuple[int, int, int]
     padding: float
     overlap: float
     batch_size: int
-    precision: Precision
+    device: torch.device
+    say: Callable[[str], None] = print
+    stitching: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stitching = self.device
+
+    def windows(self, shape: Sequence[int]) -> int:
+        """How many windows cover a scan of ``shape`` (D, H, W)."""
+        steps = [max(1, int(roi * (1 - self.overlap))) for roi in self.roi]
+        return math.prod(
+            math.ceil(max(0, size - roi) / step) + 1 for size, roi, step in zip(shape, self.roi, steps, strict=True)
+        )
 
     @torch.inference_mode()
-    def __call__(self, network: nn.Module, image: Tensor) -> Tensor:
-        """(1, C, D, H, W) -> label map (D, H, W), integers. A scan smaller than the window is padded."""
-        with self.precision.autocast():
-            logits = sliding_window_inference(
-                image.to(self.precision.device),
-                self.roi,
-                self.batch_size,
-                network,
-                overlap=self.overlap,
-                mode="gaussian",
-                cval=self.padding,
-            )
-        return logits[0].argmax(0)  # (1, classes, D, H, W) -> (D, H, W)
+    def __call__(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object] | None = None) -> Tensor:
+        """(1, C, D, H, W) -> class probabilities (classes, D, H, W). A scan smaller than the window is padded.
+
+        Args:
+            progress: told how many windows were done, after each forward pass.
+
+        Raises:
+            InputError: if the GPU has no room even for one window.
+        """
+
+        def predict(windows: Tensor) -> Tensor:
+            probabilities = ensemble(windows)
+            if progress is not None:
+                progress(windows.shape[0])
+            return probabilities
+
+        while True:
+            try:
+                probabilities = sliding_window_inference(
+                    image.to(self.stitching),
+                    self.roi,
+                    self.batch_size,
+                    predict,
+                    overlap=self.overlap,
+                    mode="gaussian",
+                    cval=self.padding,
+                    sw_device=self.device,
+                    device=self.stitching,
+                )
+            except torch.OutOfMemoryError as error:
+                self._take_less(error)
+                continue
+            return probabilities[0]  # (1, classes, D, H, W) -> (classes, D, H, W)
+
+    def _take_less(self, error: torch.OutOfMemoryError) -> None:
+        if self.batch_size > 1:
+            self.batch_size //= 2
+            self.say(f"out of GPU memory: from here on --sw_batch_size {self.batch_size}")
+        elif self.stitching.type != "cpu":
+            self.stitching = torch.device("cpu")
+            self.say("out of GPU memory: from here on windows are put together on the CPU")
+        else:
+            raise InputError(
+                f"--device {self.device}: has no room for one window of {' × '.join(map(str, self.roi))} voxels. "
+                "Free its memory, or give --device cpu."
+            ) from error
+
+
+def to_scan_grid(
+    probabilities: Tensor, affine: np.ndarray, scan_affine: np.ndarray, scan_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """The mask of the most probable class at each voxel of a scan's own grid.
+
+    Probabilities are interpolated linearly, one class at a time into a running maximum, and where a class can't win
+    not at all. What the network's grid doesn't cover (it is cropped to the foreground) is background.
+
+    Args:
+        probabilities: (classes, D, H, W), the background first.
+        affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
+
+    Returns:
+        ``scan_shape``, uint8 (uint16 beyond 255 labels).
+    """
+    classes = probabilities.shape[0]
+    mask = np.zeros(scan_shape, np.uint8 if classes <= 256 else np.uint16)
+    sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]))
+    # a class that wins somewhere has at least 1 / classes there, and so at a neighbour on the network's grid
+    boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] >= 1 / classes))}
+    if not boxes:
+        return mask
+    lower = np.min([box[0] for box in boxes.values()], 0)
+    upper = np.minimum(np.max([box[1] for box in boxes.values()], 0), scan_shape)
+    if (upper <= lower).any():
+        return mask
+    planes = max(1, SLAB_VOXELS // int(np.prod((upper - lower)[1:])))
+    for first in range(lower[0], upper[0], planes):
+        start = np.array([first, *lower[1:]])
+        stop = np.array([min(first + planes, upper[0]), *upper[1:]])
+        best = sampler(probabilities[0], start, stop)
+        winner = torch.zeros(best.shape, dtype=torch.int32)
+        for label, (low, high) in boxes.items():
+            low, high = np.maximum(low, start), np.minimum(high, stop)
+            if (low >= high).any():
+                continue
+            inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+            value = sampler(probabilities[label], low, high)
+            wins = value > best[inside]
+            best[inside] = torch.where(wins, value, best[inside])
+            winner[inside] = torch.where(wins, label, winner[inside])
+        covered = sampler.covers(start, stop)
+        place = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        mask[place] = (winner * covered).numpy()
+    return mask
+
+
+def class_on_scan_grid(
+    probability: Tensor,
+    affine: np.ndarray,
+    scan_affine: np.ndarray,
+    scan_shape: tuple[int, int, int],
+    outside: float,
+) -> np.ndarray:
+    """The probability (D, H, W) of one class at each voxel of a scan's own grid, ``scan_shape`` in float32.
+
+    Args:
+        outside: the probability where the network's grid doesn't reach: 1 for the background, 0 for others.
+    """
+    sampler = _Sampler(affine, scan_affine, tuple(probability.shape))
+    result = np.empty(scan_shape, np.float32)
+    planes = max(1, SLAB_VOXELS // (scan_shape[1] * scan_shape[2]))
+    for first in range(0, scan_shape[0], planes):
+        start, stop = np.array([first, 0, 0]), np.array([min(first + planes, scan_shape[0]), *scan_shape[1:]])
+        values = torch.where(sampler.covers(start, stop), sampler(probability, start, stop), outside)
+        result[first : stop[0]] = values.numpy()
+    return result
+
+
+class _Sampler:
+    """Linear interpolation of volumes on the network's grid at the voxels of boxes of a scan's grid.
+
+    A box is given by its first voxel and the one behind its last.
+    """
+
+    def __init__(self, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.shape = np.array(shape)
+        self.matrix = np.linalg.inv(affine) @ scan_affine  # from the scan's voxel indices to the network's
+
+    def box(self, chosen: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The box of the scan's grid in which interpolation reads any of the ``chosen`` voxels (D, H, W)."""
+        bounds = []
+        for axis in range(3):
+            others = tuple(other for other in range(3) if other != axis)
+            places = torch.nonzero(chosen.amax(others) if chosen.numel() else chosen.any())
+            if len(places) == 0:
+                return None
+            bounds.append((int(places[0]) - 1, int(places[-1]) + 1))
+        corners = np.array([[*corner, 1] for corner in itertools.product(*bounds)])  # (8, 4)
+        there = (corners @ np.linalg.inv(self.matrix).T)[:, :3]
+        return np.maximum(np.floor(there.min(0)).astype(int), 0), np.maximum(np.ceil(there.max(0)).astype(int) + 1, 0)
+
+    def __call__(self, volume: Tensor, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """(D, H, W) -> the values at the voxels of the box, those of the border beyond it."""
+        scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample counts from -1 to 1 between the outermost voxels
+        places = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
+        # each plane as a batch of its own, since torch shares batches among its threads and nothing else
+        volumes = volume[None, None].float().cpu().expand(len(places), -1, -1, -1, -1)
+        sampled = F.grid_sample(volumes, places[:, None], mode="bilinear", padding_mode="border", align_corners=True)
+        return sampled[:, 0, 0]  # (planes, 1, 1, Y, Z) -> (planes, Y, Z)
+
+    def covers(self, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """Where the network's grid reaches: to the faces of its outermost voxels, and as far again for its rounding."""
+        inside = torch.ones(tuple(stop - start), dtype=torch.bool)
+        for axis in range(3):
+            indices = self._indices(axis, start, stop)
+            inside &= (indices >= -1) & (indices <= float(self.shape[axis]))
+        return inside
+
+    def _indices(self, axis: int, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """The network's voxel index along ``axis`` at each voxel of the box."""
+        total = torch.full((1, 1, 1), self.matrix[axis, 3], dtype=torch.float64)
+        for other in range(3):
+            along = torch.arange(start[other], stop[other], dtype=torch.float64) * self.matrix[axis, other]
+            shape = [1, 1, 1]
+            shape[other] = -1
+            total = total + along.reshape(shape)
+        return total.expand(*(int(size) for size in stop - start)).float()
 
 
 @dataclass(frozen=True)
@@ -58,7 +312,12 @@ class Example:
 
 
 def score_scans(
-    network: nn.Module, loader: DataLoader, predictor: Predictor, labels: tuple[str, ...], process: Process
+    network: nn.Module,
+    loader: DataLoader,
+    predictor: Predictor,
+    precision: Precision,
+    labels: tuple[str, ...],
+    process: Process,
 ) -> tuple[Scores, Example | None]:
     """Predict and score this process's scans, and collect the scores of all of them.
 
@@ -69,10 +328,11 @@ def score_scans(
         The scores of all processes' scans on the network's grid, and this process's first scan.
     """
     network.eval()
+    ensemble = Ensemble(((network, precision),))
     results = []
     example = None
     for batch in process.bar(loader, "validating"):
-        prediction = predictor(network, batch["image"])
+        prediction = predictor(ensemble, batch["image"]).argmax(0)  # (classes, D, H, W) -> (D, H, W)
         label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
         results.append((batch["name"][0], dice_per_label(prediction, label, len(labels)).numpy()))
         if example is None:

@@ -1,8 +1,11 @@
-"""The one way from a file to the voxels that the network sees, shared by training, validation and testing."""
+"""The one way from a scan to the voxels that the network sees, shared by training, validation and testing."""
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from monai import transforms
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
@@ -42,22 +45,69 @@ def above_minimum(image: Tensor) -> Tensor:
     return image > image.min()
 
 
-def scan_transforms(settings: Preprocessing) -> list[Transform]:
-    """Load, orient, resample, scale and crop a scan and its label.
+def read_transform() -> Transform:
+    """Read the NIfTI files of an image and its label, (C, D, H, W) each."""
+    return transforms.LoadImaged(KEYS, reader="NibabelReader", ensure_channel_first=True)
 
-    The result has a channel axis, (C, D, H, W), the axes running to the Right, Anterior and Superior.
+
+def scan_transforms(settings: Preprocessing, keys: tuple[str, ...] = KEYS) -> list[Transform]:
+    """Orient, resample, scale and crop a scan and its label, (C, D, H, W) each on the scan's own grid.
+
+    Afterwards the axes run to the Right, Anterior and Superior.
+
+    Args:
+        keys: without ``"label"`` for scans that have none.
     """
     window = transforms.ScaleIntensityRanged(
         "image", settings.a_min, settings.a_max, settings.b_min, settings.b_max, clip=True
     )
-    crop = transforms.CropForegroundd(KEYS, source_key="image", select_fn=above_minimum, allow_smaller=True)
+    crop = transforms.CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True)
     # the statistics of an MR must not count the empty rim that cropping removes; a CT's rim is only known
     # after windowing
     standardise = transforms.NormalizeIntensityd("image", channel_wise=True)
     scale_and_crop = [window, crop] if settings.intensity == "ct" else [crop, standardise]
+    interpolation = {"image": "bilinear", "label": "nearest"}
     return [
-        transforms.LoadImaged(KEYS, reader="NibabelReader", ensure_channel_first=True),
-        transforms.Orientationd(KEYS, axcodes=settings.orientation, labels=None),
-        transforms.Spacingd(KEYS, pixdim=settings.spacing, mode=("bilinear", "nearest")),
+        transforms.Orientationd(keys, axcodes=settings.orientation, labels=None),
+        transforms.Spacingd(keys, pixdim=settings.spacing, mode=[interpolation[key] for key in keys]),
         *scale_and_crop,
     ]
+
+
+@dataclass(frozen=True)
+class OnNetworkGrid:
+    """A scan as the network sees it.
+
+    Attributes:
+        image: (C, D, H, W) in float32.
+        affine: (4, 4), from voxel indices to mm.
+        label: (D, H, W), where the scan has one.
+    """
+
+    image: Tensor
+    affine: np.ndarray
+    label: Tensor | None
+
+
+def to_network_grid(
+    voxels: np.ndarray, affine: np.ndarray, label: np.ndarray | None, settings: Preprocessing
+) -> OnNetworkGrid:
+    """Preprocess a scan that is in memory.
+
+    Args:
+        voxels: (C, X, Y, Z).
+        affine: (4, 4), from its voxel indices to mm, x running to the Right, y to Anterior, z to Superior.
+        label: (X, Y, Z), where there is one.
+    """
+    volumes = {"image": voxels} if label is None else {"image": voxels, "label": label[None]}
+    item = {
+        key: MetaTensor(torch.from_numpy(np.ascontiguousarray(volume, np.float32)), affine=torch.from_numpy(affine))
+        for key, volume in volumes.items()
+    }
+    result = transforms.Compose(scan_transforms(settings, tuple(volumes)))(item)
+    image = result["image"]
+    return OnNetworkGrid(
+        image=image.as_tensor(),
+        affine=image.affine.numpy(),
+        label=None if label is None else result["label"].as_tensor()[0].long(),  # (1, D, H, W) -> (D, H, W)
+    )

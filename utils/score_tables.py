@@ -18,17 +18,28 @@ def organ_table(scores: Scores) -> str:
 
 
 def scan_table(scores: Scores) -> str:
-    """One line a scan with its mean and the Dice of each organ, the words of an organ's name stacked above."""
-    columns = [name.split() for name in ("scan", "mean", *scores.organs)]
+    """One line a scan with its mean and the Dice of each organ."""
     rows = [
         [scan, _text(mean), *map(_text, dice)]
         for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
     ]
     rows.append(["mean", _text(scores.mean), *map(_text, scores.organ_means)])
+    return _table(["scan", "mean", *scores.organs], rows)
+
+
+def volume_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line a scan with the volume of each organ in ml, from :func:`utils.measurements.measure`."""
+    rows = [[record["scan"], *(f"{one['volume_ml']:.1f}" for one in record["organs"].values())] for record in records]
+    return _table(["scan", *records[0]["organs"]], rows)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows below titles whose words are stacked."""
+    columns = [title.split() for title in titles]
     depth = max(map(len, columns))
     head = [[([""] * (depth - len(words)) + words)[line] for words in columns] for line in range(depth)]
-    widths = [max(len(row[column]) for row in head + rows) for column in range(len(columns))]
-    return "\n".join(_line(row, widths) for row in head + rows)
+    widths = [max(len(row[column]) for row in [*head, *rows]) for column in range(len(columns))]
+    return "\n".join(_line(row, widths) for row in [*head, *rows])
 
 
 def score_record(scores: Scores) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""Windows over a scan: averages over networks and mirrors, how many there are, and what happens without room."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils import inference
+from utils.errors import InputError
+from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
+from utils.phantom import LABELS
+from utils.precision import Precision
+
+CPU = Precision(torch.device("cpu"), torch.float32)
+
+
+class Constant(nn.Module):
+    """The same logits everywhere."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return self.logits[None, :, None, None, None].expand(windows.shape[0], -1, *windows.shape[2:])
+
+
+class RightHalf(nn.Module):
+    """Sees label 1 in the half of the window that is toward the Right (high x), and nothing else, whatever is there."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        logits = torch.zeros(windows.shape[0], 3, *windows.shape[2:])
+        logits[:, 1, windows.shape[2] // 2 :] = 50
+        return logits
+
+
+def test_probabilities_of_networks_are_averaged() -> None:
+    """softmax(0, ln 3) is (1/4, 3/4) and softmax(0, 0) is (1/2, 1/2): on average (3/8, 5/8)."""
+    ensemble = Ensemble(((Constant(0.0, torch.tensor(3.0).log().item()), CPU), (Constant(0.0, 0.0), CPU)))
+    assert ensemble(torch.zeros(1, 1, 2, 2, 2))[0, :, 0, 0, 0].tolist() == pytest.approx([3 / 8, 5 / 8])
+
+
+def test_left_and_right_swap_in_the_mirror_across_x() -> None:
+    """In the mirror the right half is on the left, and label 1 there stands for label 2."""
+    passes = mirrorings(("background", "right kidney", "left kidney"))
+    assert passes[1] == Mirroring((0,), (0, 2, 1))
+    probabilities = Ensemble(((RightHalf(), CPU),), passes[:2])(torch.zeros(1, 1, 4, 2, 2))
+    # high x: label 1 in the plain pass, a third of each in the mirrored one; low x: the other way round, label 2
+    right, left = probabilities[0, :, 3, 0, 0].tolist(), probabilities[0, :, 0, 0, 0].tolist()
+    assert right == pytest.approx([1 / 6, 1 / 2 + 1 / 6, 1 / 6], abs=1e-6)
+    assert left == pytest.approx([1 / 6, 1 / 6, 1 / 2 + 1 / 6], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "axes"),
+    [
+        (LABELS, {0, 1, 2}),  # BTCV: left and right in pairs, and the inferior vena cava has no superior one
+        (("background", "liver"), {0, 1, 2}),
+        (("background", "left kidney", "spleen"), {1, 2}),  # no right kidney to swap with
+        (("background", "anterior", "posterior"), {0, 2}),
+        (("background", "upper lobe", "lower lobe"), {0, 1}),
+        (("background", "Left Lung", "Right Lung"), {0, 1, 2}),
+        (("background", "bright spot"), {0, 1, 2}),  # "right" is no word of its own in it
+    ],
+)
+def test_labels_decide_which_axes_are_mirrored(labels: tuple[str, ...], axes: set[int]) -> None:
+    passes = mirrorings(labels)
+    assert passes[0] == Mirroring()
+    assert {axis for one in passes for axis in one.axes} == axes
+    assert len(passes) == 2 ** len(axes)
+    for one in passes:
+        assert (one.classes is not None) == (0 in one.axes)
+
+
+def test_btcvs_kidneys_and_adrenal_glands_swap() -> None:
+    order = next(one.classes for one in mirrorings(LABELS) if one.axes == (0,))
+    assert order is not None
+    assert {(LABELS[a], LABELS[b]) for a, b in enumerate(order) if a < b} == {
+        ("right kidney", "left kidney"),
+        ("right adrenal gland", "left adrenal gland"),
+    }
+
+
+@pytest.mark.parametrize(("shape", "count"), [((32, 32, 32), 1), ((10, 48, 33), 4), ((64, 40, 16), 6)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_windows_are_counted_before_they_are_predicted(
+    shape: tuple[int, int, int], count: int, batch_size: int
+) -> None:
+    """With windows of 32 that overlap by a half: 48 voxels take 2, 33 take 2, 64 take 3, 40 take 2."""
+    predictor = Predictor((32, 32, 32), 0.0, 0.5, batch_size, CPU.device)
+    done: list[int] = []
+    probabilities = predictor(Ensemble(((Constant(0.0, 1.0), CPU),)), torch.zeros(1, 1, *shape), done.append)
+    assert probabilities.shape == (2, *shape)
+    assert predictor.windows(shape) == count == sum(done)
+
+
+class LittleRoom(nn.Module):
+    """Runs out of memory with more than ``most`` windows at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, windows: Tensor) -> Tensor:
+        if windows.shape[0] > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return torch.stack([windows[:, 0], 1 - windows[:, 0]], 1)
+
+
+def test_without_room_the_batch_shrinks_and_stays_small() -> None:
+    said: list[str] = []
+    predictor = Predictor((16, 16, 16), 0.0, 0.5, 8, CPU.device, said.append)
+    volume = torch.rand(1, 1, 40, 16, 16)
+    roomy = Predictor((16, 16, 16), 0.0, 0.5, 1, CPU.device)(Ensemble(((LittleRoom(8), CPU),)), volume)
+    cramped = Ensemble(((LittleRoom(2), CPU),))
+    torch.testing.assert_close(predictor(cramped, volume), roomy)
+    predictor(cramped, volume)
+    assert said == [f"out of GPU memory: from here on --sw_batch_size {size}" for size in (4, 2)]
+
+
+def test_then_stitching_moves_to_the_cpu_and_only_then_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU whose memory holds one window but not the whole, simulated: there is none in CI."""
+    places: list[str] = []
+
+    def stitch(*_: Any, device: torch.device, **__: Any) -> Tensor:
+        places.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("no room")
+        return torch.zeros(1, 2, 4, 4, 4)
+
+    monkeypatch.setattr(inference, "sliding_window_inference", stitch)
+    monkeypatch.setattr(Tensor, "to", lambda self, *_: self)
+    said: list[str] = []
+    predictor = Predictor((16, 16, 16), 0.0, 0.5, 1, torch.device("cuda", 0), said.append)
+    assert predictor(Ensemble(((Constant(0.0, 0.0), CPU),)), torch.zeros(1, 1, 4, 4, 4)).shape == (2, 4, 4, 4)
+    assert places == ["cuda", "cpu"]
+    assert said == ["out of GPU memory: from here on windows are put together on the CPU"]
+
+    def never(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(inference, "sliding_window_inference", never)
+    with pytest.raises(InputError, match=r"--device cuda:0: has no room for one window of 16 × 16 × 16 voxels"):
+        predictor(Ensemble(((Constant(0.0, 0.0), CPU),)), torch.zeros(1, 1, 4, 4, 4))

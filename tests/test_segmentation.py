@@ -1,0 +1,305 @@
+"""``test.py`` on scans: what it writes, what it says, and that one broken scan doesn't take the others along."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+
+from tests.conftest import REPOSITORY, TINY, Run
+from tests.test_dicom import write_series
+from tests.test_training import train
+from utils.phantom import LABELS
+
+
+@pytest.fixture(scope="module")
+def trained(run_main: Run, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose network finds some organs."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        flags = ("--max_epochs=40", "--val_every=40", "--optim_lr=3e-2", "--warmup_epochs=1", "--noamp")
+        more = ("--feature_size=4", "--norm_name=batch", "--RandFlipd_prob=0", "--RandRotate90d_prob=0")
+        train(run_main, phantoms, "run", *flags, *more)
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "run"
+
+
+@pytest.fixture
+def segment(run_test: Run, trained: Path, in_tmp: Path) -> Any:
+    """Segment with the trained network into ``out``."""
+
+    def run(*flags: str) -> Path:
+        run_test([f"--pretrained_dir={trained}", "--pretrained_model_name=model.pt", "--output_dir=out", *flags])
+        return Path("out")
+
+    return run
+
+
+def scan_of(phantoms: Path, number: int = 7) -> Path:
+    return phantoms / "imagesTr" / f"img{number:04d}.nii.gz"
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+
+
+def failure(run: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_a_new_scan_gets_a_mask_on_its_own_grid_and_all_that_belongs_to_it(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = segment(f"--input={scan_of(phantoms)}")
+    image, mask = (nib.load(path) for path in (scan_of(phantoms), out / "img0007.nii.gz"))
+    assert mask.shape == image.shape
+    assert np.array_equal(mask.affine, image.affine)
+    assert mask.get_data_dtype() == np.uint8
+    found = voxels(out / "img0007.nii.gz")
+    assert found.max() > 0
+    screen = capsys.readouterr().out
+    assert "volumes in ml" in screen
+    with open(out / "measurements.csv", newline="") as file:
+        rows = {row["organ"]: row for row in csv.DictReader(file)}
+    assert list(rows) == list(LABELS[1:])
+    voxel_ml = abs(np.linalg.det(image.affine)) / 1000
+    for label, organ in enumerate(LABELS[1:], start=1):
+        assert float(rows[organ]["volume_ml"]) == pytest.approx((found == label).sum() * voxel_ml)
+        assert rows[organ]["dice"] == ""
+    assert {path.name for path in out.iterdir()} == {
+        *("img0007.nii.gz", "measurements.csv", "measurements.json", "report.html", "records"),
+        *("labels_slicer.ctbl", "labels_itksnap.txt"),
+    }
+    assert not list(out.rglob("*.part"))
+
+
+def test_labels_are_scored_on_both_grids(segment: Any, phantoms: Path, trained: Path) -> None:
+    out = segment(f"--data_dir={phantoms}", "--split=validation")
+    label = voxels(phantoms / "labelsTr" / "label0005.nii.gz")
+    mask = voxels(out / "img0005.nii.gz")
+    content = json.loads((out / "measurements.json").read_text())
+    organs = content["scans"][0]["organs"]
+    both, of_mask, of_label = ((mask == 6) & (label == 6)).sum(), (mask == 6).sum(), (label == 6).sum()
+    assert organs["liver"]["dice"] == pytest.approx(2 * both / (of_mask + of_label))
+    assert organs["liver"]["hd95_mm"] > 0
+    validated = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["dice"]
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["mean"] == pytest.approx(validated["mean"], abs=1e-6)  # training's validation, on the network's grid
+    assert organs["liver"]["dice_network_grid"] == scores["scans"][0]["organs"]["liver"]
+
+
+def test_a_scan_without_a_label_in_a_data_list_needs_none(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    Path("list.json").write_text(json.dumps({**content, "test": [content["test"][0]["image"]]}))
+    segment(f"--data_dir={phantoms}", "--json_list=list.json", "--split=test")
+    screen = capsys.readouterr().out
+    assert "volumes in ml" in screen
+    assert "Dice" not in screen
+
+
+def test_a_dicom_series_gives_the_mask_of_the_same_scan_as_nifti(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(scan_of(phantoms))
+    affine = np.diag([-10.0, -10.0, 12.0, 1.0])  # DICOM's own way: columns run to the Left, rows to Posterior
+    affine[:3, 3] = (120, 90, -300)
+    values = np.asarray(image.dataobj).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, affine), "series.nii.gz")
+    datasets = write_series(Path("scans/ct"), values, affine)
+    assert datasets
+    out = segment("--input", "series.nii.gz", "scans")
+    first, second = out / "series.nii.gz", out / "ct.nii.gz"
+    assert np.array_equal(voxels(first), voxels(second))
+    assert np.allclose(nib.load(first).affine, nib.load(second).affine)
+    assert voxels(first).max() > 0
+    segments = sitk.ReadImage(str(out / "ct.dcm"))
+    assert segments.GetSize()[:2] == values.shape[:2]
+    assert "ct" in capsys.readouterr().out
+
+
+def test_flags_that_choose_what_is_written(segment: Any, phantoms: Path) -> None:
+    whole = voxels(segment(f"--input={scan_of(phantoms)}") / "img0007.nii.gz")
+    shutil.rmtree("out")
+    some = ["--organs=liver,spleen", "--one_file_per_organ", "--save_probabilities", "--largest_component=liver"]
+    out = segment(f"--input={scan_of(phantoms)}", *some)
+    mask = voxels(out / "img0007.nii.gz")
+    assert set(np.unique(mask)) <= {0, 1, 6}
+    assert np.array_equal(mask == 1, whole == 1)
+    assert ((mask == 6) <= (whole == 6)).all()
+    assert np.array_equal(voxels(out / "img0007" / "liver.nii.gz"), mask == 6)
+    assert {path.name for path in (out / "img0007").iterdir()} == {"liver.nii.gz", "spleen.nii.gz"}
+    probabilities = nib.load(out / "img0007_probabilities.nii.gz").get_fdata()
+    assert probabilities.shape == (*whole.shape, 14)
+    assert probabilities.sum(-1) == pytest.approx(np.ones(whole.shape), abs=1e-3)
+    clear = np.sort(probabilities, -1)[..., -1] - np.sort(probabilities, -1)[..., -2] > 1e-3
+    assert np.array_equal(probabilities.argmax(-1)[clear], whole[clear])
+    table = (out / "labels_slicer.ctbl").read_text()
+    assert "1 spleen" in table
+    assert "pancreas" not in table
+
+
+def test_several_networks_and_mirrors(
+    segment: Any, run_test: Run, trained: Path, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three times the same network is that network, also as TorchScript; a pattern finds files."""
+    alone = voxels(segment(f"--input={scan_of(phantoms)}", "--noamp") / "img0007.nii.gz")
+    Path("weights").mkdir()
+    shutil.copy(trained / "model.pt", "weights/fold0.pt")
+    shutil.copy(trained / "model.pt", "weights/fold1.pt")
+    command = [
+        sys.executable,
+        "-m",
+        "utils.export",
+        str(trained / "model.pt"),
+        "--output",
+        str(Path.cwd() / "weights/s.ts"),
+    ]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    flags = [f"--input={scan_of(phantoms)}", "--pretrained_dir=weights", "--noamp"]
+    names = ["--pretrained_model_name", "fold*.pt", "s.ts"]
+    capsys.readouterr()
+    run_test([*flags, *names, "--saved_checkpoint=any", "--output_dir=several"])
+    assert "s.ts (TorchScript), which computes in float32" in capsys.readouterr().out
+    assert (voxels(Path("several/img0007.nii.gz")) == alone).mean() > 0.999
+    run_test([*flags, "--pretrained_model_name=fold0.pt", "--tta", "--output_dir=mirrored"])
+    assert not np.array_equal(voxels(Path("mirrored/img0007.nii.gz")), alone)
+    message = failure(lambda: run_test([*flags, "--pretrained_model_name=no*.pt", "--output_dir=o"]), capsys)
+    assert message == "error: --pretrained_model_name no*.pt: no file in weights has such a name.\n"
+
+
+def test_networks_of_different_preprocessing_are_refused(
+    run_test: Run, trained: Path, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(trained / "model.pt", weights_only=True)
+    torch.save(content, "a.pt")
+    content["preprocessing"]["a_max"] = 300.0
+    torch.save(content, "b.pt")
+    flags = ["--pretrained_dir=.", "--pretrained_model_name", "a.pt", "b.pt", "--output_dir=out"]
+    message = failure(lambda: run_test([f"--input={scan_of(phantoms)}", *flags]), capsys)
+    assert message.startswith("error: b.pt: --a_max 250 contradicts its 300")
+    assert message.count("\n") == 1
+
+
+def test_a_broken_scan_is_told_and_the_rest_goes_on(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    for number in (5, 7):
+        shutil.copy(scan_of(phantoms, number), "in")
+    Path("in/img0006.nii.gz").write_text("a text")
+    nan = voxels(scan_of(phantoms)).astype(np.float32)
+    nan[1, 2, 3] = np.nan
+    nib.save(nib.Nifti1Image(nan, np.eye(4)), "in/nan.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((9, 9, 9), 3, np.int16), np.eye(4)), "in/flat.nii.gz")
+    message = failure(lambda: segment("--input=in"), capsys)
+    assert message.startswith("error: 3 failed and 2 done; launch the same command again for the rest")
+    for words in (
+        "in/img0006.nii.gz: is no volume",
+        "in/nan.nii.gz: has 1 voxels that are NaN or infinite",
+        "in/flat.nii.gz: every voxel is 3",
+    ):
+        assert words in message
+    assert (Path("out/img0005.nii.gz").exists(), Path("out/img0007.nii.gz").exists()) == (True, True)
+    assert Path("out/report.html").exists()
+
+
+def test_finished_scans_are_not_done_again_unless_something_changed(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    for number in (5, 7):
+        shutil.copy2(scan_of(phantoms, number), "in")
+
+    def dates() -> dict[str, int]:
+        return {name: (Path("out") / f"{name}.nii.gz").stat().st_mtime_ns for name in ("img0005", "img0007")}
+
+    segment("--input=in/img0005.nii.gz")
+    capsys.readouterr()
+    segment("--input=in")
+    assert "1 of 2 scans were finished before; --overwrite does them again" in capsys.readouterr().out
+    first = dates()
+    segment("--input=in")
+    assert dates() == first
+    segment("--input=in", "--overwrite")
+    second = dates()
+    assert all(second[name] > first[name] for name in first)
+    os.utime("in/img0007.nii.gz")  # it was written anew
+    segment("--input=in")
+    third = dates()
+    assert (third["img0005"] == second["img0005"], third["img0007"] > second["img0007"]) == (True, True)
+    segment("--input=in", "--infer_overlap=0.25")
+    assert all(value > third[name] for name, value in dates().items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--input=nothing"], "nothing"),
+        (["--organs=lever"], "--organs lever: not among the network's organs: spleen, "),
+        (["--largest_component=lever,liver"], "--largest_component lever: not among the network's organs: spleen, "),
+        (["--output_dir=a_file/out"], "--output_dir: can't write to a_file/out"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    segment: Any, phantoms: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a_file").write_text("")
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}", *flags), capsys)
+    assert words in message
+    assert "Traceback" not in message
+
+
+def test_input_needs_a_place_for_the_masks(run_test: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_test(["--input=scan.nii.gz"])
+    assert stop.value.code == 2
+    assert "--input needs --output_dir" in capsys.readouterr().err
+
+
+def test_two_processes_do_each_scan_once(trained: Path, phantoms: Path, in_tmp: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *(str(REPOSITORY / "test.py"), "--distributed", "--device=cpu", f"--data_dir={phantoms}", "--split=training"),
+        *(f"--pretrained_dir={trained}", "--pretrained_model_name=model.pt", "--output_dir=out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["img0001", "img0002", "img0003", "img0004"]
+    assert [scan["scan"] for scan in json.loads(Path("out/measurements.json").read_text())["scans"]] == names
+    assert done.stdout.count("Dice on the scan's own grid") == 1
+
+
+def test_a_window_larger_than_the_scan_is_padded(segment: Any, phantoms: Path) -> None:
+    small = nib.load(scan_of(phantoms)).slicer[8:18, 8:18, 8:12]
+    nib.save(small, "small.nii.gz")
+    out = segment("--input=small.nii.gz")
+    assert voxels(out / "small.nii.gz").shape == small.shape
+
+
+def test_published_weights_take_label_names_from_a_data_list(
+    run_test: Run, trained: Path, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torch.load(trained / "model.pt", weights_only=True)["state_dict"], "bare.pth")
+    flags = [f"--input={scan_of(phantoms)}", "--pretrained_dir=.", "--pretrained_model_name=bare.pth", *TINY]
+    flags += ["--feature_size=4", "--norm_name=batch"]
+    run_test([*flags, "--output_dir=numbered"])
+    assert "label 1" in json.loads(Path("numbered/measurements.json").read_text())["scans"][0]["organs"]
+    run_test([*flags, "--output_dir=named", f"--json_list={REPOSITORY / 'dataset/btcv/dataset_0.json'}"])
+    assert "spleen" in json.loads(Path("named/measurements.json").read_text())["scans"][0]["organs"]

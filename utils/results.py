@@ -1,0 +1,71 @@
+"""What ``test.py`` leaves over all scans: tables, tables of labels for viewers, and the report."""
+
+import shlex
+import sys
+from datetime import datetime
+from typing import Any
+
+import monai
+import torch
+
+import utils
+from utils.files import writable_folder
+from utils.mask_files import write_label_tables
+from utils.measurements import save_measurements, scores_of
+from utils.report import write_report
+from utils.score_tables import save_scores, scan_table, volume_table
+from utils.segmentation import RECORDS, Order, Outcome
+
+GRIDS = {"dice_network_grid": "the network's grid", "dice": "the scan's own grid"}
+
+
+def claim_results(order: Order) -> None:
+    """Make the folder of the results.
+
+    Raises:
+        InputError: if it can't be written to.
+    """
+    writable_folder(order.folder, "--output_dir")
+    writable_folder(order.folder / RECORDS, "--output_dir")
+
+
+def write_results(outcome: Outcome, order: Order) -> None:
+    """Print the tables and write them, with the report, for the scans that are finished.
+
+    Raises:
+        WriteError: if something can't be written.
+    """
+    records = list(outcome.records.values())
+    if outcome.earlier:
+        print(f"{outcome.earlier} of {len(records)} scans were finished before; --overwrite does them again")
+    if not records:
+        return
+    facts = _facts(order)
+    folder = order.folder
+    written = ["masks", "measurements.csv", "measurements.json", "report.html"]
+    for which, grid in GRIDS.items():
+        scores = scores_of(records, tuple(order.organs.values()), which)
+        if scores is None:
+            continue
+        print(f"Dice on {grid}\n{scan_table(scores)}")
+        if which == "dice_network_grid":
+            save_scores(folder, scores, {**facts, "grid": "network"})
+            written += ["scores.csv", "scores.json"]
+    unlabelled = [record for record in records if not record["labelled"]]
+    if unlabelled:
+        print(f"volumes in ml\n{volume_table(unlabelled)}")
+    save_measurements(folder, records, facts)
+    write_label_tables(folder, order.organs)
+    pictures = {record["scan"]: order.picture(record["scan"]) for record in records}
+    write_report(folder / "report.html", records, pictures, {name: str(fact) for name, fact in facts.items()})
+    print(f"{folder} holds {', '.join(written[:-1])} and {written[-1]}")
+
+
+def _facts(order: Order) -> dict[str, Any]:
+    return {
+        "command": shlex.join(sys.argv),
+        "weights": ", ".join(path for path, *_ in order.made_with["weights"]),
+        "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+        "versions": f"UNETR {utils.__version__}, torch {torch.__version__}, MONAI {monai.__version__}",
+        "tolerance of the surface Dice": f"{order.nsd_mm:g} mm",
+    }

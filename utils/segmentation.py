@@ -1,0 +1,308 @@
+"""Scan after scan: read, predict, write and measure, the three for neighbouring scans at the same time."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from scipy import ndimage
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.data_list import Scan
+from utils.dicom import write_segmentation
+from utils.distributed import Process
+from utils.errors import InputError, WriteError
+from utils.files import write_json
+from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
+from utils.mask_files import write_mask, write_probabilities
+from utils.measurements import agreement, measure, number
+from utils.metrics import dice_per_label
+from utils.pictures import orthogonal, save_picture
+from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid
+from utils.scan_files import Found
+from utils.volume import Volume, read_label, read_scan
+
+RECORDS = "records"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of each scan.
+
+    Attributes:
+        folder: where all files go.
+        labels: names of the classes, the background first.
+        organs: those that the mask has, by label.
+        connected: labels of which only the largest component stays.
+        separate: whether each organ also gets a file of its own.
+        probabilities: whether class probabilities are written.
+        nsd_mm: tolerance of the surface Dice.
+        in_channels: what the network takes.
+        preprocessing: the way to the network's grid.
+        made_with: weights and flags, as JSON holds them; a scan that was finished with others is done again.
+    """
+
+    folder: Path
+    labels: tuple[str, ...]
+    organs: Mapping[int, str]
+    connected: tuple[int, ...]
+    separate: bool
+    probabilities: bool
+    nsd_mm: float
+    in_channels: int
+    preprocessing: Preprocessing
+    made_with: Mapping[str, Any]
+
+    def mask(self, name: str) -> Path:
+        """The mask's file of a scan."""
+        return self.folder / f"{name}.nii.gz"
+
+    def record(self, name: str) -> Path:
+        """What is known of a finished scan; written last, so that it is there only if all else is."""
+        return self.folder / RECORDS / f"{name}.json"
+
+    def picture(self, name: str) -> Path:
+        """The picture of a scan for the report."""
+        return self.folder / RECORDS / f"{name}.png"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan that was read, and what the network sees of it."""
+
+    scan: Scan
+    volume: Volume
+    label: np.ndarray | None
+    seen: OnNetworkGrid
+
+
+@dataclass
+class Outcome:
+    """What came of the scans of one process.
+
+    Attributes:
+        records: of those that are finished, by name.
+        faults: by scan, why it isn't.
+        earlier: how many had been finished before.
+    """
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    earlier: int = 0
+
+
+def segment_scans(
+    scans: Sequence[Scan], order: Order, ensemble: Ensemble, predictor: Predictor, process: Process, overwrite: bool
+) -> Outcome:
+    """Segment scans. One that fails is told and passed over.
+
+    Args:
+        overwrite: whether those that were finished before are done again.
+    """
+    outcome = Outcome()
+    todo = []
+    for scan in scans:
+        record = None if overwrite else finished(scan, order)
+        if record is None:
+            todo.append(scan)
+        else:
+            outcome.records[scan.name] = record
+    outcome.earlier = len(outcome.records)
+
+    def finish(scan: Scan, work: Future[dict[str, Any]]) -> None:
+        try:
+            record = outcome.records[scan.name] = work.result()
+        except (InputError, WriteError) as error:
+            _note(outcome, scan, error)
+            return
+        for remark in record["remarks"]:
+            tqdm.write(f"note: {remark}")
+
+    bar = process.bar(todo, "scans")
+    with ThreadPoolExecutor(1) as writer:
+        writing: tuple[Scan, Future[dict[str, Any]]] | None = None
+        for scan, reading in _read_ahead(bar, order):
+            try:
+                prepared = reading.result()
+                start = time.perf_counter()
+                probabilities = _predict(prepared, ensemble, predictor, process)
+                seconds = time.perf_counter() - start
+            except InputError as error:
+                _note(outcome, scan, error)
+                continue
+            if writing is not None:
+                finish(*writing)  # no more than one scan waits with its probabilities
+            writing = scan, writer.submit(write_scan, prepared, probabilities, seconds, order)
+            del prepared, probabilities, reading
+        if writing is not None:
+            finish(*writing)
+    return outcome
+
+
+def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
+    """What came of all processes' scans, in the order in which they were found."""
+    parts = process.gather([outcome])
+    records = {name: record for part in parts for name, record in part.records.items()}
+    faults = {name: fault for part in parts for name, fault in part.faults.items()}
+    names = [scan.name for scan in found.scans]
+    return Outcome(
+        records={name: records[name] for name in names if name in records},
+        faults=found.faults | {name: faults[name] for name in names if name in faults},
+        earlier=sum(part.earlier for part in parts),
+    )
+
+
+def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
+    """The record of a scan that was finished before with the same weights and flags, else None."""
+    path = order.record(scan.name)
+    if not (path.exists() and order.mask(scan.name).exists() and order.picture(scan.name).exists()):
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return record if record.get("made_with") == _as_json(_made_with(scan, order)) else None
+
+
+def prepare(scan: Scan, order: Order) -> Prepared:
+    """Read a scan and bring it to the network's grid.
+
+    Raises:
+        InputError: if it, or its label, isn't sound.
+    """
+    volume = read_scan(scan, order.in_channels)
+    classes = len(order.labels)
+    label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, classes)
+    if min(volume.voxels[0].shape) and volume.voxels.min() == volume.voxels.max():
+        raise InputError(f"{scan.image[0]}: every voxel is {volume.voxels.flat[0]:g}; there is nothing to see in it.")
+    try:
+        seen = to_network_grid(volume.voxels, volume.affine, label, order.preprocessing)
+    except (RuntimeError, ValueError) as error:  # MONAI names its transform, and behind it the cause
+        cause = error.__cause__ or error
+        raise InputError(f"{scan.image[0]}: can't be preprocessed ({str(cause).splitlines()[0]}).") from error
+    return Prepared(scan, volume, label, seen)
+
+
+def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order: Order) -> dict[str, Any]:
+    """Take a scan's probabilities to its own grid, write its mask and measure it; its record.
+
+    Args:
+        probabilities: (classes, D, H, W), on the network's grid.
+        seconds: what predicting took.
+
+    Raises:
+        WriteError: if something can't be written.
+    """
+    scan, volume, seen = prepared.scan, prepared.volume, prepared.seen
+    mask = to_scan_grid(probabilities, seen.affine, volume.affine, volume.shape)
+    for label in order.connected:
+        mask[_lesser_components(mask == label)] = 0
+    mask[~np.isin(mask, [0, *order.organs])] = 0
+    write_mask(order.mask(scan.name), mask, volume, order.organs)
+    remarks = list(volume.remarks)
+    if volume.datasets:
+        try:
+            write_segmentation(order.folder / f"{scan.name}.dcm", mask, order.organs, volume.datasets)
+        except InputError as error:
+            remarks.append(str(error))  # of headers that allow none; all else is there
+    if order.separate:
+        separate = order.folder / scan.name
+        separate.mkdir(exist_ok=True)
+        for label, name in order.organs.items():
+            path = separate / f"{name.replace(' ', '_')}.nii.gz"
+            write_mask(path, (mask == label).astype(np.uint8), volume, {1: name})
+    if order.probabilities:
+        names = dict(enumerate(order.labels))
+        on_grid = partial(_probability, probabilities, prepared)
+        write_probabilities(order.folder / f"{scan.name}_probabilities.nii.gz", volume, names, on_grid)
+
+    organs = measure(mask, volume, order.organs)
+    if prepared.label is not None and seen.label is not None:
+        classes = len(order.labels)
+        on_scan = agreement(mask, prepared.label, volume.spacing, order.organs, classes, order.nsd_mm)
+        papers = dice_per_label(probabilities.argmax(0).cpu(), seen.label, classes).numpy()
+        for label, name in order.organs.items():
+            organs[name] |= on_scan[name] | {"dice_network_grid": number(papers[label - 1])}
+    record = {
+        "scan": scan.name,
+        "source": str(scan.image[0].parent if scan.is_series else scan.image[0]),
+        "shape": list(volume.shape),
+        "spacing_mm": [round(size, 4) for size in volume.spacing],
+        "labelled": prepared.label is not None,
+        "seconds": round(seconds, 2),
+        "remarks": remarks,
+        "organs": organs,
+        "made_with": _as_json(_made_with(scan, order)),
+    }
+    save_picture(_picture(prepared, mask, order), order.picture(scan.name))
+    write_json(order.record(scan.name), record)
+    return record
+
+
+def _read_ahead(scans: Iterator[Scan], order: Order) -> Iterator[tuple[Scan, Future[Prepared]]]:
+    """Each scan with the reading of it, which has begun while the one before was worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: tuple[Scan, Future[Prepared]] | None = None
+        for scan in scans:
+            following = scan, reader.submit(prepare, scan, order)
+            if ahead is not None:
+                yield ahead
+            ahead = following
+        if ahead is not None:
+            yield ahead
+
+
+def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
+    image = prepared.seen.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
+    with process.bar((), prepared.scan.name, total=predictor.windows(image.shape[2:])) as bar:
+        return predictor(ensemble, image, bar.update)
+
+
+def _note(outcome: Outcome, scan: Scan, error: Exception) -> None:
+    outcome.faults[scan.name] = str(error)
+    tqdm.write(f"failed, and passed over: {error}")
+
+
+def _probability(probabilities: Tensor, prepared: Prepared, label: int) -> np.ndarray:
+    outside = 1.0 if label == 0 else 0.0
+    volume = prepared.volume
+    return class_on_scan_grid(probabilities[label], prepared.seen.affine, volume.affine, volume.shape, outside)
+
+
+def _lesser_components(organ: np.ndarray) -> np.ndarray:
+    """The voxels outside the largest component, voxels that share a corner counting as neighbours."""
+    components, count = ndimage.label(organ, np.ones((3, 3, 3)))
+    if count < 2:
+        return np.zeros_like(organ)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    return organ & (components != sizes.argmax())
+
+
+def _made_with(scan: Scan, order: Order) -> dict[str, Any]:
+    files = [*scan.image, *([scan.label] if scan.label is not None else [])]
+    return {**order.made_with, "files": [[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files]}
+
+
+def _as_json(content: Any) -> Any:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(content))
+
+
+def _picture(prepared: Prepared, mask: np.ndarray, order: Order) -> Any:
+    """Image, mask and label in three directions, on the scan's voxels turned to Right, Anterior and Superior."""
+    volume, settings = prepared.volume, order.preprocessing
+    turns = io_orientation(volume.affine)
+    image = apply_orientation(volume.voxels[0], turns)
+    label = None if prepared.label is None else apply_orientation(prepared.label, turns)
+    low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99))
+    window = (settings.a_min, settings.a_max) if settings.intensity == "ct" else (float(low), float(high))
+    x, y, z = (volume.spacing[axis] for axis in np.argsort(turns[:, 0]))
+    return orthogonal(image, apply_orientation(mask, turns), label, order.labels, (x, y, z), window, prepared.scan.name)
