@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 		--max_epochs 36 --val_every 12 --workers 2
 	$(BIN)/python test.py --data_dir $(DEMO)/phantoms --split test \
 		--pretrained_dir runs/demo --pretrained_model_name model.pt
-	@echo "pictures: runs/demo/progress.png, runs/demo/validation.png and runs/demo/scores/example.png"
+	@echo "look at runs/demo/progress.png, runs/demo/validation.png and runs/demo/scores/report.html"
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

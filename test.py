@@ -41,7 +41,10 @@ def main(process: Process, args: argparse.Namespace) -> None:
     for note in [*found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 
-    outcome = segment_scans(process.share(found.scans), order, ensemble, predictor, process, args.overwrite)
+    outcome = segment_scans(
+        process.share(found.scans), order, ensemble, predictor, process,
+        overwrite=args.overwrite, read_ahead=args.workers > 0,
+    )  # fmt: skip
     outcome = gather(outcome, found, process)
     if process.is_main:
         write_results(outcome, order)

@@ -51,8 +51,12 @@ def scan_of(phantoms: Path, number: int = 7) -> Path:
     return phantoms / "imagesTr" / f"img{number:04d}.nii.gz"
 
 
+def load(path: Path | str) -> Any:
+    return nib.load(path)
+
+
 def voxels(path: Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
+    return np.asarray(load(path).dataobj)
 
 
 def failure(run: Any, capsys: pytest.CaptureFixture[str]) -> str:
@@ -66,7 +70,7 @@ def test_a_new_scan_gets_a_mask_on_its_own_grid_and_all_that_belongs_to_it(
     segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = segment(f"--input={scan_of(phantoms)}")
-    image, mask = (nib.load(path) for path in (scan_of(phantoms), out / "img0007.nii.gz"))
+    image, mask = (load(path) for path in (scan_of(phantoms), out / "img0007.nii.gz"))
     assert mask.shape == image.shape
     assert np.array_equal(mask.affine, image.affine)
     assert mask.get_data_dtype() == np.uint8
@@ -117,7 +121,7 @@ def test_a_scan_without_a_label_in_a_data_list_needs_none(
 def test_a_dicom_series_gives_the_mask_of_the_same_scan_as_nifti(
     segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = nib.load(scan_of(phantoms))
+    image = load(scan_of(phantoms))
     affine = np.diag([-10.0, -10.0, 12.0, 1.0])  # DICOM's own way: columns run to the Left, rows to Posterior
     affine[:3, 3] = (120, 90, -300)
     values = np.asarray(image.dataobj).astype(np.int16)
@@ -127,7 +131,7 @@ def test_a_dicom_series_gives_the_mask_of_the_same_scan_as_nifti(
     out = segment("--input", "series.nii.gz", "scans")
     first, second = out / "series.nii.gz", out / "ct.nii.gz"
     assert np.array_equal(voxels(first), voxels(second))
-    assert np.allclose(nib.load(first).affine, nib.load(second).affine)
+    assert np.allclose(load(first).affine, load(second).affine)
     assert voxels(first).max() > 0
     segments = sitk.ReadImage(str(out / "ct.dcm"))
     assert segments.GetSize()[:2] == values.shape[:2]
@@ -145,7 +149,7 @@ def test_flags_that_choose_what_is_written(segment: Any, phantoms: Path) -> None
     assert ((mask == 6) <= (whole == 6)).all()
     assert np.array_equal(voxels(out / "img0007" / "liver.nii.gz"), mask == 6)
     assert {path.name for path in (out / "img0007").iterdir()} == {"liver.nii.gz", "spleen.nii.gz"}
-    probabilities = nib.load(out / "img0007_probabilities.nii.gz").get_fdata()
+    probabilities = load(out / "img0007_probabilities.nii.gz").get_fdata()
     assert probabilities.shape == (*whole.shape, 14)
     assert probabilities.sum(-1) == pytest.approx(np.ones(whole.shape), abs=1e-3)
     clear = np.sort(probabilities, -1)[..., -1] - np.sort(probabilities, -1)[..., -2] > 1e-3
@@ -287,7 +291,7 @@ def test_two_processes_do_each_scan_once(trained: Path, phantoms: Path, in_tmp: 
 
 
 def test_a_window_larger_than_the_scan_is_padded(segment: Any, phantoms: Path) -> None:
-    small = nib.load(scan_of(phantoms)).slicer[8:18, 8:18, 8:12]
+    small = load(scan_of(phantoms)).slicer[8:18, 8:18, 8:12]
     nib.save(small, "small.nii.gz")
     out = segment("--input=small.nii.gz")
     assert voxels(out / "small.nii.gz").shape == small.shape

@@ -78,7 +78,12 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--json_list", help="data list, below --data_dir or a path of its own (default: dataset_FOLD.json)"
     )
     group.add_argument("--fold", type=whole, default=0, help="which fold validates")
-    group.add_argument("--workers", type=whole, default=8, help="processes that load data, at most one per core")
+    group.add_argument(
+        "--workers",
+        type=whole,
+        default=8,
+        help="processes that load data, at most one per core; test.py: 0 reads no scan ahead",
+    )
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:

@@ -53,7 +53,6 @@ def write_probabilities(
     header.set_slope_inter(1 / MOST, 0)
     names = json.dumps({"classes": list(labels.values())})
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
-    header["vox_offset"] = header.single_vox_offset + header.extensions.get_sizeondisk()
     with replacing(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
         header.write_to(file)
         for label in labels:
@@ -89,8 +88,6 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
     else:
         kind = nib.Nifti2Header if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Header
         header = kind.from_header(volume.header)
-        for place in ("sform", "qform"):  # from_header copies no codes of a pair's header
-            header[f"{place}_code"] = volume.header[f"{place}_code"]
         header.extensions.clear()
         header["descrip"] = header["aux_file"] = b""
         header["cal_min"] = header["cal_max"] = 0

@@ -1,5 +1,7 @@
 """The one way from a scan to the voxels that the network sees, shared by training, validation and testing."""
 
+import logging
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +10,10 @@ from monai import transforms
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
+
+# LoadImaged tries every reader that MONAI knows, and where pydicom is installed says twice that one for GPUs isn't
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 INTENSITIES = ("ct", "zscore")
 KEYS = ("image", "label")

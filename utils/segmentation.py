@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,12 +100,20 @@ class Outcome:
 
 
 def segment_scans(
-    scans: Sequence[Scan], order: Order, ensemble: Ensemble, predictor: Predictor, process: Process, overwrite: bool
+    scans: Sequence[Scan],
+    order: Order,
+    ensemble: Ensemble,
+    predictor: Predictor,
+    process: Process,
+    *,
+    overwrite: bool,
+    read_ahead: bool,
 ) -> Outcome:
     """Segment scans. One that fails is told and passed over.
 
     Args:
         overwrite: whether those that were finished before are done again.
+        read_ahead: whether a scan is read while the network works on the one before, so that two are in memory.
     """
     outcome = Outcome()
     todo = []
@@ -128,7 +137,7 @@ def segment_scans(
     bar = process.bar(todo, "scans")
     with ThreadPoolExecutor(1) as writer:
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
-        for scan, reading in _read_ahead(bar, order):
+        for scan, reading in _read(bar, order, read_ahead):
             try:
                 prepared = reading.result()
                 start = time.perf_counter()
@@ -246,17 +255,16 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
     return record
 
 
-def _read_ahead(scans: Iterator[Scan], order: Order) -> Iterator[tuple[Scan, Future[Prepared]]]:
-    """Each scan with the reading of it, which has begun while the one before was worked on."""
+def _read(scans: Iterable[Scan], order: Order, ahead: bool) -> Iterator[tuple[Scan, Future[Prepared]]]:
+    """Each scan with the reading of it, of which one, or with ``ahead`` two, go on at a time."""
+    waiting: deque[tuple[Scan, Future[Prepared]]] = deque()
     with ThreadPoolExecutor(1) as reader:
-        ahead: tuple[Scan, Future[Prepared]] | None = None
         for scan in scans:
-            following = scan, reader.submit(prepare, scan, order)
-            if ahead is not None:
-                yield ahead
-            ahead = following
-        if ahead is not None:
-            yield ahead
+            waiting.append((scan, reader.submit(prepare, scan, order)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
 
 
 def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
