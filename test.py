@@ -36,8 +36,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     ]
     ensemble = Ensemble(tuple(networks), mirrorings(description.labels) if args.tta else (Mirroring(),))
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
-    place = f"{args.split} scans of {data.path}" if listed else "scans"
-    process.say(f"{source}\n{len(found.scans)} {place}, on {process.device} in {networks[0][1]}")
+    place = f"under {args.split} of {data.path}" if listed else "of --input"
+    process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     for note in [*found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 

@@ -52,7 +52,7 @@ def monai_chain(folder: Path) -> None:
     """As MONAI's tutorials do it: sliding windows, and Invertd on the probabilities of all classes."""
     import torch
     from monai import transforms
-    from monai.data import decollate_batch
+    from monai.data import decollate_batch, list_data_collate
     from monai.inferers import sliding_window_inference
 
     from utils import checkpoint
@@ -80,12 +80,12 @@ def monai_chain(folder: Path) -> None:
             transforms.SaveImaged("pred", output_dir=str(folder / "monai"), output_postfix="", print_log=False),
         ]
     )
-    item = before({"image": str(folder / "scan.nii.gz")})
+    batch = list_data_collate([before({"image": str(folder / "scan.nii.gz")})])
     precision = choose_precision(torch.device("cpu"), description.amp, settings.roi)
     with torch.inference_mode(), precision.autocast():
-        item["pred"] = sliding_window_inference(item["image"][None], settings.roi, 1, network, 0.5, mode="gaussian")
-    for one in decollate_batch(item):
-        after(one)
+        batch["pred"] = sliding_window_inference(batch["image"], settings.roi, 1, network, 0.5, mode="gaussian")
+    for item in decollate_batch(batch):
+        after(item)
 
 
 STEPS: dict[str, Callable[[Path], None]] = {

@@ -198,7 +198,9 @@ def test_a_file_that_is_asked_for_is_a_scan_whose_reading_names_the_fault(tmp_pa
 
 
 def test_a_folder_without_a_scan(tmp_path: Path) -> None:
-    words = f"--input {tmp_path}: holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads."
+    words = (
+        f"--input {tmp_path}: holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
+    )
     assert only_fault(tmp_path) == words
     (tmp_path / "empty").mkdir()
     assert only_fault(tmp_path) == words
@@ -218,7 +220,8 @@ def test_an_empty_folder_beside_one_with_scans_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = found(tmp_path / "full", tmp_path / "empty")
     assert [scan.image for scan in result.scans] == [(path,)]
-    assert (result.remarks, result.faults) == ([f"--input {tmp_path}/empty: holds no scan."], {})
+    assert list(result.faults) == [f"{tmp_path}/empty"]
+    assert f"--input {tmp_path}/empty: holds no scan" in result.faults[f"{tmp_path}/empty"]
 
 
 def test_a_missing_path_is_a_fault_and_the_others_are_found(tmp_path: Path) -> None:

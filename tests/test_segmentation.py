@@ -216,7 +216,7 @@ def test_a_broken_scan_is_told_and_the_rest_goes_on(
     assert message.startswith("error: 3 failed and 2 done; launch the same command again for the rest")
     for words in (
         "in/img0006.nii.gz: is no volume",
-        "in/nan.nii.gz: has 1 voxels that are NaN or infinite",
+        "in/nan.nii.gz: has NaN or infinite voxels (1)",
         "in/flat.nii.gz: every voxel is 3",
     ):
         assert words in message

@@ -391,8 +391,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "PNG": (lambda folder: flat(folder, "scan.png"), "has 2 dimensions; a scan has 3."),
     "2D MetaImage": (lambda folder: flat(folder, "scan.mha"), "has 2 dimensions; a scan has 3."),
     "4D NRRD": (several_times, "has 4 dimensions; a scan has 3."),
-    "not a number": (lambda folder: with_value(folder, np.nan), "has 2 voxels that are NaN or infinite. Replace them."),
-    "infinite": (lambda folder: with_value(folder, -np.inf), "has 2 voxels that are NaN or infinite. Replace them."),
+    "not a number": (lambda folder: with_value(folder, np.nan), "has NaN or infinite voxels (2). Replace them."),
+    "infinite": (lambda folder: with_value(folder, -np.inf), "has NaN or infinite voxels (2). Replace them."),
     "zero spacing": (
         lambda folder: placed_by_spacing(folder, 2, 2, 0),
         "its voxels are 2 × 2 × 0 mm, which can't be. Mend its header.",

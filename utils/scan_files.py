@@ -15,6 +15,7 @@ from utils.volume import header_file, is_image
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
 # what a volume's file is called; one of these that holds none is a fault, while other files in a folder are passed over
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
+NO_SCAN = "holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # SimpleITK reads them, and they are no scans
 
 
@@ -56,15 +57,14 @@ def find_scans(paths: Sequence[str], in_channels: int) -> Found:
                 reason = getattr(error, "strerror", None) or "it is cut off or damaged"
                 found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
         if empty and len(found.faults) == before:
-            found.remarks.append(f"--input {path}: holds no scan.")
+            found.faults[text] = f"--input {path}: {NO_SCAN}"
     series, remarks = find_series(list(slices.values()))
     found.remarks += remarks
     found.scans = [Scan(one.name, one.files, None, is_series=True) for one in series]
     for name, files in _by_scan(volumes.values(), in_channels):
         found.scans.append(Scan(name, files, None))
     if not found.scans and not found.faults:
-        places = ", ".join(paths)
-        found.faults[places] = f"--input {places}: holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads."
+        found.faults[paths[0]] = f"--input {', '.join(paths)}: {NO_SCAN}"  # localizers alone
     found.scans = _with_distinct_names(found.scans)
     return found
 

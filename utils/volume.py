@@ -270,7 +270,7 @@ def _require_content(path: Path, volume: Volume) -> None:
     faults = affine_faults(path, volume.affine)
     bad = volume.voxels.size - int(np.isfinite(volume.voxels).sum()) if volume.voxels.dtype.kind == "f" else 0
     if bad:
-        faults.append(f"{path}: has {bad} voxels that are NaN or infinite. Replace them.")
+        faults.append(f"{path}: has NaN or infinite voxels ({bad}). Replace them.")
     if faults:
         raise InputError(faults[0])
 
