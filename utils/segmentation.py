@@ -134,10 +134,9 @@ def segment_scans(
         for remark in record["remarks"]:
             tqdm.write(f"note: {remark}")
 
-    bar = process.bar(todo, "scans")
-    with ThreadPoolExecutor(1) as writer:
+    with process.bar((), "scans", total=len(todo)) as bar, ThreadPoolExecutor(1) as writer:
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
-        for scan, reading in _read(bar, order, read_ahead):
+        for scan, reading in _read(todo, order, read_ahead):
             try:
                 prepared = reading.result()
                 start = time.perf_counter()
@@ -146,6 +145,8 @@ def segment_scans(
             except InputError as error:
                 _note(outcome, scan, error)
                 continue
+            finally:
+                bar.update()
             if writing is not None:
                 finish(*writing)  # no more than one scan waits with its probabilities
             writing = scan, writer.submit(write_scan, prepared, probabilities, seconds, order)
