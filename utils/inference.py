@@ -190,7 +190,7 @@ def to_scan_grid(
     not at all. What the network's grid doesn't cover (it is cropped to the foreground) is background.
 
     Args:
-        probabilities: (classes, D, H, W), the background first.
+        probabilities: (classes, D, H, W) in float32 on the CPU, the background first.
         affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
 
     Returns:
@@ -278,7 +278,7 @@ class _Sampler:
         scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample counts from -1 to 1 between the outermost voxels
         places = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
         # each plane as a batch of its own, since torch shares batches among its threads and nothing else
-        volumes = volume[None, None].float().cpu().expand(len(places), -1, -1, -1, -1)
+        volumes = volume[None, None].expand(len(places), -1, -1, -1, -1)
         sampled = F.grid_sample(volumes, places[:, None], mode="bilinear", padding_mode="border", align_corners=True)
         return sampled[:, 0, 0]  # (planes, 1, 1, Y, Z) -> (planes, Y, Z)
 

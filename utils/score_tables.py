@@ -85,4 +85,4 @@ def _text(value: float) -> str:
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([cells[0].ljust(widths[0]), *others])
+    return "  ".join([cells[0].ljust(widths[0]), *others]).rstrip()

@@ -204,7 +204,7 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
     """Take a scan's probabilities to its own grid, write its mask and measure it; its record.
 
     Args:
-        probabilities: (classes, D, H, W), on the network's grid.
+        probabilities: (classes, D, H, W), on the network's grid and the CPU.
         seconds: what predicting took.
 
     Raises:
@@ -237,7 +237,7 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
     if prepared.label is not None and seen.label is not None:
         classes = len(order.labels)
         on_scan = agreement(mask, prepared.label, volume.spacing, order.organs, classes, order.nsd_mm)
-        papers = dice_per_label(probabilities.argmax(0).cpu(), seen.label, classes).numpy()
+        papers = dice_per_label(probabilities.argmax(0), seen.label, classes).numpy()
         for label, name in order.organs.items():
             organs[name] |= on_scan[name] | {"dice_network_grid": number(papers[label - 1])}
     record = {
@@ -271,7 +271,8 @@ def _read(scans: Iterable[Scan], order: Order, ahead: bool) -> Iterator[tuple[Sc
 def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
     image = prepared.seen.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
     with process.bar((), prepared.scan.name, total=predictor.windows(image.shape[2:])) as bar:
-        return predictor(ensemble, image, bar.update)
+        # what follows is the CPU's work, while a GPU has the next scan
+        return predictor(ensemble, image, bar.update).cpu()
 
 
 def _note(outcome: Outcome, scan: Scan, error: Exception) -> None:
