@@ -14,7 +14,7 @@ from utils.errors import InputError, one_line_errors
 from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
 from utils.precision import choose_precision
 from utils.results import claim_results, write_results
-from utils.scan_files import Found, find_scans
+from utils.scan_files import Found, find_scans, require_elsewhere
 from utils.segmentation import Order, gather, segment_scans
 
 
@@ -28,7 +28,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     settings = description.preprocessing
     order = wanted(args, weights, description)
     process.main_first(partial(claim_results, order))
-    found = process.main_first(partial(scans_to_segment, args, data, order.in_channels))
+    found = process.main_first(partial(scans_to_segment, args, data, order))
 
     networks = [
         (process.place(network.eval()), choose_precision(process.device, one.amp and not args.noamp, settings.roi))
@@ -38,7 +38,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
-    for note in [*found.remarks, *found.faults.values()]:
+    mirrored = ["--tta helps networks that were trained with flips (--RandFlipd_prob), and harms others"] * args.tta
+    for note in [*mirrored, *found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 
     outcome = segment_scans(
@@ -83,18 +84,27 @@ def labels_of(flag: str, names: Sequence[str], labels: Sequence[str]) -> tuple[i
     """
     if tuple(names) == ("all",):
         return tuple(range(1, len(labels)))
-    unknown = [name for name in names if name not in labels[1:]]
+    known = {name.lower(): label for label, name in enumerate(labels) if label > 0}
+    unknown = [name for name in names if name.lower() not in known]
     if unknown:
         raise InputError(f"{flag} {','.join(unknown)}: not among the network's organs: {', '.join(labels[1:])}.")
-    return tuple(labels.index(name) for name in names)
+    return tuple(known[name.lower()] for name in names)
 
 
-def scans_to_segment(args: argparse.Namespace, data: DataList, in_channels: int) -> Found:
-    """The scans that ``--input`` or the data list's ``--split`` means."""
+def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> Found:
+    """The scans that ``--input`` or the data list's ``--split`` means.
+
+    Raises:
+        InputError: if the list has none there, or a result would take the place of a scan.
+    """
     if args.input is not None:
-        return find_scans(args.input, in_channels)
-    data.require(args.split)
-    return Found(scans=getattr(data, args.split))
+        require_elsewhere(order.folder, args.input)
+        found = find_scans(args.input, order.in_channels)
+    else:
+        data.require(args.split)
+        found = Found(scans=getattr(data, args.split))
+    order.require_no_scan_replaced(found.scans)
+    return found
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -43,6 +43,13 @@ def test_distributed_on_a_machine_without_gpus_is_one_process(monkeypatch: pytes
     assert seen == [Process(torch.device("cpu"))]
 
 
+def test_torchrun_without_the_flag_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--distributed: wasn't given, though this is one of 2 processes"):
+        launch(lambda process, args: None, Namespace(device="cpu", distributed=False, world_size=1))
+
+
 def test_two_processes_under_torchrun(phantoms: Path, in_tmp: Path) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),

@@ -123,7 +123,7 @@ def test_tables_have_a_row_for_each_scan_and_organ(tmp_path: Path) -> None:
     with open(tmp_path / "measurements.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["scan"] for row in rows] == ["a", "b"]
-    assert (rows[0]["left_mm"], rows[0]["superior_mm"], rows[0]["touches_edge"]) == ("0", "5", "True")
+    assert (rows[0]["x_min_mm"], rows[0]["z_max_mm"], rows[0]["touches_edge"]) == ("0", "5", "True")
     assert (rows[0]["dice"], rows[0]["dice_network_grid"], rows[1]["dice_network_grid"]) == ("", "0.25", "")
 
 

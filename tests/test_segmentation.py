@@ -221,7 +221,7 @@ def test_a_broken_scan_is_told_and_the_rest_goes_on(
     ):
         assert words in message
     assert (Path("out/img0005.nii.gz").exists(), Path("out/img0007.nii.gz").exists()) == (True, True)
-    assert Path("out/report.html").exists()
+    assert "in/nan.nii.gz" in Path("out/report.html").read_text()
 
 
 def test_finished_scans_are_not_done_again_unless_something_changed(
@@ -250,6 +250,38 @@ def test_finished_scans_are_not_done_again_unless_something_changed(
     assert (third["img0005"] == second["img0005"], third["img0007"] > second["img0007"]) == (True, True)
     segment("--input=in", "--infer_overlap=0.25")
     assert all(value > third[name] for name, value in dates().items())
+
+
+def test_no_scan_is_replaced_and_no_mask_taken_for_a_scan(
+    segment: Any, run_test: Run, trained: Path, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    shutil.copy(scan_of(phantoms), "in/img0007.nii.gz")
+    before = Path("in/img0007.nii.gz").read_bytes()
+    network = [f"--pretrained_dir={trained}", "--pretrained_model_name=model.pt"]
+    message = failure(lambda: run_test([*network, "--input=in/img0007.nii.gz", "--output_dir=in"]), capsys)
+    assert "in/img0007.nii.gz would be replaced by a mask. Give another folder." in message
+    message = failure(lambda: run_test([*network, "--input=in", "--output_dir=in/out"]), capsys)
+    assert "--output_dir in/out: lies in --input in, so that masks would be taken for scans the next time" in message
+    assert Path("in/img0007.nii.gz").read_bytes() == before
+
+    out = segment("--input=in/img0007.nii.gz")
+    mask = (out / "img0007.nii.gz").read_bytes()
+    Path("other").mkdir()
+    shutil.copy(scan_of(phantoms, 5), "other/img0007.nii.gz")
+    message = failure(lambda: segment("--input=other/img0007.nii.gz"), capsys)
+    assert "and would be replaced by that of" in message
+    assert (out / "img0007.nii.gz").read_bytes() == mask
+    segment("--input=other/img0007.nii.gz", "--overwrite")
+    assert (out / "img0007.nii.gz").read_bytes() != mask
+
+
+def test_nothing_of_an_earlier_command_stays(segment: Any, phantoms: Path) -> None:
+    out = segment(f"--input={scan_of(phantoms)}", "--one_file_per_organ", "--save_probabilities")
+    assert (out / "img0007_probabilities.nii.gz").exists()
+    segment(f"--input={scan_of(phantoms)}")
+    assert not (out / "img0007_probabilities.nii.gz").exists()
+    assert not (out / "img0007").exists()
 
 
 @pytest.mark.parametrize(

@@ -535,3 +535,14 @@ def test_a_label_without_a_file(tmp_path: Path) -> None:
         read_file(tmp_path / "gone.nii.gz")
     with pytest.raises(InputError, match=r"gone\.nii\.gz: can't be read"):
         read_label(tmp_path / "gone.nii.gz", scan, read(scan), 3)
+
+
+@pytest.mark.parametrize(("unit", "millimetres"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0), ("unknown", 1.0)])
+def test_lengths_are_in_mm_whatever_unit_the_header_has(unit: str, millimetres: float, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.diag([2.0, 3.0, 5.0, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii")
+    volume = read_file(tmp_path / "scan.nii")
+    assert volume.spacing == pytest.approx((2 * millimetres, 3 * millimetres, 5 * millimetres))
+    assert volume.header is not None
+    assert volume.header.get_xyzt_units()[0] == unit

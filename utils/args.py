@@ -4,7 +4,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from networks import NETWORKS
@@ -31,7 +30,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone and exit with status 2."""
-        print(f"error: {message} (python {Path(sys.argv[0]).name} --help lists the flags)", file=sys.stderr)
+        program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
+        print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
 

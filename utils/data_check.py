@@ -47,6 +47,9 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
             continue
         channels += shape[3] if len(shape) == 4 else 1
         faults += affine_faults(path, image.affine)
+        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+        if unit in ("meter", "micron"):
+            faults.append(f"{path}: its header measures in {unit}s; training takes mm. Convert it.")
         voxels = read_voxels(path, image, faults)
         if voxels is None:
             continue

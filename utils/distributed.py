@@ -144,6 +144,11 @@ def launch(work: Callable[[Process, argparse.Namespace], None], args: argparse.N
         except torch.multiprocessing.ProcessExitedException as error:
             raise SystemExit(error.exit_code) from None  # the process itself has said why
         return
+    if not args.distributed and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"--distributed: wasn't given, though this is one of {os.environ['WORLD_SIZE']} processes that torchrun "
+            "started, which would all do the same. Give it."
+        )
     if not (args.distributed and "RANK" in os.environ):
         stop = StopRequest()
         with stop.listening():

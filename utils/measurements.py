@@ -14,7 +14,7 @@ from utils.metrics import Scores, dice_per_label, surface_scores
 from utils.volume import Volume
 
 PLAIN = ("volume_ml", "mean", "std")
-BOX = ("left_mm", "posterior_mm", "inferior_mm", "right_mm", "anterior_mm", "superior_mm")
+BOX = ("x_min_mm", "y_min_mm", "z_min_mm", "x_max_mm", "y_max_mm", "z_max_mm")
 SCORES = ("dice", "hd95_mm", "nsd", "dice_network_grid")
 
 

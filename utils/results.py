@@ -40,7 +40,7 @@ def write_results(outcome: Outcome, order: Order) -> None:
         print(f"{outcome.earlier} of {len(records)} scans were finished before; --overwrite does them again")
     if not records:
         return
-    facts = _facts(order)
+    facts = _facts(outcome, order)
     folder = order.folder
     written = ["masks", "measurements.csv", "measurements.json", "report.html"]
     for which, grid in GRIDS.items():
@@ -61,8 +61,10 @@ def write_results(outcome: Outcome, order: Order) -> None:
     print(f"{folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 
-def _facts(order: Order) -> dict[str, Any]:
+def _facts(outcome: Outcome, order: Order) -> dict[str, Any]:
+    failed = {"failed": "; ".join(outcome.faults.values())} if outcome.faults else {}
     return {
+        **failed,
         "command": shlex.join(sys.argv),
         "weights": ", ".join(path for path, *_ in order.made_with["weights"]),
         "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.data_list import Scan
 from utils.dicom import find_series, is_dicom
+from utils.errors import InputError
 from utils.volume import header_file, is_image
 
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
@@ -67,6 +68,21 @@ def find_scans(paths: Sequence[str], in_channels: int) -> Found:
         found.faults[paths[0]] = f"--input {', '.join(paths)}: {NO_SCAN}"  # localizers alone
     found.scans = _with_distinct_names(found.scans)
     return found
+
+
+def require_elsewhere(output: Path, paths: Sequence[str]) -> None:
+    """Check that a folder for masks isn't in one that is searched for scans.
+
+    Raises:
+        InputError: if it is; the masks would be taken for scans the next time.
+    """
+    real = Path(os.path.realpath(output))
+    for path in paths:
+        if os.path.isdir(path) and real.is_relative_to(os.path.realpath(path)):
+            raise InputError(
+                f"--output_dir {output}: lies in --input {path}, so that masks would be taken for scans the next time. "
+                "Give a folder elsewhere."
+            )
 
 
 def without_endings(name: str) -> str:

@@ -1,10 +1,13 @@
 """Scan after scan: read, predict, write and measure, the three for neighbouring scans at the same time."""
 
 import json
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ from tqdm import tqdm
 from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
-from utils.errors import InputError, WriteError
+from utils.errors import InputError, Stopped, WriteError
 from utils.files import write_json
 from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
 from utils.mask_files import write_mask, write_probabilities
@@ -73,6 +76,36 @@ class Order:
         """The picture of a scan for the report."""
         return self.folder / RECORDS / f"{name}.png"
 
+    def probability_file(self, name: str) -> Path:
+        """The class probabilities of a scan."""
+        return self.folder / f"{name}_probabilities.nii.gz"
+
+    def dicom_file(self, name: str) -> Path:
+        """The DICOM segmentation of a series."""
+        return self.folder / f"{name}.dcm"
+
+    def organ_file(self, name: str, organ: str) -> Path:
+        """The mask of one organ of a scan."""
+        return self.folder / name / f"{organ.replace(' ', '_').replace('/', '_')}.nii.gz"
+
+    def require_no_scan_replaced(self, scans: Sequence[Scan]) -> None:
+        """Check that no result takes the place of a scan or a label.
+
+        Raises:
+            InputError: naming the first that would.
+        """
+        results = {
+            os.path.realpath(path)
+            for scan in scans
+            for path in (self.mask(scan.name), self.probability_file(scan.name), self.dicom_file(scan.name))
+        }
+        for scan in scans:
+            for path in (*scan.image, *([scan.label] if scan.label is not None else [])):
+                if os.path.realpath(path) in results:
+                    raise InputError(
+                        f"--output_dir {self.folder}: {path} would be replaced by a mask. Give another folder."
+                    )
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -118,11 +151,14 @@ def segment_scans(
     outcome = Outcome()
     todo = []
     for scan in scans:
-        record = None if overwrite else finished(scan, order)
-        if record is None:
-            todo.append(scan)
+        earlier = None if overwrite else _earlier(scan, order)
+        if earlier is not None and earlier["source"] != _source(scan):
+            text = f"{order.mask(scan.name)}: is the mask of {earlier['source']}, and would be replaced by that of "
+            _note(outcome, scan, InputError(f"{text}{_source(scan)}. Give another --output_dir, or --overwrite."))
+        elif earlier is not None and earlier["made_with"] == _as_json(_made_with(scan, order)):
+            outcome.records[scan.name] = earlier
         else:
-            outcome.records[scan.name] = record
+            todo.append(scan)
     outcome.earlier = len(outcome.records)
 
     def finish(scan: Scan, work: Future[dict[str, Any]]) -> None:
@@ -134,7 +170,11 @@ def segment_scans(
         for remark in record["remarks"]:
             tqdm.write(f"note: {remark}")
 
-    with process.bar((), "scans", total=len(todo)) as bar, ThreadPoolExecutor(1) as writer:
+    with (
+        _telling_what_is_left(outcome),
+        process.bar((), "scans", total=len(todo)) as bar,
+        ThreadPoolExecutor(1) as writer,
+    ):
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
         for scan, reading in _read(todo, order, read_ahead):
             try:
@@ -156,6 +196,19 @@ def segment_scans(
     return outcome
 
 
+@contextmanager
+def _telling_what_is_left(outcome: Outcome) -> Iterator[None]:
+    """Let a signal end the work with a line that says how to go on."""
+    try:
+        yield
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        raise Stopped(
+            stopped.number,
+            f"stopped by {name} with {len(outcome.records)} scans finished; launch the same command to go on",
+        ) from None
+
+
 def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
     """What came of all processes' scans, in the order in which they were found."""
     parts = process.gather([outcome])
@@ -169,8 +222,8 @@ def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
     )
 
 
-def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
-    """The record of a scan that was finished before with the same weights and flags, else None."""
+def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
+    """The record of what was finished under a scan's name before, else None."""
     path = order.record(scan.name)
     if not (path.exists() and order.mask(scan.name).exists() and order.picture(scan.name).exists()):
         return None
@@ -178,7 +231,11 @@ def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return record if record.get("made_with") == _as_json(_made_with(scan, order)) else None
+    return record if {"source", "made_with", "organs"} <= record.keys() else None
+
+
+def _source(scan: Scan) -> str:
+    return os.path.realpath(scan.image[0].parent if scan.is_series else scan.image[0])
 
 
 def prepare(scan: Scan, order: Order) -> Prepared:
@@ -211,27 +268,30 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
         WriteError: if something can't be written.
     """
     scan, volume, seen = prepared.scan, prepared.volume, prepared.seen
+    _forget(scan, order)
     mask = to_scan_grid(probabilities, seen.affine, volume.affine, volume.shape)
     for label in order.connected:
         mask[_lesser_components(mask == label)] = 0
     mask[~np.isin(mask, [0, *order.organs])] = 0
     write_mask(order.mask(scan.name), mask, volume, order.organs)
     remarks = list(volume.remarks)
+    modality = volume.datasets[0].get("Modality") if volume.datasets else None
+    if modality not in (None, "CT") and order.preprocessing.intensity == "ct":
+        remarks.append(f"{_source(scan)}: is {modality}, but the network knows the intensities of CT.")
     if volume.datasets:
         try:
-            write_segmentation(order.folder / f"{scan.name}.dcm", mask, order.organs, volume.datasets)
+            write_segmentation(order.dicom_file(scan.name), mask, order.organs, volume.datasets)
         except InputError as error:
             remarks.append(str(error))  # of headers that allow none; all else is there
     if order.separate:
-        separate = order.folder / scan.name
-        separate.mkdir(exist_ok=True)
         for label, name in order.organs.items():
-            path = separate / f"{name.replace(' ', '_')}.nii.gz"
+            path = order.organ_file(scan.name, name)
+            path.parent.mkdir(exist_ok=True)
             write_mask(path, (mask == label).astype(np.uint8), volume, {1: name})
     if order.probabilities:
         names = dict(enumerate(order.labels))
         on_grid = partial(_probability, probabilities, prepared)
-        write_probabilities(order.folder / f"{scan.name}_probabilities.nii.gz", volume, names, on_grid)
+        write_probabilities(order.probability_file(scan.name), volume, names, on_grid)
 
     organs = measure(mask, volume, order.organs)
     if prepared.label is not None and seen.label is not None:
@@ -242,7 +302,7 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
             organs[name] |= on_scan[name] | {"dice_network_grid": number(papers[label - 1])}
     record = {
         "scan": scan.name,
-        "source": str(scan.image[0].parent if scan.is_series else scan.image[0]),
+        "source": _source(scan),
         "shape": list(volume.shape),
         "spacing_mm": [round(size, 4) for size in volume.spacing],
         "labelled": prepared.label is not None,
@@ -273,6 +333,16 @@ def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, proce
     with process.bar((), prepared.scan.name, total=predictor.windows(image.shape[2:])) as bar:
         # what follows is the CPU's work, while a GPU has the next scan
         return predictor(ensemble, image, bar.update).cpu()
+
+
+def _forget(scan: Scan, order: Order) -> None:
+    """Remove what another command left of a scan, its record first, so that nothing is mixed."""
+    results = [order.record(scan.name), order.probability_file(scan.name), order.dicom_file(scan.name)]
+    for path in (*results, *(order.organ_file(scan.name, organ) for organ in order.labels[1:])):
+        path.unlink(missing_ok=True)
+    folder = order.folder / scan.name
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _note(outcome: Outcome, scan: Scan, error: Exception) -> None:

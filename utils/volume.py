@@ -24,6 +24,7 @@ NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this num
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
 SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
 SFORM_CODE_AT = {NIFTI_1: (254, "i2"), NIFTI_2: (348, "i4")}
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
 # files with voxels only, and how those end that describe them
 HEADERS = {".img": (".hdr",), ".img.gz": (".hdr.gz",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",)}
 META_DATA_FILE = re.compile(rb"^ElementDataFile *= *(?P<name>[^\r\n]+?) *\r?\n", re.MULTILINE)
@@ -74,7 +75,7 @@ def read_scan(scan: Scan, in_channels: int) -> Volume:
         InputError: if a file can't be read, holds no finite numbers on a 3D grid, or the channels don't fit together.
     """
     if scan.is_series:
-        voxels, affine, datasets, remarks = read_series(Series(scan.name, scan.image))
+        voxels, affine, datasets, remarks = read_series(Series(str(scan.image[0].parent), scan.image))
         parts = [Volume(voxels[None], affine, voxels.shape, None, datasets, remarks)]
     else:
         parts = [read_file(path) for path in scan.image]
@@ -198,7 +199,9 @@ def _read_nifti(path: Path, head: bytes, size: int) -> Volume:
                         pass
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: can't be read as NIfTI ({_brief(error)}). Copy or convert it again.") from error
-    return _from_array(path, voxels, image.affine, image.header)
+    affine = image.affine.copy()
+    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    return _from_array(path, voxels, affine, image.header)
 
 
 def _read_with_simpleitk(path: Path) -> Volume:
