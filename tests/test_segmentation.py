@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from tests.conftest import REPOSITORY, TINY, Run
 from tests.test_dicom import write_series
 from tests.test_training import train
+from utils import segmentation
 from utils.phantom import LABELS
 
 
@@ -282,6 +284,30 @@ def test_nothing_of_an_earlier_command_stays(segment: Any, phantoms: Path) -> No
     segment(f"--input={scan_of(phantoms)}")
     assert not (out / "img0007_probabilities.nii.gz").exists()
     assert not (out / "img0007").exists()
+
+
+def test_a_signal_keeps_what_is_finished_and_the_same_command_goes_on(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, calls = segmentation._predict, 0
+
+    def stopped_in_the_second_scan(*args: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(segmentation, "_predict", stopped_in_the_second_scan)
+    with pytest.raises(SystemExit) as stop:
+        segment(f"--data_dir={phantoms}", "--split=training")
+    assert stop.value.code == 143
+    line = "stopped by SIGTERM; finished scans are kept, and the same command goes on with the rest\n"
+    assert capsys.readouterr().err == line
+    assert sorted(path.name for path in Path("out").glob("*.nii.gz")) == ["img0001.nii.gz"]
+    assert not list(Path("out").rglob("*.part"))
+    segment(f"--data_dir={phantoms}", "--split=training")
+    assert "1 of 4 scans were finished before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def segment_scans(
             tqdm.write(f"note: {remark}")
 
     with (
-        _telling_what_is_left(outcome),
+        _kept_at_signals(),
         process.bar((), "scans", total=len(todo)) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
@@ -197,16 +197,14 @@ def segment_scans(
 
 
 @contextmanager
-def _telling_what_is_left(outcome: Outcome) -> Iterator[None]:
+def _kept_at_signals() -> Iterator[None]:
     """Let a signal end the work with a line that says how to go on."""
     try:
         yield
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
-        raise Stopped(
-            stopped.number,
-            f"stopped by {name} with {len(outcome.records)} scans finished; launch the same command to go on",
-        ) from None
+        text = f"stopped by {name}; finished scans are kept, and the same command goes on with the rest"
+        raise Stopped(stopped.number, text) from None
 
 
 def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
