@@ -117,6 +117,22 @@ class Prepared:
     seen: OnNetworkGrid
 
 
+@dataclass(frozen=True)
+class Segmented:
+    """A scan with its mask.
+
+    Attributes:
+        mask: (X, Y, Z), on the scan's own grid.
+        dice: of each label on the network's grid, where the scan has labels.
+        seconds: what predicting took.
+    """
+
+    prepared: Prepared
+    mask: np.ndarray
+    dice: np.ndarray | None
+    seconds: float
+
+
 @dataclass
 class Outcome:
     """What came of the scans of one process.
@@ -181,16 +197,16 @@ def segment_scans(
                 prepared = reading.result()
                 start = time.perf_counter()
                 probabilities = _predict(prepared, ensemble, predictor, process)
-                seconds = time.perf_counter() - start
-            except InputError as error:
+                segmented = segment(prepared, probabilities, time.perf_counter() - start, order)
+            except (InputError, WriteError) as error:
                 _note(outcome, scan, error)
                 continue
             finally:
                 bar.update()
             if writing is not None:
-                finish(*writing)  # no more than one scan waits with its probabilities
-            writing = scan, writer.submit(write_scan, prepared, probabilities, seconds, order)
-            del prepared, probabilities, reading
+                finish(*writing)  # no more than one scan waits with its voxels
+            writing = scan, writer.submit(write_scan, segmented, order)
+            del prepared, probabilities, segmented, reading
         if writing is not None:
             finish(*writing)
     return outcome
@@ -255,15 +271,15 @@ def prepare(scan: Scan, order: Order) -> Prepared:
     return Prepared(scan, volume, label, seen)
 
 
-def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order: Order) -> dict[str, Any]:
-    """Take a scan's probabilities to its own grid, write its mask and measure it; its record.
+def segment(prepared: Prepared, probabilities: Tensor, seconds: float, order: Order) -> Segmented:
+    """Take a scan's probabilities to its own grid, after which they aren't needed any more.
 
     Args:
         probabilities: (classes, D, H, W), on the network's grid and the CPU.
         seconds: what predicting took.
 
     Raises:
-        WriteError: if something can't be written.
+        WriteError: if they are to be written and can't be.
     """
     scan, volume, seen = prepared.scan, prepared.volume, prepared.seen
     _forget(scan, order)
@@ -271,6 +287,24 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
     for label in order.connected:
         mask[_lesser_components(mask == label)] = 0
     mask[~np.isin(mask, [0, *order.organs])] = 0
+    if order.probabilities:
+        names = dict(enumerate(order.labels))
+        on_grid = partial(_probability, probabilities, prepared)
+        write_probabilities(order.probability_file(scan.name), volume, names, on_grid)
+    dice = None
+    if seen.label is not None:
+        dice = dice_per_label(probabilities.argmax(0), seen.label, len(order.labels)).numpy()
+    return Segmented(prepared, mask, dice, seconds)
+
+
+def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
+    """Write a scan's mask and measure it; its record.
+
+    Raises:
+        WriteError: if something can't be written.
+    """
+    prepared, mask = segmented.prepared, segmented.mask
+    scan, volume = prepared.scan, prepared.volume
     write_mask(order.mask(scan.name), mask, volume, order.organs)
     remarks = list(volume.remarks)
     modality = volume.datasets[0].get("Modality") if volume.datasets else None
@@ -286,25 +320,19 @@ def write_scan(prepared: Prepared, probabilities: Tensor, seconds: float, order:
             path = order.organ_file(scan.name, name)
             path.parent.mkdir(exist_ok=True)
             write_mask(path, (mask == label).astype(np.uint8), volume, {1: name})
-    if order.probabilities:
-        names = dict(enumerate(order.labels))
-        on_grid = partial(_probability, probabilities, prepared)
-        write_probabilities(order.probability_file(scan.name), volume, names, on_grid)
 
     organs = measure(mask, volume, order.organs)
-    if prepared.label is not None and seen.label is not None:
-        classes = len(order.labels)
-        on_scan = agreement(mask, prepared.label, volume.spacing, order.organs, classes, order.nsd_mm)
-        papers = dice_per_label(probabilities.argmax(0), seen.label, classes).numpy()
+    if prepared.label is not None and segmented.dice is not None:
+        on_scan = agreement(mask, prepared.label, volume.spacing, order.organs, len(order.labels), order.nsd_mm)
         for label, name in order.organs.items():
-            organs[name] |= on_scan[name] | {"dice_network_grid": number(papers[label - 1])}
+            organs[name] |= on_scan[name] | {"dice_network_grid": number(segmented.dice[label - 1])}
     record = {
         "scan": scan.name,
         "source": _source(scan),
         "shape": list(volume.shape),
         "spacing_mm": [round(size, 4) for size in volume.spacing],
         "labelled": prepared.label is not None,
-        "seconds": round(seconds, 2),
+        "seconds": round(segmented.seconds, 2),
         "remarks": remarks,
         "organs": organs,
         "made_with": _as_json(_made_with(scan, order)),
