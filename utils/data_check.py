@@ -12,7 +12,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from tqdm import tqdm
 
 from utils.data_list import Scan
-from utils.errors import InputError
+from utils.errors import InputError, size_text
 
 GRID_TOLERANCE_MM = 1e-2
 
@@ -58,7 +58,7 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
         elif voxels.min() == voxels.max():
             faults.append(f"{path}: every voxel is {voxels.flat[0]:g}; there is nothing to see in it.")
     if not faults and channels != in_channels:
-        shapes = ", ".join(_size(image.shape) for _, image in opened)
+        shapes = ", ".join(size_text(image.shape) for _, image in opened)
         faults.append(
             f"{scan.image[0]}: channels: {channels} (shape {shapes}), but --in_channels is {in_channels}. "
             f"Give --in_channels {channels}, or a scan that has {in_channels}."
@@ -69,7 +69,10 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
         faults += _faults_between(path, image, *opened[0])
     if scan.label is not None and (label := open_volume(scan.label, faults)) is not None:
         if len(label.shape) != 3 and label.shape[3:] != (1,):
-            return [*faults, f"{scan.label}: has shape {_size(label.shape)}; a label is 3D, one value for each voxel."]
+            return [
+                *faults,
+                f"{scan.label}: has shape {size_text(label.shape)}; a label is 3D, one value for each voxel.",
+            ]
         if opened:
             faults += _faults_between(scan.label, label, *opened[0])
         if (values := read_voxels(scan.label, label, faults)) is not None:
@@ -104,7 +107,7 @@ def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarra
         faults.append(f"{path}: has voxels of type {voxels.dtype}, not one number each. Convert it to a scalar volume.")
         return None
     if voxels.size == 0:
-        faults.append(f"{path}: has no voxels (shape {_size(voxels.shape)}).")
+        faults.append(f"{path}: has no voxels (shape {size_text(voxels.shape)}).")
         return None
     return voxels
 
@@ -127,8 +130,8 @@ def grid_faults(
     """How the grid (X, Y, Z) of a file differs from that of another, in a sentence; none if it doesn't."""
     if tuple(shape) != tuple(other_shape):
         return [
-            f"{path}: has shape {_size(shape)}, but {other_path.name} has "
-            f"{_size(other_shape)}. Both must lie on one grid; resample one to the other."
+            f"{path}: has shape {size_text(shape)}, but {other_path.name} has "
+            f"{size_text(other_shape)}. Both must lie on one grid; resample one to the other."
         ]
     corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
     distance = np.abs(corners @ (affine - other_affine).T).max()
@@ -164,7 +167,3 @@ def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str
 
 def _brief(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -34,6 +34,11 @@ class Stopped(BaseException):
         default = f"stopped by {signal.Signals(number).name}; launch the same command to begin again"
         super().__init__(default if message is None else message)
         self.number = number
+
+
+def size_text(numbers: Sequence[int]) -> str:
+    """A shape as messages have it: 96 × 96 × 96."""
+    return " × ".join(map(str, numbers))
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def prepare(scan: Scan, order: Order) -> Prepared:
     volume = read_scan(scan, order.in_channels)
     classes = len(order.labels)
     label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, classes)
-    if min(volume.voxels[0].shape) and volume.voxels.min() == volume.voxels.max():
+    if volume.voxels.min() == volume.voxels.max():
         raise InputError(f"{scan.image[0]}: every voxel is {volume.voxels.flat[0]:g}; there is nothing to see in it.")
     try:
         seen = to_network_grid(volume.voxels, volume.affine, label, order.preprocessing)

@@ -16,10 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from utils.data_check import affine_faults, grid_faults
 from utils.data_list import Scan
-from utils.dicom import Series, is_dicom, read_series
-from utils.errors import InputError
+from utils.dicom import LPS_TO_RAS, Series, is_dicom, read_series
+from utils.errors import InputError, size_text
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this number
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
 SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
@@ -263,7 +262,7 @@ def _from_array(path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.
             f"{path}: has colours or other compound voxels ({voxels.dtype}). Convert it to one number each."
         )
     if len(shape) < 3 or max(shape[4:], default=1) > 1 or min(shape, default=0) < 1:
-        raise InputError(f"{path}: has the shape {_size(shape)}; a scan is 3D, or 4D with its channels last.")
+        raise InputError(f"{path}: has the shape {size_text(shape)}; a scan is 3D, or 4D with its channels last.")
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)  # torch knows no other
     channels = voxels.reshape(*shape[:3], -1)  # (X, Y, Z, C)
     return Volume(np.moveaxis(channels, -1, 0), np.asarray(affine, float), shape, header)
@@ -287,7 +286,3 @@ def _brief(error: Exception) -> str:
         return lines[-1].split(": ", 1)[-1].strip()
     told = next((line for line in lines if "ERROR: " in line), lines[0])
     return told.split("): ")[-1].partition(" Refusing")[0].strip(" .")
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.unetr import PATCH_SIZE
-from utils.errors import InputError
+from utils.errors import InputError, size_text
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
 PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
@@ -157,8 +157,8 @@ def _refuse_misfits(
     faults = [f"--{flag} is {ours}, but its weights have {theirs}" for flag, theirs, ours in differing]
     windows_differ = img_size is not None and img_size != network_size
     if not adapt and POSITIONS in given and (windows_differ or given[POSITIONS].shape[1] != wanted[POSITIONS].shape[1]):
-        theirs = _size(img_size) if img_size is not None else f"{given[POSITIONS].shape[1]} patches"
-        faults.append(f"--roi_x, --roi_y, --roi_z are {_size(network_size)}, but its weights are for {theirs}")
+        theirs = size_text(img_size) if img_size is not None else f"{given[POSITIONS].shape[1]} patches"
+        faults.append(f"--roi_x, --roi_y, --roi_z are {size_text(network_size)}, but its weights are for {theirs}")
     if faults:
         remedy = "Give the flags that it was trained with"
         if adapt is False and all(flag in ADAPTABLE for flag, _, _ in differing):
@@ -208,7 +208,7 @@ def _adapted(
             old = _grid(theirs.shape[1], img_size, source) if told else new
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
-                transfer.adapted[name] = f"interpolated from {_size(old)} to {_size(new)} patches"
+                transfer.adapted[name] = f"interpolated from {size_text(old)} to {size_text(new)} patches"
         elif name in INPUT_WEIGHTS and theirs.shape != ours.shape:
             per_patch = PATCH_SIZE**3 if name == PATCH_LINEAR else 1
             channels = ours.shape[1] // per_patch
@@ -262,7 +262,3 @@ def same_logits(network: nn.Module, other: nn.Module, shape: tuple[int, ...]) ->
         ours, theirs = network.eval()(volume), other.eval()(volume)
     network.train(was_training)
     return bool((ours - theirs).abs().max() <= 1e-3 * ours.abs().max())
-
-
-def _size(numbers: tuple[int, ...]) -> str:
-    return " × ".join(map(str, numbers))
