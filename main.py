@@ -12,24 +12,28 @@ from monai.losses import DiceCELoss
 from optimizers import build_optimizer, build_scheduler
 from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
-from utils.args import network_options, parse_train, preprocessing
+from utils.args import network_options, parse_train, preprocessing, run_flags
 from utils.checkpoint import Description
 from utils.data_check import check_scans
 from utils.data_list import DataList, read_data_list
 from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
-from utils.distributed import Process, launch
+from utils.distributed import Process
 from utils.errors import blame_flags, one_line_errors
-from utils.files import writable_folder
+from utils.files import fingerprint, writable_folder
 from utils.inference import Predictor, score_scans
+from utils.launch import launch
 from utils.precision import choose_precision
-from utils.run_folder import RunFolder, claim_folder, find_checkpoint
+from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
     """Train as the flags say, in this process of one or many."""
     torch.manual_seed(args.seed)
-    folder = process.main_first(partial(claim_folder, args))
+    folder = process.main_first("claiming the run's folder", partial(claim_folder, args))
     data = read_data_list(args.data_dir, args.json_list, args.fold)
+    process.require_same(
+        {**run_flags(vars(args)), str(data.path): data.fingerprint()}, "Give every machine the same command and list."
+    )
     data.require("training", "validation")
     description = Description(
         network=args.model_name,
@@ -41,14 +45,17 @@ def main(process: Process, args: argparse.Namespace) -> None:
     settings = description.preprocessing
     with blame_flags():
         network = description.build()
-    continued = process.main_first(partial(find_checkpoint, args, folder))
+    continued = process.main_first("looking for a checkpoint", partial(find_checkpoint, args, folder))
+    files = files_to_start_from(args, folder, continued)
+    process.require_same({str(path): fingerprint(path) for path in files}, "All machines have to see the same file.")
     start = checkpoint.start(args, continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
-        process.main_first(partial(check_scans, scans, args.in_channels, args.out_channels, args.workers))
+        check = partial(check_scans, scans, args.in_channels, args.out_channels, args.workers, process)
+        process.main_first("checking scans", check)
 
     if args.cache_dir is not None:
-        process.main_first(partial(writable_folder, Path(args.cache_dir), "--cache_dir"))
+        process.main_first("making --cache_dir", partial(writable_folder, Path(args.cache_dir), "--cache_dir"))
     caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
     augmentation = Augmentation(
         flip=args.RandFlipd_prob,
@@ -68,10 +75,11 @@ def main(process: Process, args: argparse.Namespace) -> None:
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
     start.restore(optimizer, scaler)
     progress = start.progress
-    steps = len(train_loader)
+    steps = -(-len(train_loader) // args.accumulate)
+    scans_in_step = args.batch_size * process.world_size * args.accumulate
     scheduler = build_scheduler(
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
-        steps_done=progress.epoch * steps + len(progress.unfinished.losses),
+        steps_done=progress.epoch * steps + progress.unfinished.scans // scans_in_step,
     )  # fmt: skip
     loss_function = DiceCELoss(
         to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
@@ -88,11 +96,18 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
     for note in [*start.notes, *notes(args, data, progress.epoch)]:
         process.say(f"note: {note}")
-    plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed)
+    plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
     record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
     with record as run_folder:
-        run_training(Run(plan, learner, train_loader, validate, process, run_folder), progress)
+        run_training(Run(plan, learner, train_loader, validate, process, folder / LATEST, run_folder), progress)
     process.say(f"done; {folder} holds the run")
+
+
+def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path | None) -> list[Path]:
+    """The files that decide where a run begins, there or not."""
+    if args.resume_ckpt or args.resume_jit:
+        return [Path(args.pretrained_dir) / args.pretrained_model_name]
+    return [continued or folder / LATEST] if args.resume or args.checkpoint else []
 
 
 def notes(args: argparse.Namespace, data: DataList, epochs_done: int) -> list[str]:

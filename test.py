@@ -9,9 +9,11 @@ from utils import checkpoint
 from utils.args import parse_test
 from utils.checkpoint import Description
 from utils.data_list import DataList, read_data_list, unlisted
-from utils.distributed import Process, launch
+from utils.distributed import Process
 from utils.errors import InputError, one_line_errors
+from utils.files import fingerprint
 from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
+from utils.launch import launch
 from utils.precision import choose_precision
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
@@ -21,14 +23,15 @@ from utils.segmentation import Order, gather, segment_scans
 def main(process: Process, args: argparse.Namespace) -> None:
     """Segment scans with the networks of some weights files, in this process of one or many."""
     weights = checkpoint.weight_files(args)
+    process.require_same({str(path): fingerprint(path) for path in weights}, "All machines have to see the same file.")
     listed = args.input is None
     data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
     members, source = checkpoint.load_ensemble(args, weights, data)
     description = members[0][1]
     settings = description.preprocessing
     order = wanted(args, weights, description)
-    process.main_first(partial(claim_results, order))
-    found = process.main_first(partial(scans_to_segment, args, data, order))
+    process.main_first("claiming --output_dir", partial(claim_results, order))
+    found = process.main_first("finding scans", partial(scans_to_segment, args, data, order))
 
     networks = [
         (process.place(network.eval()), choose_precision(process.device, one.amp and not args.noamp, settings.roi))

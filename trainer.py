@@ -3,8 +3,12 @@
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +20,14 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint import Progress
 from utils.distributed import Process
-from utils.errors import Stopped, TrainingError
+from utils.errors import LostError, Stopped, TrainingError
 from utils.inference import Example
 from utils.metrics import Scores
 from utils.precision import Precision
 from utils.run_folder import RunFolder
 from utils.score_tables import organ_table, score_record
 
+Batch = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Validate = Callable[[nn.Module], tuple[Scores, Example | None]]
 
@@ -37,6 +42,7 @@ class Plan:
         save: whether the weights are kept.
         save_every: epochs from one save of the latest checkpoint to the next; the last epoch always has one.
         seed: seed of what is random in the network itself (dropout).
+        accumulate: batches of each process in a step.
     """
 
     epochs: int
@@ -44,6 +50,7 @@ class Plan:
     save: bool
     save_every: int
     seed: int
+    accumulate: int
 
     def validates(self, epoch: int) -> bool:
         """Whether a validation follows when ``epoch`` epochs are done."""
@@ -71,27 +78,30 @@ class Learner:
     scaler: torch.amp.GradScaler
     precision: Precision
 
-    def step(self, image: Tensor, label: Tensor) -> tuple[float, float]:
-        """One step of the optimizer, unless the loss isn't finite.
+    def add_gradients(self, image: Tensor, label: Tensor, parts: int) -> float:
+        """Add what a batch is worth to the gradients of a step that has ``parts`` batches.
 
         Args:
             image: (B, C, D, H, W).
             label: (B, 1, D, H, W).
 
         Returns:
-            The loss and the learning rate of the step.
+            The loss of the batch.
         """
         with self.precision.autocast():
             logits = self.wrapped(image)  # (B, classes, D, H, W)
             loss = self.loss_function(logits.float(), label)
-        value, lr = loss.item(), float(self.scheduler.get_last_lr()[0])
-        if math.isfinite(value):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.scheduler.step()
-        return value, lr
+        self.scaler.scale(loss / parts).backward()
+        return loss.item()
+
+    def update(self) -> float:
+        """Take the step that the gradients show; its learning rate."""
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        return lr
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,7 @@ class Run:
 
     Attributes:
         validate: scores a network on the validation scans of all processes, and shows the first of this one's.
+        latest: the checkpoint that the run can go on from, where there is one.
         folder: where the main process records the run; None in the others.
     """
 
@@ -108,6 +119,7 @@ class Run:
     train_loader: DataLoader
     validate: Validate
     process: Process
+    latest: Path
     folder: RunFolder | None
 
 
@@ -116,6 +128,7 @@ def run_training(run: Run, progress: Progress) -> None:
 
     Raises:
         TrainingError: when a loss isn't finite, or the end of the run could not be saved.
+        LostError: when another process has died.
         Stopped: after a signal; the step that was under way has ended and everything is saved.
     """
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
@@ -128,8 +141,10 @@ def run_training(run: Run, progress: Progress) -> None:
                 process.end_if_asked()
                 run_epoch(run, progress)
     except TrainingError as error:
-        good = folder.latest if folder is not None and folder.latest.exists() else "none"
-        raise TrainingError(f"{error} Last good checkpoint: {good}. Try a lower --optim_lr, or --noamp.") from None
+        raise TrainingError(f"{error} {_last_good(run)} Try a lower --optim_lr, or --noamp.") from None
+    except LostError as error:
+        advice = "Launch the same command with --resume to go on; torchrun --max-restarts does that by itself."
+        raise LostError(f"{error} {_last_good(run)} {advice}") from None
     except Stopped as stopped:
         text = f"stopped by {signal.Signals(stopped.number).name} after {progress}; "
         progress.unfinished.losses = process.means(progress.unfinished.losses)
@@ -161,10 +176,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
     if scores is not None:
-        kept = progress.improves(scores.mean) and (
-            folder is None or not plan.save or folder.save_best(learner.network, progress)
-        )
-        if kept:
+        if process.main_first("saving the best model", partial(_keep_if_best, run, progress, scores.mean)):
             progress.best_score, progress.best_epoch = scores.mean, epoch
         process.say(f"{organ_table(scores)}\n  {_best(progress)}")
     if folder is not None:
@@ -180,31 +192,67 @@ def train_epoch(run: Run, progress: Progress) -> None:
         TrainingError: when a loss isn't finite, with the epoch and the scans of the batch.
         Stopped: after the step in which a signal came.
     """
-    learner, loader, process = run.learner, run.train_loader, run.process
+    plan, learner, loader, process = run.plan, run.learner, run.train_loader, run.process
     learner.wrapped.train()
     done = progress.unfinished
     loader.sampler.go_to(progress.epoch, done.scans)  # type: ignore[attr-defined]
-    scans_in_step = loader.batch_size * process.world_size  # type: ignore[operator]
+    scans_in_batch = loader.batch_size * process.world_size  # type: ignore[operator]
     scans_in_epoch = len(loader.sampler) * process.world_size  # type: ignore[arg-type]
     start = time.perf_counter()
-    bar = process.bar(loader, f"epoch {progress.epoch + 1}/{run.plan.epochs}")
-    for batch in bar:
+    bar = process.bar(loader, f"epoch {progress.epoch + 1}/{plan.epochs}")
+    for batches in _groups(bar, plan.accumulate):
+        process.at(f"step {len(done.losses) + 1} of epoch {progress.epoch + 1}")
         # dropout, like the crops, is a function of the seed and the step, not of what happened before
-        torch.manual_seed(_step_seed(run.plan.seed, progress.epoch, done.scans, process.rank))
-        image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
-        label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
-        loss, lr = learner.step(image, label)
-        if not math.isfinite(loss):
-            scans = ", ".join(dict.fromkeys(batch["name"]))
-            raise TrainingError(f"the loss is {loss} in epoch {progress.epoch + 1}, in the batch of {scans}.")
+        scans = [done.scans + number * scans_in_batch for number in range(len(batches))]
+        seeds = [_step_seed(plan.seed, progress.epoch, before, process.rank) for before in scans]
+        loss = add_gradients(learner, batches, seeds, process)
+        stop, broken = process.greatest(process.stop.number, not math.isfinite(loss))
+        if broken:
+            names = ", ".join(dict.fromkeys(name for batch in batches for name in batch["name"]))
+            value, names = next(pair for pair in process.collect((loss, names)) if not math.isfinite(pair[0]))
+            raise TrainingError(f"the loss is {value} in epoch {progress.epoch + 1}, in the batch of {names}.")
+        done.lr = learner.update()
         now = time.perf_counter()
-        done.scans = min(done.scans + scans_in_step, scans_in_epoch)
+        done.scans = min(scans[-1] + scans_in_batch, scans_in_epoch)
         done.losses.append(loss)
-        done.lr = lr
         done.seconds += now - start
         start = now
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.1e}")
-        process.end_if_asked()
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
+        process.stop.raise_if_asked(stop)
+
+
+def add_gradients(learner: Learner, batches: Sequence[Batch], seeds: Sequence[int], process: Process) -> float:
+    """Add up the gradients of a step's batches, averaged over the processes while the last one's are computed.
+
+    Returns:
+        The mean of the batches' losses in this process.
+    """
+    losses = []
+    with process.meeting():
+        for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+            torch.manual_seed(seed)
+            image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
+            label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
+            last = number == len(batches) - 1
+            with nullcontext() if last else process.keeping_gradients(learner.wrapped):
+                losses.append(learner.add_gradients(image, label, len(batches)))
+    return sum(losses) / len(losses)
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    rest = iter(batches)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _keep_if_best(run: Run, progress: Progress, score: float) -> bool:
+    """In the main process: whether the network is the best so far, and could be kept where the plan wants it."""
+    assert run.folder is not None
+    return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.network, progress))
+
+
+def _last_good(run: Run) -> str:
+    return f"Last good checkpoint: {run.latest if run.latest.exists() else 'none'}."
 
 
 def _best(progress: Progress) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from utils.data_check import check_scans, scan_faults
 from utils.data_list import Scan
+from utils.distributed import Process
 from utils.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -127,7 +129,7 @@ def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path)
     other = Scan("img2", (tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
     nan_voxel(scan)
     with pytest.raises(InputError) as error:
-        check_scans([scan, other], in_channels=1, out_channels=3, workers=2)
+        check_scans([scan, other], 1, 3, 2, Process(torch.device("cpu")))
     message = str(error.value)
     assert message.startswith("3 faults in the data; nothing was started.")
     assert all(name in message for name in ("img1.nii.gz", "img2.nii.gz", "label2.nii.gz"))

@@ -14,6 +14,7 @@ from utils.data_list import Scan, read_data_list
 from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
 from utils.distributed import Process
 from utils.preprocessing import Preprocessing
+from utils.rendezvous import Seat
 
 SETTINGS = Preprocessing(spacing=(12, 12, 14), roi=(16, 16, 16))
 ALL = Augmentation(flip=0.5, rotate90=0.5, scale_intensity=0.5, shift_intensity=0.5)
@@ -111,7 +112,7 @@ def test_processes_share_the_validation_scans_with_none_twice(phantoms: Path) ->
     data = read_data_list(str(phantoms), None, 0)
     seen = []
     for rank in range(3):
-        process = Process(torch.device("cpu"), rank, world_size=3)
+        process = Process(torch.device("cpu"), Seat(rank, world_size=3))
         batches = validation_loader(data.training + data.validation, SETTINGS, Caching(), process, workers=0)
         seen += [name for batch in batches for name in batch["name"]]
     assert sorted(seen) == [f"img000{number}" for number in range(1, 7)]

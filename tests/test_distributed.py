@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, TINY
-from utils.distributed import Process, choose_device, launch
+from utils.distributed import Process
 from utils.errors import InputError
+from utils.launch import choose_device, launch
+from utils.rendezvous import Seat
 
 
 def test_the_cpu_serves_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +33,7 @@ def test_a_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPat
 
 
 def test_scans_are_shared_with_none_twice_and_none_left_out() -> None:
-    parts = [Process(torch.device("cpu"), rank, 3).share(list(range(7))) for rank in range(3)]
+    parts = [Process(torch.device("cpu"), Seat(rank, 3)).share(list(range(7))) for rank in range(3)]
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
 
 

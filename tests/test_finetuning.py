@@ -55,13 +55,13 @@ def published(in_tmp: Path, random: np.random.Generator) -> dict[str, Tensor]:
 def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The image and label of the first step, once a training has taken it."""
     seen: list[Tensor] = []
-    original = trainer.Learner.step
+    original = trainer.Learner.add_gradients
 
-    def step(self: trainer.Learner, image: Tensor, label: Tensor) -> tuple[float, float]:
+    def add_gradients(self: trainer.Learner, image: Tensor, label: Tensor, parts: int) -> float:
         seen.extend([] if seen else [image.clone(), label.clone()])
-        return original(self, image, label)
+        return original(self, image, label, parts)
 
-    monkeypatch.setattr(trainer.Learner, "step", step)
+    monkeypatch.setattr(trainer.Learner, "add_gradients", add_gradients)
     return seen
 
 

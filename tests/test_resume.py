@@ -27,20 +27,20 @@ def whole(run_main: Run, phantoms: Path, in_tmp: Path) -> Path:
 
 
 class InStep:
-    """Does something after step ``number`` of the training that follows, counted from 1."""
+    """Does something within step ``number`` of the training that follows, counted from 1."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
         self.steps = 0
-        original = trainer.Learner.step
+        original = trainer.Learner.add_gradients
 
-        def step(*args: Any) -> tuple[float, float]:
+        def add_gradients(*args: Any) -> float:
             result = original(*args)
             self.steps += 1
             if self.steps == number:
                 action()
             return result
 
-        monkeypatch.setattr(trainer.Learner, "step", step)
+        monkeypatch.setattr(trainer.Learner, "add_gradients", add_gradients)
 
 
 def status_of(run: Callable[[], object]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -134,6 +135,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
     group.add_argument("--batch_size", type=count, default=1, help="scans in a step, of each process")
+    group.add_argument("--accumulate", type=count, default=1, help="batches of each process in a step")
     group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
     group.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
     group.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
@@ -165,6 +167,12 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     group.add_argument("--noamp", action="store_true", help="float32 throughout, no mixed precision")
     group.add_argument("--distributed", action="store_true", help="one process per GPU, or as torchrun starts them")
+    group.add_argument(
+        "--dist_timeout",
+        type=positive,
+        default=1800.0,
+        help="seconds for which processes wait for one that makes no headway",
+    )
 
 
 def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +180,9 @@ def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--world_size", type=count, default=1, help="number of machines")
     group.add_argument("--rank", type=whole, default=0, help="number of this machine")
     group.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0")
-    group.add_argument("--dist-backend", default="nccl", help="backend on GPUs; on CPUs it is gloo")
+    group.add_argument(
+        "--dist-backend", choices=("nccl", "gloo"), default="nccl", help="backend on GPUs; on CPUs it is gloo"
+    )
 
 
 def _add_weights_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -308,6 +318,10 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         faults.append("--adapt_weights needs weights to adapt: --resume_ckpt or --resume_jit")
     if args.allow_change and not goes_on:
         faults.append("--allow_change is for a run that goes on: --checkpoint or --resume")
+    if args.rank >= args.world_size:
+        faults.append(f"--rank {args.rank} must be below --world_size {args.world_size}: machines count from 0")
+    if args.overwrite and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        faults.append("--overwrite would delete the run at each of torchrun's --max-restarts; give --resume")
     if faults:
         parser.error("; ".join(faults))
     return args
@@ -380,6 +394,12 @@ def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, A
 def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
     return (*_defaults(_add_augmentation_flags, _add_optimization_flags, _add_inference_flags), "noamp")
+
+
+def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, the flags that have to be the same for all processes of a run."""
+    of_a_machine = {*_defaults(_add_data_flags), "cache_dir", "pretrained_dir", "device", "rank", "dist_url"}
+    return {f"--{name}": value for name, value in flags.items() if name not in of_a_machine}
 
 
 def recorded_flags() -> dict[str, Any]:

@@ -9,15 +9,15 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
-from tqdm import tqdm
 
 from utils.data_list import Scan
+from utils.distributed import Process
 from utils.errors import InputError, size_text
 
 GRID_TOLERANCE_MM = 1e-2
 
 
-def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, workers: int) -> None:
+def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, workers: int, process: Process) -> None:
     """Check that each scan's files open, lie on one 3D grid, have finite voxels and labels 0 … out_channels - 1.
 
     Raises:
@@ -26,8 +26,7 @@ def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, work
     unique = list(dict.fromkeys(scans))
     with ThreadPoolExecutor(max(1, workers)) as pool:
         results = pool.map(lambda scan: scan_faults(scan, in_channels, out_channels), unique)
-        progress = tqdm(results, total=len(unique), desc="checking scans", leave=False, disable=None)
-        faults = [fault for scan in progress for fault in scan]
+        faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
     if faults:
         raise InputError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "

@@ -1,5 +1,6 @@
 """Data lists in the decathlon's form: which scans train, which validate, and what their labels mean."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,10 @@ class DataList:
             part: [[os.path.relpath(path, self.folder) for path in (*scan.image, scan.label) if path] for scan in scans]
             for part, scans in (("training", self.training), ("validation", self.validation))
         }
+
+    def fingerprint(self) -> str:
+        """A few characters that tell its scans, their order and their labels' names from another list's."""
+        return hashlib.sha256(json.dumps([self.files(), self.labels]).encode()).hexdigest()[:12]
 
     def label_names(self, out_channels: int) -> tuple[str, ...]:
         """Names of the ``out_channels`` classes.

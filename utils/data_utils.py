@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import monai
@@ -16,12 +20,11 @@ from monai import transforms
 from monai.data import PersistentDataset
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose, Transform
-from monai.transforms.utils import convert_to_contiguous
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from utils.data_list import Scan
 from utils.distributed import Process
-from utils.errors import InputError
+from utils.errors import InputError, WriteError
 from utils.preprocessing import KEYS, Preprocessing, read_transform, scan_transforms
 
 
@@ -57,15 +60,27 @@ class ReadableScans(Dataset):
 
         Raises:
             InputError: if it can't be preprocessed.
+            WriteError: if there is a folder for what was, and it can't be written.
         """
         try:
-            return convert_to_contiguous(self.scans[index])  # a crop of a scan must not keep the whole in memory
-        except RuntimeError as error:
+            return self.scans[index]
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
+                reason = str(error).splitlines()[0]
+                raise WriteError(
+                    f"{self.scans.cache_dir}: prepared scans can't be written there, or to the temporary folder "
+                    f"{tempfile.gettempdir()} ({reason}). Make room, or name others by --cache_dir and TMPDIR"
+                ) from error
             item, cause = self.scans.data[index], error.__cause__ or error
             raise InputError(
                 f"{item['image']} with {item['label']}: can't be read ({str(cause).splitlines()[0]}). "
                 "Leave out --skip_data_check to see every fault."
             ) from error
+
+    def file(self, index: int) -> Path:
+        """Where scan ``index`` lies when it was preprocessed."""
+        assert self.scans.cache_dir is not None
+        return self.scans.cache_dir / f"{_hash_files(self.scans.data[index]).decode()}.pt"
 
 
 Scans = ReadableScans | list[Any]  # read at each use, or kept in memory
@@ -95,17 +110,26 @@ class CroppedScans(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """The scans of an epoch in an order that the seed and the epoch determine, each as (epoch, index)."""
+    """The scans of an epoch in an order that the seed and the epoch determine, each as (epoch, index).
 
-    done = 0  # this process's scans of the epoch that are done already
+    The processes deal out what is left of an epoch, whatever their number was before. Each scan is used once; only
+    where they don't all get as many do some scans come again, since DDP needs equal counts.
+    """
+
+    done = 0  # scans of the epoch that all processes together have done already
 
     def go_to(self, epoch: int, scans: int) -> None:
         """Begin with what is left of ``epoch`` when all processes together have done ``scans`` of it."""
         self.set_epoch(epoch)
-        self.done = scans // self.num_replicas
+        self.done = scans
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in islice(super().__iter__(), self.done, None))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        left = order[self.done :]
+        missing = -len(left) % self.num_replicas
+        left += islice(cycle(order), missing)
+        return ((self.epoch, index) for index in left[self.rank :: self.num_replicas])
 
 
 def training_loader(
@@ -132,7 +156,15 @@ def training_loader(
         *_compact(),
     ]
     random = Compose(crop_transforms(settings, augmentation, crops_per_scan))
-    cached = _cached(scans, fixed, {**asdict(settings), "padded": True}, caching, process, workers)
+    description = {**asdict(settings), "padded": True}
+    cached: Scans
+    if not caching.in_memory:
+        cached = _prepared(scans, fixed, description, caching.folder)
+    elif process.seat.local_size == 1:
+        cached = _loaded(_prepared(scans, fixed, description, caching.folder), process, workers)
+    else:
+        with _folder_of_machine(caching.folder, process) as folder:
+            cached = _mapped(_prepared(scans, fixed, description, folder), process, workers)
     dataset = CroppedScans(cached, random, seed)
     sampler = EpochSampler(dataset, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
     return _loader(dataset, process, workers, batch_size=batch_size, sampler=sampler)
@@ -144,7 +176,8 @@ def validation_loader(
     """This process's share of whole scans, one at a time, preprocessed and otherwise as they are."""
     fixed = [read_transform(), *scan_transforms(settings), *_compact()]
     shared = process.share(list(scans))
-    cached = _cached(shared, fixed, {**asdict(settings), "padded": False}, caching, process, workers)
+    prepared = _prepared(shared, fixed, {**asdict(settings), "padded": False}, caching.folder)
+    cached = _loaded(prepared, process, workers) if caching.in_memory else prepared
     return _loader(cached, process, workers if not caching.in_memory else 0, batch_size=1)
 
 
@@ -177,31 +210,61 @@ def _compact() -> list[Transform]:
     return [
         transforms.CastToTyped(KEYS, dtype=(np.float32, np.int16)),
         transforms.ToTensord(KEYS, track_meta=False),
+        transforms.Lambdad(KEYS, _own_memory),
         transforms.SelectItemsd((*KEYS, "name")),
     ]
 
 
-def _cached(
-    scans: Sequence[Scan],
-    fixed: list[Transform],
-    description: Mapping[str, Any],
-    caching: Caching,
-    process: Process,
-    workers: int,
-) -> Scans:
-    folder = None
-    if caching.folder is not None:
+def _own_memory(volume: torch.Tensor) -> torch.Tensor:
+    """The volume in memory of its own, since a crop would keep the whole that it was cut from."""
+    return volume.clone(memory_format=torch.contiguous_format)
+
+
+def _prepared(
+    scans: Sequence[Scan], fixed: list[Transform], description: Mapping[str, Any], folder: str | None
+) -> ReadableScans:
+    """The scans after the transforms that aren't random, kept on disk where ``folder`` is given."""
+    if folder is not None:
         # a folder for each set of settings: changed settings never meet scans that others made
-        text = json.dumps({**description, "monai": monai.__version__}, sort_keys=True)
-        folder = os.path.join(caching.folder, hashlib.sha256(text.encode()).hexdigest()[:16])
+        text = json.dumps({**description, "layout": 2, "monai": monai.__version__}, sort_keys=True)
+        folder = os.path.join(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
     items = [_item(scan) for scan in scans]
-    readable = ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))
-    if not caching.in_memory:
-        return readable
+    return ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))
+
+
+def _loaded(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
+    """The scans in this process's memory."""
     # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
     with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
-        loaded = pool.map(readable.__getitem__, range(len(readable)))
-        return list(process.bar(loaded, "loading scans", total=len(readable)))
+        loaded = pool.map(scans.__getitem__, range(len(scans)))
+        return list(process.bar(loaded, "loading scans", total=len(scans)))
+
+
+def _mapped(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
+    """The scans as files that are mapped into memory, where the processes of a machine hold them once.
+
+    Each process prepares a part of them.
+    """
+    part = range(process.seat.local_rank, len(scans), process.seat.local_size)
+    with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
+        for _ in process.bar(pool.map(scans.__getitem__, part), "loading scans", total=len(part)):
+            pass
+    process.wait_for_all()
+    return [torch.load(scans.file(index), mmap=True, weights_only=True) for index in range(len(scans))]
+
+
+@contextmanager
+def _folder_of_machine(folder: str | None, process: Process) -> Iterator[str]:
+    """``folder``, or where that is None one that the processes of this machine share for a while."""
+    temporary = None
+    if folder is None and process.seat.local_rank == 0:
+        temporary = tempfile.mkdtemp(prefix="unetr-scans-")
+    try:
+        yield folder or process.collect(temporary)[process.rank - process.seat.local_rank] or ""
+        process.wait_for_all()  # everyone has mapped what is there; files live on without their names
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary)
 
 
 def _item(scan: Scan) -> dict[str, Any]:

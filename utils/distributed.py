@@ -1,8 +1,6 @@
-"""Processes and devices. Every question has a sensible answer where there is one process alone."""
+"""One process among others. Every question has a sensible answer where there is one process alone."""
 
-import argparse
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -13,8 +11,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.errors import InputError, one_line_errors
-from utils.stop_request import StopRequest, forwarded_to
+from networks.sync_batch_norm import synchronise
+from utils.errors import InputError
+from utils.rendezvous import Seat
+from utils.stop_request import StopRequest
+from utils.watch import Watch
 
 T = TypeVar("T")
 
@@ -23,17 +24,29 @@ T = TypeVar("T")
 class Process:
     """One of the processes that work together.
 
+    What is said of all processes holds for all of them: each has to call it, in the same order.
+
     Attributes:
         device: where its network lives.
-        rank: its number among all processes of all machines.
-        world_size: how many there are.
+        seat: its number among all processes, and among those of its machine.
         stop: whether a signal asks it to end.
+        watch: ends a wait for others that lasts too long; None where there are no others.
     """
 
     device: torch.device
-    rank: int = 0
-    world_size: int = 1
+    seat: Seat = field(default_factory=Seat)
     stop: StopRequest = field(default_factory=StopRequest, compare=False)
+    watch: Watch | None = field(default=None, compare=False)
+
+    @property
+    def rank(self) -> int:
+        """Its number among the processes of all machines."""
+        return self.seat.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are on all machines."""
+        return self.seat.world_size
 
     @property
     def is_main(self) -> bool:
@@ -45,20 +58,47 @@ class Process:
         if self.is_main:
             print(text, flush=True)
 
+    def at(self, place: str) -> None:
+        """Note where the program is, for the message that ends a run in which others wait for this process."""
+        if self.watch is not None:
+            self.watch.at(place)
+
+    def meeting(self) -> AbstractContextManager[None]:
+        """Hold what waits for all processes, where this class doesn't do it itself.
+
+        Raises:
+            LostError: if the connection to one of them breaks.
+        """
+        return nullcontext() if self.watch is None else self.watch.meeting()
+
     def bar(self, items: Iterable[T], desc: str, total: int | None = None) -> "tqdm[T]":
         """``items`` with a progress bar, shown once and only on a terminal."""
-        return tqdm(items, desc=desc, total=total, leave=False, disable=None if self.is_main else True)
+        self.at(desc)
+        moved = self.watch.step if self.watch is not None else None
+        return _Bar(moved, items, desc=desc, total=total, leave=False, disable=None if self.is_main else True)
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on this process's device, in the memory format in which 3D convolutions run fastest."""
         return network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be trained: its gradients averaged over the processes."""
+        """The network as it is to be trained: gradients averaged, and batch normalised, over all processes."""
         if self.world_size == 1:
             return network
+        synchronise(network)
+        for parameter in network.parameters():
+            if parameter.is_contiguous():
+                # with one channel or one voxel it is in both memory formats, and its gradient may have the strides of
+                # either; DDP wants those of the parameter
+                parameter.data = _row_major(parameter.data)
+                parameter.register_hook(_row_major)
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids)
+        with self.meeting():
+            return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+
+    def keeping_gradients(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Let gradients add up in a backward pass of :meth:`wrap`'s network, for a later one to average them."""
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def share(self, items: list[T]) -> list[T]:
         """This process's part of ``items``: every ``world_size``-th, none twice and none left out."""
@@ -66,20 +106,35 @@ class Process:
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, in the order that :meth:`share` dealt them."""
-        if self.world_size == 1:
-            return items
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, items)
+        parts = self.collect(items)
         longest = max(len(part) for part in parts)
         return [part[place] for place in range(longest) for part in parts if place < len(part)]
 
+    def collect(self, thing: T) -> list[T]:
+        """What each process gives, by rank."""
+        if self.world_size == 1:
+            return [thing]
+        parts: list[Any] = [None] * self.world_size
+        with self.meeting():
+            dist.all_gather_object(parts, thing)
+        return parts
+
     def means(self, values: Sequence[float]) -> list[float]:
         """The means of some numbers over all processes."""
-        if self.world_size == 1:
-            return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        self._reduce(total, dist.ReduceOp.SUM)
         return (total / self.world_size).tolist()
+
+    def greatest(self, *values: int) -> list[int]:
+        """The greatest of each of some numbers over all processes."""
+        result = torch.tensor(values, device=self.device)
+        self._reduce(result, dist.ReduceOp.MAX)
+        return result.tolist()
+
+    def _reduce(self, tensor: torch.Tensor, operation: Any) -> None:
+        if self.world_size > 1:
+            with self.meeting():
+                dist.all_reduce(tensor, operation)
 
     def end_if_asked(self) -> None:
         """End all processes together where one of them was asked to.
@@ -87,10 +142,7 @@ class Process:
         Raises:
             Stopped: if so.
         """
-        number = torch.tensor(self.stop.number, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(number, dist.ReduceOp.MAX)
-        self.stop.raise_if_asked(int(number))
+        self.stop.raise_if_asked(*self.greatest(self.stop.number))
 
     def ending_within(self, network: nn.Module) -> AbstractContextManager[None]:
         """Let a process that is alone end before a forward pass; several end together, where they meet next."""
@@ -98,91 +150,62 @@ class Process:
 
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
+        self.greatest(0)
 
-    def main_first(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in the main process alone and give every process its result."""
+    def main_first(self, doing: str, work: Callable[[], T]) -> T:
+        """Do ``work`` in the main process alone and give every process its result.
+
+        Args:
+            doing: what that is, for messages.
+        """
+        self.at(doing)
         result = [work() if self.is_main else None]
         if self.world_size > 1:
-            dist.broadcast_object_list(result, src=0)
+            with self.meeting():
+                dist.broadcast_object_list(result, src=0)
         return cast(T, result[0])
 
+    def require_same(self, things: Mapping[str, Any], advice: str) -> None:
+        """Check that all processes have the same.
 
-def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device that ``--device`` names, or CUDA where there is one, else the CPU.
+        Args:
+            things: by what messages call them.
+            advice: what to do where they differ.
 
-    Raises:
-        InputError: if the device isn't there.
-    """
-    if name is None:
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: not a device of this program. Give cpu, cuda or cuda:N.")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = local_rank if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise InputError(f"--device {name}: CUDA devices on this machine: {count}. Give --device cpu, or leave it out.")
-    return torch.device("cuda", index)
+        Raises:
+            InputError: naming the first that differs, and whose.
+        """
+        everyones = self.collect(dict(things))
+        for name in things:
+            for rank, theirs in enumerate(everyones):
+                first, other = _short(everyones[0][name]), _short(theirs[name])
+                if first != other:
+                    raise InputError(f"{name}: is {first} for rank 0 and {other} for rank {rank}. {advice}")
 
 
-def launch(work: Callable[[Process, argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Run ``work`` in this process; with ``--distributed`` as torchrun says, else once on each GPU of this machine."""
-    gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
-    if args.distributed and "RANK" not in os.environ and max(gpus, 1) * args.world_size > 1:
-        group = torch.multiprocessing.spawn(_spawned, (work, args, max(gpus, 1)), nprocs=max(gpus, 1), join=False)
-        try:
-            with forwarded_to(group.pids()):
-                while not group.join():
-                    pass
-        except torch.multiprocessing.ProcessExitedException as error:
-            raise SystemExit(error.exit_code) from None  # the process itself has said why
-        return
-    if not args.distributed and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"--distributed: wasn't given, though this is one of {os.environ['WORLD_SIZE']} processes that torchrun "
-            "started, which would all do the same. Give it."
-        )
-    if not (args.distributed and "RANK" in os.environ):
-        stop = StopRequest()
-        with stop.listening():
-            work(Process(choose_device(args.device), stop=stop), args)
-        return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    _work_in_group(work, args, local_rank, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://")
+def _row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is contiguous, with the strides that say so in the plainest way."""
+    return tensor.flatten().view(tensor.shape)
 
 
-def _spawned(
-    local_rank: int, work: Callable[[Process, argparse.Namespace], None], args: argparse.Namespace, local_size: int
-) -> None:
-    with one_line_errors():
-        rank = args.rank * local_size + local_rank
-        _work_in_group(work, args, local_rank, rank, args.world_size * local_size, args.dist_url)
+def _short(value: Any) -> str:
+    return "not there" if value is None else str(value)
 
 
-def _work_in_group(
-    work: Callable[[Process, argparse.Namespace], None],
-    args: argparse.Namespace,
-    local_rank: int,
-    rank: int,
-    world_size: int,
-    url: str,
-) -> None:
-    device = choose_device(args.device, local_rank)
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = args.dist_backend
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size)
-    stop = StopRequest()
-    try:
-        with stop.listening():
-            work(Process(device, rank, world_size, stop), args)
-    finally:
-        dist.destroy_process_group()
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A progress bar that tells the watch of each item."""
+
+    def __init__(self, moved: Callable[[], None] | None, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.moved = moved
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            if self.moved is not None:
+                self.moved()
+            yield item
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.moved is not None:
+            self.moved()
+        return super().update(n)

@@ -18,6 +18,14 @@ class TrainingError(RuntimeError):
     """A run can't go on. The message says where it stopped and what is left of it."""
 
 
+class LostError(RuntimeError):
+    """The connection to another process broke. The message says where."""
+
+
+class ToldError(Exception):
+    """The program ends with status 1, and another process has said why."""
+
+
 class WriteError(OSError):
     """A file can't be written, as on a full disk. The message names it and the reason."""
 
@@ -59,10 +67,13 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, TrainingError, WriteError) as error:
+    except (InputError, TrainingError, LostError, WriteError) as error:
         # a loader's worker process wraps the message into its own traceback
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
-        print(f"error: {message}", file=sys.stderr)
+        whose = "".join(f"{note}: " for note in getattr(error, "__notes__", []))
+        print(f"error: {whose}{message}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ToldError:
         raise SystemExit(1) from None
     except Stopped as stopped:
         if str(stopped):
