@@ -26,7 +26,7 @@ Run = Callable[..., None]
 FileSizeLimit = Callable[[int], AbstractContextManager[None]]
 
 
-def _load_test_program() -> Run:
+def load_test_program() -> Run:
     """``test.py`` by its path: the standard library has a module of that name."""
     spec = importlib.util.spec_from_file_location("unetr_test_program", REPOSITORY / "test.py")
     assert spec is not None
@@ -44,7 +44,7 @@ def run_main() -> Run:
 
 @pytest.fixture(scope="session")
 def run_test() -> Run:
-    return _load_test_program()
+    return load_test_program()
 
 
 @pytest.fixture(scope="session", autouse=True)

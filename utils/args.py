@@ -30,9 +30,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print the message alone and exit with status 2."""
+        """Print the message alone, once on a machine, and exit with status 2."""
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
-        print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
+            print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
 

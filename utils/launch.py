@@ -93,8 +93,8 @@ def _seat_from_environment() -> tuple[Seat, Address]:
         address = Address(given["MASTER_ADDR"], int(given["MASTER_PORT"]))
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"the environment variable RANK is set, but one of WORLD_SIZE, MASTER_ADDR and MASTER_PORT is missing or no "
-            f"number ({error}). Start the program with torchrun, or unset RANK."
+            f"the environment variable RANK is set, but one of WORLD_SIZE, MASTER_ADDR and MASTER_PORT is missing or "
+            f"no number ({error}). Start the program with torchrun, or unset RANK."
         ) from None
     if not 0 <= seat.rank < seat.world_size:
         raise InputError(f"the environment says RANK {seat.rank} of WORLD_SIZE {seat.world_size}; ranks count from 0.")

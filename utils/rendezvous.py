@@ -83,15 +83,20 @@ def connect(address: Address, seconds: float) -> dist.TCPStore:
     Raises:
         InputError: if there is none within ``seconds``.
     """
-    try:
+    for _ in _patience(seconds):
+        try:
+            # torch's own attempts would fill the screen with traces
+            socket.create_connection((address.host, address.port), timeout=seconds).close()
+        except OSError as error:
+            reason = error.strerror or "no answer"
+            continue
         return dist.TCPStore(
             address.host, address.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
         )
-    except dist.DistError as error:
-        raise InputError(
-            f"nobody answered at {address} within {seconds:g} s (--dist_timeout). Is the program running on the "
-            "machine of rank 0, and may this one reach it there?"
-        ) from error
+    raise InputError(
+        f"nobody answers at {address} ({reason}), {seconds:g} s long (--dist_timeout). Is the program running on the "
+        "machine of rank 0, and does the network lead there?"
+    )
 
 
 def meet(store: dist.Store, seat: Seat, seconds: float) -> str:
@@ -99,7 +104,8 @@ def meet(store: dist.Store, seat: Seat, seconds: float) -> str:
 
     A store that torchrun keeps holds what the processes wrote that died in an earlier round, and nothing tells these
     rounds apart. So rank 0 opens a round under a name of its own, everyone signs up in the newest round that they
-    see, and rank 0 lets each in by the nonce with which it signed up.
+    see, and rank 0 lets each in by the nonce with which it signed up. While a round is open rank 0 counts on, so that
+    a fault in one of the past is no fault.
 
     Raises:
         InputError: if someone doesn't come within ``seconds``, or counts other processes than the rest.
@@ -118,6 +124,7 @@ def _open_round(store: dist.Store, seat: Seat, seconds: float) -> str:
         if store.get("round").decode() != announcement:
             _refuse(here, "two processes say that they are rank 0. Give each machine its own --rank, from 0 on.")
         _end_where_refused(here)
+        here.add("open", 1)
         missing = [rank for rank in range(1, seat.world_size) if rank not in signed_up]
         signed_up |= {rank: here.get(f"nonce/{rank}").decode() for rank in missing if here.check([f"nonce/{rank}"])}
         if len(signed_up) == seat.world_size - 1:
@@ -127,34 +134,36 @@ def _open_round(store: dist.Store, seat: Seat, seconds: float) -> str:
     missing = [rank for rank in range(1, seat.world_size) if rank not in signed_up]
     numbers = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
     raise InputError(
-        f"waited {seconds:g} s (--dist_timeout) for rank {numbers} of {seat.world_size} to start. Was the program "
-        "launched on every machine?"
+        f"waited {seconds:g} s (--dist_timeout) for rank {numbers} to start. Was the program launched on every machine?"
     )
 
 
 def _join_round(store: dist.Store, seat: Seat, seconds: float) -> str:
     nonce = uuid.uuid4().hex
-    name = ""
+    name, opened, fault = "", 0, None
     for _ in _patience(seconds):
         if not store.check(["round"]):
             continue
         newest, world_size = json.loads(store.get("round"))
         here = dist.PrefixStore(newest, store)
         if newest != name:
-            name = newest
+            name, opened, fault = newest, here.add("open", 0), None
             if world_size != seat.world_size:
-                _refuse(
-                    here,
+                fault = (
                     f"rank {seat.rank} counts {seat.world_size} processes and rank 0 counts {world_size}. Give all "
-                    "machines the same --world_size, and as many GPUs (CUDA_VISIBLE_DEVICES) each.",
+                    "machines the same --world_size, and as many GPUs (CUDA_VISIBLE_DEVICES) each."
                 )
-            if here.check([f"nonce/{seat.rank}"]):
-                _refuse(here, f"two processes say that they are rank {seat.rank}. Give each machine its own --rank.")
-            here.set(f"nonce/{seat.rank}", nonce)
-        _end_where_refused(here)
-        if here.check([f"admitted/{seat.rank}"]) and here.get(f"admitted/{seat.rank}").decode() == nonce:
-            return name
-    raise InputError(f"waited {seconds:g} s (--dist_timeout) for rank 0 to start, or for others beside it.")
+            elif here.check([f"nonce/{seat.rank}"]):
+                fault = f"two processes say that they are rank {seat.rank}. Give each machine its own --rank."
+            else:
+                here.set(f"nonce/{seat.rank}", nonce)
+        if fault is None:
+            _end_where_refused(here)
+            if here.check([f"admitted/{seat.rank}"]) and here.get(f"admitted/{seat.rank}").decode() == nonce:
+                return name
+        elif here.add("open", 0) > opened:  # or else the round is one of the past, and a new one will come
+            _refuse(here, fault)
+    raise InputError(fault or f"waited {seconds:g} s (--dist_timeout) for rank 0 to start, or for others beside it.")
 
 
 def _patience(seconds: float) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -74,7 +75,8 @@ class Watch:
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in BROKEN):
                 raise
-            reason = str(error).splitlines()[0]
+            # gloo begins with the line of its source and ends with advice that doesn't fit
+            reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
             raise LostError(f"lost another process in {self._place} ({reason}).") from error
         finally:
             self._since = None
