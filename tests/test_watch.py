@@ -12,7 +12,6 @@ from utils.errors import InputError, LostError, Stopped, ToldError
 from utils.rendezvous import Seat
 from utils.watch import Watch
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 

@@ -3,8 +3,9 @@
 import argparse
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -21,6 +22,7 @@ Work = Callable[[Process, argparse.Namespace], None]
 
 NEVER = timedelta(days=365)  # the watch ends waits, and knows more of them than torch's own timeout does
 GRACE_SECONDS = 20.0  # for the other processes to end by themselves when one has
+STORE_SECONDS = 5.0  # for the store to outlive the process that keeps it, so that others hear what ended it
 
 
 def launch(work: Work, args: argparse.Namespace) -> None:
@@ -42,10 +44,9 @@ def launch(work: Work, args: argparse.Namespace) -> None:
     elif torchrun:
         seat, address = _seat_from_environment()
         # torchrun keeps the store itself; other starters leave that to rank 0
-        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or seat.rank > 0
-        store = None if kept else serve(address)
-        _work_in_group(work, args, seat, address)
-        del store
+        keeps_store = seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        with _serving(address, seat) if keeps_store else nullcontext():
+            _work_in_group(work, args, seat, address)
     else:
         _start_processes(work, args)
 
@@ -154,6 +155,21 @@ def _work_in_group(work: Work, args: argparse.Namespace, seat: Seat, address: Ad
                 dist.destroy_process_group()
         finally:
             watch.close()
+            if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the others
+                dist.destroy_process_group()  # tells them that this process is gone
+            store.add("gone", 1)
+
+
+@contextmanager
+def _serving(address: Address, seat: Seat) -> Iterator[None]:
+    """Keep the store until all processes are gone, or should be."""
+    server = serve(address)
+    try:
+        yield
+    finally:
+        end = time.monotonic() + STORE_SECONDS
+        while server.add("gone", 0) < seat.world_size and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 @contextmanager
