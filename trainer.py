@@ -78,19 +78,19 @@ class Learner:
     scaler: torch.amp.GradScaler
     precision: Precision
 
-    def add_gradients(self, image: Tensor, label: Tensor, parts: int) -> float:
-        """Add what a batch is worth to the gradients of a step that has ``parts`` batches.
+    def loss(self, image: Tensor, label: Tensor) -> Tensor:
+        """The loss of a batch.
 
         Args:
             image: (B, C, D, H, W).
             label: (B, 1, D, H, W).
-
-        Returns:
-            The loss of the batch.
         """
         with self.precision.autocast():
             logits = self.wrapped(image)  # (B, classes, D, H, W)
-            loss = self.loss_function(logits.float(), label)
+            return self.loss_function(logits.float(), label)
+
+    def add_gradients(self, loss: Tensor, parts: int) -> float:
+        """Add what a batch is worth to the gradients of a step that has ``parts`` batches; its loss as a number."""
         self.scaler.scale(loss / parts).backward()
         return loss.item()
 
@@ -201,11 +201,11 @@ def train_epoch(run: Run, progress: Progress) -> None:
     start = time.perf_counter()
     bar = process.bar(loader, f"epoch {progress.epoch + 1}/{plan.epochs}")
     for batches in _groups(bar, plan.accumulate):
-        process.at(f"step {len(done.losses) + 1} of epoch {progress.epoch + 1}")
+        step = f"step {len(done.losses) + 1} of epoch {progress.epoch + 1}"
         # dropout, like the crops, is a function of the seed and the step, not of what happened before
         scans = [done.scans + number * scans_in_batch for number in range(len(batches))]
         seeds = [_step_seed(plan.seed, progress.epoch, before, process.rank) for before in scans]
-        loss = add_gradients(learner, batches, seeds, process)
+        loss = add_gradients(learner, batches, seeds, process, step)
         stop, broken = process.greatest(process.stop.number, not math.isfinite(loss))
         if broken:
             names = ", ".join(dict.fromkeys(name for batch in batches for name in batch["name"]))
@@ -221,7 +221,9 @@ def train_epoch(run: Run, progress: Progress) -> None:
         process.stop.raise_if_asked(stop)
 
 
-def add_gradients(learner: Learner, batches: Sequence[Batch], seeds: Sequence[int], process: Process) -> float:
+def add_gradients(
+    learner: Learner, batches: Sequence[Batch], seeds: Sequence[int], process: Process, step: str
+) -> float:
     """Add up the gradients of a step's batches, averaged over the processes while the last one's are computed.
 
     Returns:
@@ -235,7 +237,10 @@ def add_gradients(learner: Learner, batches: Sequence[Batch], seeds: Sequence[in
             label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
             last = number == len(batches) - 1
             with nullcontext() if last else process.keeping_gradients(learner.wrapped):
-                losses.append(learner.add_gradients(image, label, len(batches)))
+                process.at(f"the forward pass of {step}")
+                loss = learner.loss(image, label)
+                process.at(f"the backward pass of {step}")
+                losses.append(learner.add_gradients(loss, len(batches)))
     return sum(losses) / len(losses)
 
 

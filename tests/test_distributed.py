@@ -306,31 +306,32 @@ def test_a_checkpoint_that_only_one_process_sees(phantoms: Path, in_tmp: Path) -
     assert re.search(rf"{file}: is \w{{12}} for rank 0 and not there for rank 1. All machines have to see the", message)
 
 
-def _stand_still_in_the_second_step() -> None:
-    original = trainer.Learner.add_gradients
+def _stand_still_in_the_fourth_step() -> None:
+    original = trainer.Learner.loss
     steps = []
 
-    def still(*args: Any) -> float:
+    def still(*args: Any) -> Any:
         steps.append(1)
-        if len(steps) == 2 and os.environ["RANK"] == "1":
+        if len(steps) == 4 and os.environ["RANK"] == "1":
             time.sleep(0.5)  # until the others have heard where it is
             os.kill(os.getpid(), signal.SIGSTOP)
         return original(*args)
 
-    patch(trainer.Learner, "add_gradients", still)
+    patch(trainer.Learner, "loss", still)
 
 
 def test_a_process_that_hangs_is_named(phantoms: Path, in_tmp: Path) -> None:
     argv = flags(phantoms, "run", "--max_epochs=3", "--dist_timeout=2")
-    group = start_group(2, argv, before=_stand_still_in_the_second_step)
+    group = start_group(2, argv, before=_stand_still_in_the_fourth_step)
     group.processes[0].join(60)
     group.processes[1].kill()
     assert group.wait() == [1, -signal.SIGKILL]
-    said = "waited longer than 2 s (--dist_timeout) in step 2 of epoch 1 for rank 1, last seen in step 2 of epoch 1."
-    assert group.texts[0].splitlines()[-1].startswith(f"error: rank 0 of 2: {said}")
+    said = "error: rank 0 of 2: waited longer than 2 s (--dist_timeout) in the backward pass of step 2 of epoch 2 for "
+    seen = "rank 1, last seen in the forward pass of step 2 of epoch 2. "
+    assert group.texts[0].splitlines()[-1].startswith(said + seen)
 
 
-def _die_in_the_second_step() -> None:
+def _die_in_the_fourth_step() -> None:
     original = trainer.Learner.add_gradients
     steps = []
 
@@ -344,10 +345,10 @@ def _die_in_the_second_step() -> None:
 
 
 def test_a_process_that_dies_is_missed(phantoms: Path, in_tmp: Path) -> None:
-    group = start_group(2, flags(phantoms, "run", "--max_epochs=3", "--save_every=1"), before=_die_in_the_second_step)
+    group = start_group(2, flags(phantoms, "run", "--max_epochs=3", "--save_every=1"), before=_die_in_the_fourth_step)
     assert group.wait() == [1, -signal.SIGKILL]
     last = group.texts[0].splitlines()[-1]
-    assert last.startswith("error: rank 0 of 2: lost another process in step 2 of epoch 2 (")
+    assert last.startswith("error: rank 0 of 2: lost another process in the backward pass of step 2 of epoch 2 (")
     assert "Last good checkpoint: runs/run/model_final.pt. Launch the same command with --resume to go on" in last
 
 

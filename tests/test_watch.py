@@ -85,7 +85,19 @@ def test_all_are_there_and_nothing_moves(make: Make, ends: list[int], capsys: py
     with watches[0].meeting(), watches[1].meeting(), watches[2].meeting():
         time.sleep(1.2)
     assert ends
-    assert "who are all there: is the network between them stuck?" in capsys.readouterr().err
+    assert "who have all come there: one of them hangs, or the network between them" in capsys.readouterr().err
+
+
+def test_who_has_come_to_a_meeting_and_not_to_the_same_place_in_it(
+    make: Make, ends: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    watches = [make(rank, 0.6) for rank in range(3)]
+    with watches[0].meeting(), watches[1].meeting(), watches[2].meeting():
+        for each, place in zip(watches, ("backward", "forward", "backward"), strict=True):
+            each.at(place)
+        time.sleep(1.2)
+    assert ends
+    assert "in backward for rank 1, last seen in forward." in capsys.readouterr().err
 
 
 def test_a_process_that_hangs_ends_after_another_has_failed(

@@ -158,18 +158,22 @@ class Watch:
         return _Look(since, time.monotonic(), missing)
 
     def _missing(self) -> Entries:
-        """By rank, the entries of those who haven't come to the meeting in which this process waits."""
+        """By rank, the entries of those who haven't come to where this process waits."""
         entries: Entries = {}
         for rank in range(self.seat.world_size):
             if rank != self.seat.rank:
                 there = self.store.check([f"at/{rank}"])
                 entries[rank] = json.loads(self.store.get(f"at/{rank}")) if there else [0, 0, "its start"]
-        return {rank: entry for rank, entry in entries.items() if int(entry[0]) < self._meetings}
+        ours = self._meetings
+        late = {rank: entry for rank, entry in entries.items() if int(entry[0]) < ours}
+        return late or {
+            rank: entry for rank, entry in entries.items() if int(entry[0]) == ours and entry[2] != self._place
+        }
 
     def _whom(self, missing: Entries) -> str:
         text = f"waited longer than {self.seconds:g} s (--dist_timeout) in {self._place} for "
         if not missing:
-            return text + "data of the others, who are all there: is the network between them stuck?"
+            return text + "the others, who have all come there: one of them hangs, or the network between them"
         named = [f"rank {rank}, last seen in {entry[2]}" for rank, entry in list(missing.items())[:4]]
         return text + "; ".join(named) + (f"; and {len(missing) - 4} more" if len(missing) > 4 else "")
 
