@@ -18,7 +18,7 @@ from utils.errors import LostError, Stopped, ToldError
 from utils.rendezvous import Seat
 
 T = TypeVar("T")
-Entries = dict[int, list[Any]]  # by rank: meetings, steps and the place
+Entries = dict[int, list[Any]]  # by rank: meetings, places passed in the last one, steps, and the place
 
 GRACE_SECONDS = 10.0  # for a process to end by itself after another has failed
 ANSWER_SECONDS = 10.0  # for the store to answer
@@ -45,6 +45,7 @@ class Watch:
         self._place = "starting"
         self._steps = 0
         self._meetings = 0
+        self._passed = 0
         self._since: float | None = None  # when the meeting began in which this process waits
         self._written = ""
         self._over = threading.Event()
@@ -56,6 +57,7 @@ class Watch:
         """Note where the program is, as messages name it."""
         self._place = place
         self._steps += 1
+        self._passed += 1
 
     def step(self) -> None:
         """Note that the program makes headway where it is."""
@@ -69,6 +71,7 @@ class Watch:
             LostError: if the connection to one of them breaks.
         """
         self._meetings += 1
+        self._passed = 0
         self._since = time.monotonic()
         try:
             yield
@@ -132,7 +135,7 @@ class Watch:
         return self.store.check(["ends"])
 
     def _write(self) -> None:
-        entry = json.dumps([self._meetings, self._steps, self._place])
+        entry = json.dumps([self._meetings, self._passed, self._steps, self._place])
         if entry != self._written:
             self.store.set(f"at/{self.seat.rank}", entry)
             self._written = entry
@@ -163,18 +166,14 @@ class Watch:
         for rank in range(self.seat.world_size):
             if rank != self.seat.rank:
                 there = self.store.check([f"at/{rank}"])
-                entries[rank] = json.loads(self.store.get(f"at/{rank}")) if there else [0, 0, "its start"]
-        ours = self._meetings
-        late = {rank: entry for rank, entry in entries.items() if int(entry[0]) < ours}
-        return late or {
-            rank: entry for rank, entry in entries.items() if int(entry[0]) == ours and entry[2] != self._place
-        }
+                entries[rank] = json.loads(self.store.get(f"at/{rank}")) if there else [0, 0, 0, "its start"]
+        return {rank: entry for rank, entry in entries.items() if entry[:2] < [self._meetings, self._passed]}
 
     def _whom(self, missing: Entries) -> str:
         text = f"waited longer than {self.seconds:g} s (--dist_timeout) in {self._place} for "
         if not missing:
             return text + "the others, who have all come there: one of them hangs, or the network between them"
-        named = [f"rank {rank}, last seen in {entry[2]}" for rank, entry in list(missing.items())[:4]]
+        named = [f"rank {rank}, last seen in {entry[3]}" for rank, entry in list(missing.items())[:4]]
         return text + "; ".join(named) + (f"; and {len(missing) - 4} more" if len(missing) > 4 else "")
 
     def _end(self, text: str) -> None:
