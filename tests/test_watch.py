@@ -80,12 +80,14 @@ def test_a_meeting_that_is_over_was_no_hang(make: Make, ends: list[int]) -> None
     assert ends == []
 
 
-def test_all_are_there_and_nothing_moves(make: Make, ends: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_have_come_and_nothing_moves(make: Make, ends: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     watches = [make(rank, 0.6) for rank in range(3)]
     with watches[0].meeting(), watches[1].meeting(), watches[2].meeting():
+        for each in watches:
+            each.at("backward")
         time.sleep(1.2)
     assert ends
-    assert "who have all come there: one of them hangs, or the network between them" in capsys.readouterr().err
+    assert capsys.readouterr().err.count(", last seen in backward") == 2
 
 
 def test_who_has_come_to_a_meeting_and_not_to_the_same_place_in_it(

@@ -156,25 +156,28 @@ class Watch:
             self._end(f"the store on rank 0's machine did not answer for {ANSWER_SECONDS:g} s")
         elif last.missing is not None:
             still = {rank: entry for rank, entry in missing.items() if last.missing.get(rank) == entry}
-            if still or (not missing and not last.missing):
+            if still:
                 self._end(self._whom(still))
         return _Look(since, time.monotonic(), missing)
 
     def _missing(self) -> Entries:
-        """By rank, the entries of those who haven't come to where this process waits."""
+        """By rank, the entries of those who haven't come to where this process waits; of all if all have come there.
+
+        Of none if someone is ahead of this process and nobody behind: then the others wait for it.
+        """
         entries: Entries = {}
         for rank in range(self.seat.world_size):
             if rank != self.seat.rank:
                 there = self.store.check([f"at/{rank}"])
                 entries[rank] = json.loads(self.store.get(f"at/{rank}")) if there else [0, 0, 0, "its start"]
-        return {rank: entry for rank, entry in entries.items() if entry[:2] < [self._meetings, self._passed]}
+        here = [self._meetings, self._passed]
+        behind = {rank: entry for rank, entry in entries.items() if entry[:2] < here}
+        return behind or (entries if all(entry[:2] == here for entry in entries.values()) else {})
 
     def _whom(self, missing: Entries) -> str:
-        text = f"waited longer than {self.seconds:g} s (--dist_timeout) in {self._place} for "
-        if not missing:
-            return text + "the others, who have all come there: one of them hangs, or the network between them"
         named = [f"rank {rank}, last seen in {entry[3]}" for rank, entry in list(missing.items())[:4]]
-        return text + "; ".join(named) + (f"; and {len(missing) - 4} more" if len(missing) > 4 else "")
+        more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
+        return f"waited longer than {self.seconds:g} s (--dist_timeout) in {self._place} for {'; '.join(named)}{more}"
 
     def _end(self, text: str) -> None:
         if self._is_news(LostError(text)):
