@@ -1,8 +1,9 @@
 """Disturb training runs at random moments and compare what they end with: ``python -m benchmarks.reliability``.
 
 Each run is a tiny network on phantoms, launched again and again with ``--resume`` until it is done. It is killed
-(``kill -9``), asked to stop (SIGTERM), or meets a file size limit, which fails a write as a full disk does. What it
-ends with has to be identical with what an undisturbed run of the same seed leaves.
+(``kill -9``), asked to stop (SIGTERM), or meets a file size limit, which fails a write as a full disk does. Two
+processes under torchrun lose one of them again and again, and have to go on without being launched anew. What a run
+ends with has to be identical with what an undisturbed one of the same seed and number of processes leaves.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +44,7 @@ FLAGS = [
     ),
     *("--device=cpu", "--noamp", "--save_checkpoint", "--resume"),
 ]
+WORKERS_KILLED = 3  # in a run of two processes
 TOO_LONG = 120  # seconds for a run that takes a few
 # a server that has imported everything forks the runs, each of which would otherwise spend seconds on imports
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -186,6 +189,53 @@ class Laboratory:
 
         return self.repeat("full-disk", times, disturb)
 
+    def two_processes(self, name: str) -> "subprocess.Popen[str]":
+        """Launch the command of a run with two processes that torchrun restarts."""
+        argv = [*FLAGS, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        restarts = f"--max-restarts={WORKERS_KILLED}"
+        with open(self.folder / f"{name}.log", "w") as log:
+            return subprocess.Popen(
+                [*torchrun, restarts, training_program.__file__, *argv],
+                cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, text=True,
+            )  # fmt: skip
+
+    def killed_workers(self, times: int) -> Outcome:
+        """Kill one of two processes ``times`` times, :data:`WORKERS_KILLED` times in each run, within an epoch."""
+        outcome = Outcome()
+        if self.two_processes("undisturbed-two").wait(TOO_LONG) != 0:
+            raise RuntimeError(self.log("undisturbed-two"))
+        while outcome.disturbances < times:
+            name = f"workers{outcome.runs}"
+            torchrun = self.two_processes(name)
+            for _ in range(min(WORKERS_KILLED, times - outcome.disturbances)):
+                self._kill_a_worker(torchrun, name)
+                outcome.disturbances += 1
+            status = torchrun.wait(TOO_LONG)
+            text = self.log(name)
+            if status != 0:
+                outcome.faults.append(f"{name} ended with status {status}:\n{text}")
+            lost = [line for line in text.splitlines() if "lost another process in " in line]
+            outcome.in_training += len(lost)
+            outcome.within_epochs += sum(" of epoch " in line for line in lost)
+            outcome.lost += text.count("begins anew") - 1 + text.count("moved to ")
+            outcome.runs += 1
+            faults = differences(self.run_folder("undisturbed-two"), self.run_folder(name))
+            outcome.faults += [f"{name}: {fault}" for fault in faults]
+        return outcome
+
+    def _kill_a_worker(self, torchrun: "subprocess.Popen[str]", name: str) -> None:
+        """Kill one of torchrun's processes when it has trained for some epochs since the last one was killed."""
+        latest = self.run_folder(name) / "model_final.pt"
+        epochs, deadline = self.log(name).count(": loss "), time.monotonic() + TOO_LONG
+        while not (latest.exists() and self.log(name).count(": loss ") > epochs + 1):
+            if torchrun.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} ended, or trained no further:\n{self.log(name)}")
+            time.sleep(0.01)
+        time.sleep(self.random.uniform(0, 0.1))  # an epoch takes about as long
+        children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(self.random.choice(children)), signal.SIGKILL)
+
     def _look_at_checkpoint(self, name: str, saved_before: bool, outcome: Outcome, full: bool = False) -> None:
         latest = self.run_folder(name) / "model_final.pt"
         if not latest.exists():
@@ -270,12 +320,13 @@ def main(args: argparse.Namespace) -> None:
             "kill -9": laboratory.signals(signal.SIGKILL, args.times),
             "SIGTERM": laboratory.signals(signal.SIGTERM, args.times),
             "full disk": laboratory.full_disks(args.times),
+            "kill -9, 1 of 2": laboratory.killed_workers(args.times),
         }
-    print(f"{'':<10}  times  in training  within an epoch  checkpoints lost  runs  differences")
+    print(f"{'':<15}  times  in training  within an epoch  checkpoints lost  runs  differences")
     for what, outcome in outcomes.items():
         moments = (outcome.disturbances, outcome.in_training, outcome.within_epochs)
         ends = (outcome.lost, outcome.runs, len(outcome.faults))
-        print("{:<10}  {:>5}  {:>11}  {:>15}  {:>16}  {:>4}  {:>11}".format(what, *moments, *ends))
+        print("{:<15}  {:>5}  {:>11}  {:>15}  {:>16}  {:>4}  {:>11}".format(what, *moments, *ends))
     faults = [fault for outcome in outcomes.values() for fault in outcome.faults]
     if faults:
         raise SystemExit("\n".join(faults))

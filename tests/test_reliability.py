@@ -31,3 +31,10 @@ def test_sigterm_at_random_moments_most_of_them_within_an_epoch(laboratory: Labo
 
 def test_writes_that_hit_the_file_size_limit(laboratory: Laboratory) -> None:
     check(laboratory.full_disks(5), 5)
+
+
+def test_kill_9_of_one_of_two_processes_three_times_in_a_run(laboratory: Laboratory) -> None:
+    outcome = laboratory.killed_workers(3)
+    check(outcome, 3)
+    assert outcome.runs == 1
+    assert outcome.within_epochs > 0

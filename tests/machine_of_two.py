@@ -1,0 +1,20 @@
+"""``main.py`` for one of two machines in a test: every process leaves its weights under ``WEIGHTS`` and its rank."""
+
+import os
+from typing import Any
+
+import torch
+
+import main as training_program
+from utils.checkpoint import Progress
+
+original = training_program.run_training
+
+
+def run_training(run: Any, progress: Progress) -> None:
+    original(run, progress)
+    torch.save(run.learner.network.state_dict(), f"{os.environ['WEIGHTS']}{run.process.rank}.pt")
+
+
+training_program.run_training = run_training  # type: ignore[assignment]
+training_program.run()
