@@ -179,6 +179,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
         if process.main_first("saving the best model", partial(_keep_if_best, run, progress, scores.mean)):
             progress.best_score, progress.best_epoch = scores.mean, epoch
         process.say(f"{organ_table(scores)}\n  {_best(progress)}")
+    process.at("saving")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):

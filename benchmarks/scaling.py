@@ -5,11 +5,12 @@ Steps that exchange gradients alternate with steps that don't; the difference is
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -50,8 +51,7 @@ def measure(device: str | None, processes: int, steps: int) -> Times:
     """Train in so many processes."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(_train, (processes, device, steps, folder), nprocs=processes)
-        times: Times = torch.load(f"{folder}/times.pt", weights_only=False)
-    return times
+        return Times(**torch.load(f"{folder}/times.pt", weights_only=True))
 
 
 def _train(rank: int, processes: int, name: str | None, steps: int, folder: str) -> None:
@@ -91,8 +91,9 @@ def _train(rank: int, processes: int, name: str | None, steps: int, folder: str)
         (seconds(nullcontext()), seconds(process.keeping_gradients(learner.wrapped)), exchange()) for _ in range(steps)
     ]
     if process.is_main:
-        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-        torch.save(Times(*medians, gradients=gradients.numel() * gradients.element_size()), f"{folder}/times.pt")
+        step, silent, alone = (statistics.median(column) for column in zip(*rows, strict=True))
+        size = gradients.numel() * gradients.element_size()
+        torch.save(asdict(Times(step, silent, alone, size)), f"{folder}/times.pt")
     process.wait_for_all()
     dist.destroy_process_group()
 
@@ -117,7 +118,7 @@ def machine(device: torch.device) -> str:
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unknown CPU")
-    return f"{torch.get_num_threads()} threads of {name}, one for each process"
+    return f"{os.cpu_count()} cores of {name}, one thread for each process"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -131,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     for processes in numbers:
         times = measure(args.device, processes, args.steps)
         rate = processes / times.step
-        first = rate / processes if first is None else first
+        first = rate if first is None else first
         share = max(0.0, 1 - times.silent / times.step) if processes > 1 else 0.0
         # a ring sends each gradient on twice, but for one process's part of it
         sent = 2 * (processes - 1) / processes * times.gradients
