@@ -1,5 +1,6 @@
 """Batches: random crops that depend on (seed, epoch, scan) alone, caches that follow their settings."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import torch
 from monai.transforms import Lambda
 
+from tests.conftest import FileSizeLimit
 from utils import data_utils
 from utils.data_list import Scan, read_data_list
-from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
+from utils.data_utils import Augmentation, Caching, EpochSampler, training_loader, validation_loader
 from utils.distributed import Process
+from utils.errors import WriteError
 from utils.preprocessing import Preprocessing
 from utils.rendezvous import Seat
 
@@ -179,3 +182,53 @@ def test_intensities_change_only_when_asked(phantoms: Path) -> None:
     assert 0 < float(differences[:, 0].abs().max()) <= 0.1
     factors = (scaled / plain)[plain > 0.1]
     assert 0.9 <= float(factors.min()) < 1 or 1 < float(factors.max()) <= 1.1
+
+
+def test_a_full_disk_under_the_cache_is_named(phantoms: Path, tmp_path: Path, file_size_limit: FileSizeLimit) -> None:
+    folder = tmp_path / "cache"
+    with (
+        pytest.raises(WriteError, match=rf"{folder}/\w+: prepared scans can't be written there"),
+        file_size_limit(2000),
+    ):
+        loader(phantoms, caching=Caching(folder=str(folder)))
+
+
+def dealt(scans: int, processes: int, done: int = 0) -> list[list[int]]:
+    """The scans that each process gets of what is left of an epoch."""
+    parts = []
+    for rank in range(processes):
+        sampler = EpochSampler(range(scans), num_replicas=processes, rank=rank, shuffle=True, seed=0)  # type: ignore[arg-type]
+        sampler.go_to(3, done)
+        parts.append([index for epoch, index in sampler if epoch == 3])
+    return parts
+
+
+def test_each_scan_is_used_once_an_epoch_and_some_again_where_counts_must_be_equal() -> None:
+    assert sorted(itertools.chain(*dealt(8, 2))) == list(range(8))
+    parts = dealt(7, 3)
+    assert [len(part) for part in parts] == [3, 3, 3]
+    used = list(itertools.chain(*parts))
+    assert set(used) == set(range(7))
+    assert len(used) == 9
+
+
+def test_more_processes_than_scans() -> None:
+    parts = dealt(2, 5)
+    assert [len(part) for part in parts] == [1] * 5
+    assert {part[0] for part in parts} == {0, 1}
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5])
+def test_what_is_left_of_an_epoch_is_dealt_to_any_number_of_processes(after: int) -> None:
+    """Four processes have taken two steps of an epoch of 13 scans."""
+    order = [part[step] for step in range(4) for part in dealt(13, 4)]
+    done, left = order[:8], order[8:13]
+    parts = dealt(13, after, done=8)
+    rest = [part[step] for step in range(len(parts[0])) for part in parts]
+    assert rest[:5] == left
+    assert not set(rest[:5]) & set(done)
+    assert len(rest) == -(-5 // after) * after
+
+
+def test_an_epoch_that_is_done_leaves_nothing() -> None:
+    assert dealt(7, 2, done=8) == [[], []]

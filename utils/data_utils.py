@@ -65,11 +65,12 @@ class ReadableScans(Dataset):
         try:
             return self.scans[index]
         except (RuntimeError, OSError) as error:
-            if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
-                reason = str(error).splitlines()[0]
+            in_writing = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)  # of torch.save
+            if isinstance(error, OSError) or in_writing:
+                reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
                 raise WriteError(
                     f"{self.scans.cache_dir}: prepared scans can't be written there, or to the temporary folder "
-                    f"{tempfile.gettempdir()} ({reason}). Make room, or name others by --cache_dir and TMPDIR"
+                    f"{tempfile.gettempdir()} ({reason}). Make room, or name others by --cache_dir and TMPDIR."
                 ) from error
             item, cause = self.scans.data[index], error.__cause__ or error
             raise InputError(
