@@ -16,7 +16,7 @@ from utils.distributed import Process
 from utils.errors import InputError, one_line_errors
 from utils.rendezvous import Address, Seat, connect, meet, serve
 from utils.stop_request import StopRequest, forwarded_to
-from utils.watch import Watch
+from utils.watch import Watch, answer
 
 Work = Callable[[Process, argparse.Namespace], None]
 
@@ -32,7 +32,7 @@ def launch(work: Work, args: argparse.Namespace) -> None:
         InputError: if the flags don't fit this machine, or the way in which the program was started.
     """
     torchrun = "RANK" in os.environ
-    if torchrun and not args.distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if torchrun and not args.distributed and os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(
             f"--distributed: wasn't given, though this is one of {os.environ['WORLD_SIZE']} processes that torchrun "
             "started, which would all do the same. Give it."
@@ -157,7 +157,7 @@ def _work_in_group(work: Work, args: argparse.Namespace, seat: Seat, address: Ad
             watch.close()
             if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the others
                 dist.destroy_process_group()  # tells them that this process is gone
-            store.add("gone", 1)
+            answer(lambda: store.add("gone", 1))
 
 
 @contextmanager
@@ -180,6 +180,8 @@ def _noting(seat: Seat) -> Iterator[None]:
     except InputError as error:
         error.add_note(str(seat))
         raise
+    except dist.DistError as error:
+        raise InputError(f"{seat}: rank 0 ended before all processes had started. It says why.") from error
 
 
 def _join_group(store: dist.Store, seat: Seat, device: torch.device, backend: str, watch: Watch) -> None:

@@ -120,12 +120,12 @@ class Watch:
                 return first
             return not text or self.store.add(f"told/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
 
-        return _answer(ask) is not False
+        return answer(ask) is not False
 
     def _look_after(self) -> None:
         look = None
         while not self._over.wait(min(5.0, self.seconds / 20)):
-            if _answer(self._report) and not self._over.wait(GRACE_SECONDS):
+            if answer(self._report) and not self._over.wait(GRACE_SECONDS):
                 os._exit(1)  # another process tells why
             look = self._look_for_others(look)
 
@@ -149,7 +149,7 @@ class Watch:
             last = _Look(since, since, None)
         if time.monotonic() - last.time < self.seconds / 2:
             return last
-        missing = _answer(self._missing)
+        missing = answer(self._missing)
         if self._since != since:
             return None
         if missing is None:
@@ -200,14 +200,14 @@ class _Look:
     missing: Entries | None
 
 
-def _answer(work: Callable[[], T]) -> T | None:
-    """What ``work`` returns; None where the store doesn't answer, or answers with an error."""
+def answer(work: Callable[[], T]) -> T | None:
+    """What ``work`` with a store returns; None where the store doesn't answer, or answers with an error."""
     answers: list[T] = []
 
     def ask() -> None:
         try:
             answers.append(work())
-        except dist.DistError:
+        except RuntimeError:
             return  # no answer
 
     thread = threading.Thread(target=ask, daemon=True)
