@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,18 +219,23 @@ def _tell_what_trains() -> None:
     patch(CroppedScans, "__getitem__", told)
 
 
-def _tell_and_stop_in_the_fourth_step() -> None:
-    _tell_what_trains()
-    original = trainer.Learner.add_gradients
+def _in_the_fourth_step(action: Callable[[], object]) -> None:
+    """Let rank 1 do something before the forward pass of its fourth step."""
+    original = trainer.Learner.loss
     steps = []
 
-    def stopped(*args: Any) -> float:
+    def loss(*args: Any) -> Any:
         steps.append(1)
         if len(steps) == 4 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
+            action()
         return original(*args)
 
-    patch(trainer.Learner, "add_gradients", stopped)
+    patch(trainer.Learner, "loss", loss)
+
+
+def _tell_and_stop_in_the_fourth_step() -> None:
+    _tell_what_trains()
+    _in_the_fourth_step(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -306,23 +312,14 @@ def test_a_checkpoint_that_only_one_process_sees(phantoms: Path, in_tmp: Path) -
     assert re.search(rf"{file}: is \w{{12}} for rank 0 and not there for rank 1. All machines have to see the", message)
 
 
-def _stand_still_in_the_fourth_step() -> None:
-    original = trainer.Learner.loss
-    steps = []
-
-    def still(*args: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] == "1":
-            time.sleep(0.5)  # until the others have heard where it is
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return original(*args)
-
-    patch(trainer.Learner, "loss", still)
+def _stand_still() -> None:
+    time.sleep(0.5)  # until the others have heard where it is
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def test_a_process_that_hangs_is_named(phantoms: Path, in_tmp: Path) -> None:
     argv = flags(phantoms, "run", "--max_epochs=3", "--dist_timeout=2")
-    group = start_group(2, argv, before=_stand_still_in_the_fourth_step)
+    group = start_group(2, argv, before=partial(_in_the_fourth_step, _stand_still))
     group.processes[0].join(60)
     group.processes[1].kill()
     assert group.wait() == [1, -signal.SIGKILL]
@@ -331,21 +328,14 @@ def test_a_process_that_hangs_is_named(phantoms: Path, in_tmp: Path) -> None:
     assert group.texts[0].splitlines()[-1].startswith(said + seen)
 
 
-def _die_in_the_fourth_step() -> None:
-    original = trainer.Learner.add_gradients
-    steps = []
-
-    def dead(*args: Any) -> float:
-        steps.append(1)
-        if len(steps) == 4 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args)
-
-    patch(trainer.Learner, "add_gradients", dead)
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_dies_is_missed(phantoms: Path, in_tmp: Path) -> None:
-    group = start_group(2, flags(phantoms, "run", "--max_epochs=3", "--save_every=1"), before=_die_in_the_fourth_step)
+    group = start_group(
+        2, flags(phantoms, "run", "--max_epochs=3", "--save_every=1"), before=partial(_in_the_fourth_step, _die)
+    )
     assert group.wait() == [1, -signal.SIGKILL]
     last = group.texts[0].splitlines()[-1]
     assert last.startswith("error: rank 0 of 2: lost another process in the backward pass of step 2 of epoch 2 (")
