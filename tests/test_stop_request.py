@@ -58,16 +58,24 @@ stop = StopRequest()
 with stop.listening(), stop.deferred():
     signal.raise_signal(signal.SIGTERM)
     time.sleep(float(sys.argv[1]))
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(int(sys.argv[2]))
     print("still there")
 """
 
 
-@pytest.mark.parametrize(("seconds", "status", "screen"), [(0.0, 0, "still there\n"), (0.3, -signal.SIGINT, "")])
+@pytest.mark.parametrize(
+    ("seconds", "second", "status", "screen"),
+    [
+        (0.0, signal.SIGINT, 0, "still there\n"),
+        (0.3, signal.SIGINT, -signal.SIGINT, ""),
+        (0.3, signal.SIGTERM, 0, "still there\n"),  # a copy of the first
+        (5.2, signal.SIGTERM, -signal.SIGTERM, ""),
+    ],
+)
 def test_a_second_request_ends_the_program_and_one_handed_on_twice_does_not(
-    seconds: float, status: int, screen: str
+    seconds: float, second: int, status: int, screen: str
 ) -> None:
-    command = [sys.executable, "-c", TWO_SIGNALS, str(seconds)]
+    command = [sys.executable, "-c", TWO_SIGNALS, str(seconds), str(int(second))]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (status, screen), done.stderr
 

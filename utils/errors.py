@@ -39,7 +39,7 @@ class Stopped(BaseException):
     """
 
     def __init__(self, number: int, message: str | None = None) -> None:
-        default = f"stopped by {signal.Signals(number).name}; launch the same command to begin again"
+        default = f"stopped by {signal.Signals(number).name} before anything was done; launch the same command again"
         super().__init__(default if message is None else message)
         self.number = number
 

@@ -13,14 +13,15 @@ from torch import nn
 from utils.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# torchrun and schedulers hand one request to a process twice, on two ways; a person's second one comes later
-ONE_REQUEST_SECONDS = 0.2
+# torchrun and schedulers hand one request to a process on several ways, seconds apart on a busy machine; of a person's
+# Ctrl-C there is one copy at most, and then at once
+ONE_REQUEST_SECONDS = {signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0, signal.SIGINT: 0.2}
 
 
 class StopRequest:
     """Whether one of :data:`SIGNALS` has arrived, and what becomes of it.
 
-    It ends the program at once, unless in :meth:`deferred`, where it waits for the program to ask. A second signal
+    It ends the program at once, unless in :meth:`deferred`, where it waits for the program to ask. A second request
     ends the program at once wherever it is.
 
     Attributes:
@@ -90,7 +91,7 @@ class StopRequest:
             self.number, self._arrival = number, now
             if not self._deferred:
                 raise Stopped(number)
-        elif now - self._arrival > ONE_REQUEST_SECONDS:
+        elif now - self._arrival > ONE_REQUEST_SECONDS[signal.Signals(number)]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
