@@ -153,10 +153,8 @@ def _join_round(store: dist.Store, seat: Seat, seconds: float) -> str:
                     f"rank {seat.rank} counts {seat.world_size} processes and rank 0 counts {world_size}. Give all "
                     "machines the same --world_size, and as many GPUs (CUDA_VISIBLE_DEVICES) each."
                 )
-            elif here.check([f"nonce/{seat.rank}"]):
+            elif here.compare_set(f"nonce/{seat.rank}", "", nonce).decode() != nonce:
                 fault = f"two processes say that they are rank {seat.rank}. Give each machine its own --rank."
-            else:
-                here.set(f"nonce/{seat.rank}", nonce)
         if fault is None:
             _end_where_refused(here)
             if here.check([f"admitted/{seat.rank}"]) and here.get(f"admitted/{seat.rank}").decode() == nonce:
