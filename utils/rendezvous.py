@@ -67,7 +67,7 @@ def serve(address: Address) -> dist.TCPStore:
             address.host, address.port, is_master=True,
             wait_for_workers=False, timeout=timedelta(seconds=SERVER_SECONDS),
         )  # fmt: skip
-    except dist.DistNetworkError as error:
+    except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise InputError(
                 f"port {address.port} is in use on this machine. Give another with "
