@@ -94,7 +94,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in [*start.notes, *notes(args, data, progress.epoch)]:
+    for note in [*start.notes, *notes(args, data, progress.epoch, len(train_loader))]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
     record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
@@ -110,7 +110,7 @@ def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path 
     return [continued or folder / LATEST] if args.resume or args.checkpoint else []
 
 
-def notes(args: argparse.Namespace, data: DataList, epochs_done: int) -> list[str]:
+def notes(args: argparse.Namespace, data: DataList, epochs_done: int, batches: int) -> list[str]:
     """What is allowed and may still surprise."""
     both = sum(scan in data.training for scan in data.validation)
     remarks = {
@@ -122,6 +122,9 @@ def notes(args: argparse.Namespace, data: DataList, epochs_done: int) -> list[st
         ),
         "crops are not rotated, since --roi_x and --roi_y differ": (
             args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
+        ),
+        f"an epoch is one step, since it has fewer batches of each process ({batches}) than --accumulate": (
+            args.accumulate > batches
         ),
         f"nothing is left to train: {epochs_done} epochs are done; a higher --max_epochs goes on": (
             epochs_done >= args.max_epochs

@@ -151,7 +151,7 @@ def run_training(run: Run, progress: Progress) -> None:
         if folder is not None and not plan.save:
             text += "nothing was kept, since --save_checkpoint is off"
         elif folder is not None and folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress):
-            text += f"{folder.latest} has it all: the same command goes on from it with --resume instead of --overwrite"
+            text += f"{folder.latest} has it all: the same command with --resume, and without --overwrite, goes on"
         elif folder is not None:
             text += "that could not be saved, and --resume will go on from the checkpoint before"
         process.wait_for_all()

@@ -324,7 +324,7 @@ def test_a_process_that_hangs_is_named(phantoms: Path, in_tmp: Path) -> None:
     group.processes[1].kill()
     assert group.wait() == [1, -signal.SIGKILL]
     said = "error: rank 0 of 2: waited longer than 2 s (--dist_timeout) in the backward pass of step 2 of epoch 2 for "
-    seen = "rank 1, last seen in the forward pass of step 2 of epoch 2. "
+    seen = "rank 1, last heard from in the forward pass of step 2 of epoch 2. "
     assert group.texts[0].splitlines()[-1].startswith(said + seen)
 
 

@@ -85,7 +85,7 @@ def test_nobody_answers() -> None:
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = Address("127.0.0.1", taken.getsockname()[1])
-        with pytest.raises(InputError, match=f"port {address.port} is in use on this machine. Give another with"):
+        with pytest.raises(InputError, match=f"port {address.port} is in use on this machine, by another run or by"):
             serve(address)
 
 

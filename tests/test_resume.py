@@ -69,7 +69,7 @@ def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
     error = capsys.readouterr().err
     assert error == (
         f"stopped by {number.name} after epoch 1 and 3 scans of the next; runs/stopped/model_final.pt has it all: "
-        "the same command goes on from it with --resume instead of --overwrite\n"
+        "the same command with --resume, and without --overwrite, goes on\n"
     )
     stopped = train(run_main, phantoms, "stopped", *flags)
     screen = capsys.readouterr().out

@@ -59,7 +59,8 @@ def test_who_waits_too_long_names_those_who_have_not_come(
     said = capsys.readouterr().err
     assert said.count("error: ") == 1
     assert (
-        "waited longer than 0.6 s (--dist_timeout) in step 3 of epoch 2 for rank 2, last seen in loading scans." in said
+        "waited longer than 0.6 s (--dist_timeout) in step 3 of epoch 2 for rank 2, last heard from in loading scans."
+        in said
     )
 
 
@@ -87,7 +88,7 @@ def test_all_have_come_and_nothing_moves(make: Make, ends: list[int], capsys: py
             each.at("backward")
         time.sleep(1.2)
     assert ends
-    assert capsys.readouterr().err.count(", last seen in backward") == 2
+    assert capsys.readouterr().err.count(", last heard from in backward") == 2
 
 
 def test_who_has_come_to_a_meeting_and_not_to_the_same_place_in_it(
@@ -101,7 +102,7 @@ def test_who_has_come_to_a_meeting_and_not_to_the_same_place_in_it(
             each.at("backward")
         time.sleep(1.2)
     assert ends
-    assert "in backward for rank 1, last seen in forward." in capsys.readouterr().err
+    assert "in backward for rank 1, last heard from in forward." in capsys.readouterr().err
 
 
 def test_a_process_that_hangs_ends_after_another_has_failed(

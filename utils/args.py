@@ -319,6 +319,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         faults.append("--adapt_weights needs weights to adapt: --resume_ckpt or --resume_jit")
     if args.allow_change and not goes_on:
         faults.append("--allow_change is for a run that goes on: --checkpoint or --resume")
+    if args.world_size > 1 and not args.distributed:
+        faults.append("--world_size is for --distributed; give both, or neither")
     if args.rank >= args.world_size:
         faults.append(f"--rank {args.rank} must be below --world_size {args.world_size}: machines count from 0")
     if args.overwrite and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:

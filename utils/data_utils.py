@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from utils.data_list import Scan
 from utils.distributed import Process
-from utils.errors import InputError, WriteError
+from utils.errors import InputError, LostError, WriteError
 from utils.preprocessing import KEYS, Preprocessing, read_transform, scan_transforms
 
 
@@ -61,9 +62,12 @@ class ReadableScans(Dataset):
         Raises:
             InputError: if it can't be preprocessed.
             WriteError: if there is a folder for what was, and it can't be written.
+            LostError: if that folder is gone, as where a process that shares it has failed.
         """
         try:
             return self.scans[index]
+        except FileNotFoundError as error:
+            raise LostError(f"{self.scans.cache_dir}: was removed while scans were prepared.") from error
         except (RuntimeError, OSError) as error:
             in_writing = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)  # of torch.save
             if isinstance(error, OSError) or in_writing:
@@ -257,15 +261,19 @@ def _mapped(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
 @contextmanager
 def _folder_of_machine(folder: str | None, process: Process) -> Iterator[str]:
     """``folder``, or where that is None one that the processes of this machine share for a while."""
+    if folder is not None:
+        yield folder
+        process.wait_for_all()
+        return
     temporary = None
-    if folder is None and process.seat.local_rank == 0:
+    if process.seat.local_rank == 0:
         temporary = tempfile.mkdtemp(prefix="unetr-scans-")
-    try:
-        yield folder or process.collect(temporary)[process.rank - process.seat.local_rank] or ""
-        process.wait_for_all()  # everyone has mapped what is there; files live on without their names
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary)
+        # if this process fails its folder goes when the others have heard of that, and don't take it for their fault
+        remove = Finalize(None, shutil.rmtree, (temporary,), {"ignore_errors": True}, exitpriority=0)
+    yield process.collect(temporary)[process.rank - process.seat.local_rank] or ""
+    process.wait_for_all()
+    if temporary is not None:
+        remove()  # everyone has mapped what is there; files live on without their names
 
 
 def _item(scan: Scan) -> dict[str, Any]:

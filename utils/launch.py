@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException
 
 from utils.distributed import Process
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, ToldError, one_line_errors
 from utils.rendezvous import Address, Seat, connect, meet, serve
 from utils.stop_request import StopRequest, forwarded_to
 from utils.watch import Watch, answer
@@ -33,6 +33,8 @@ def launch(work: Work, args: argparse.Namespace) -> None:
     """
     torchrun = "RANK" in os.environ
     if torchrun and not args.distributed and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise ToldError
         raise InputError(
             f"--distributed: wasn't given, though this is one of {os.environ['WORLD_SIZE']} processes that torchrun "
             "started, which would all do the same. Give it."

@@ -64,17 +64,15 @@ def serve(address: Address) -> dist.TCPStore:
     """
     try:
         return dist.TCPStore(
-            address.host, address.port, is_master=True,
-            wait_for_workers=False, timeout=timedelta(seconds=SERVER_SECONDS),
-        )  # fmt: skip
+            "localhost", address.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SERVER_SECONDS)
+        )
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise InputError(
-                f"port {address.port} is in use on this machine. Give another with "
-                f"--dist-url tcp://{address.host}:{address.port + 1}, the same on all machines."
+                f"port {address.port} is in use on this machine, by another run or by rank 0 of this one. Give each "
+                f"machine its own --rank; or another port, --dist-url tcp://{address.host}:{address.port + 1}, on all."
             ) from error
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--dist-url tcp://{address}: no process can listen there: {reason}") from error
+        raise InputError(f"port {address.port}: nobody can listen there: {str(error).splitlines()[0]}") from error
 
 
 def connect(address: Address, seconds: float) -> dist.TCPStore:
@@ -90,9 +88,13 @@ def connect(address: Address, seconds: float) -> dist.TCPStore:
         except OSError as error:
             reason = error.strerror or "no answer"
             continue
-        return dist.TCPStore(
-            address.host, address.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
-        )
+        try:
+            return dist.TCPStore(
+                address.host, address.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+            )
+        except RuntimeError as error:
+            text = f"what answers at {address} isn't rank 0 of this program. Give a port that nothing else uses."
+            raise InputError(text) from error
     raise InputError(
         f"nobody answers at {address} ({reason}), {seconds:g} s long (--dist_timeout). Is the program running on the "
         "machine of rank 0, and does the network lead there?"

@@ -1,6 +1,8 @@
 """What a run leaves under ``runs/NAME/``."""
 
 import argparse
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ BEST = "model.pt"
 LATEST = "model_final.pt"
 BEFORE_LATEST = "model_previous.pt"
 SET_ASIDE = "set_aside"
+LOCK = ".lock"
 OWN_FILES = (
     BEST,
     LATEST,
@@ -66,6 +69,7 @@ class RunFolder:
         self.scans = scans
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
+        self.lock = _lock(path)
         if progress.at_start:
             for file in _own_files(path):
                 os.remove(file)
@@ -81,6 +85,7 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.events.close()
+        os.close(self.lock)
 
     @property
     def best(self) -> Path:
@@ -151,9 +156,32 @@ def claim_folder(args: argparse.Namespace) -> Path:
             f"--logdir {args.logdir}: {path} holds a run already. Give another name, --overwrite to replace it, "
             "or --resume to continue it."
         )
-    if not any(path.iterdir()):
+    if any(path.iterdir()):
+        os.close(_lock(path))
+    else:
         path.rmdir()  # a start that fails leaves nothing
     return path
+
+
+def _lock(path: Path) -> int:
+    """Lock a folder against other programs; a file descriptor, and the lock goes when that is closed.
+
+    Raises:
+        InputError: if another program has locked it.
+    """
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        # this kind isn't passed on to the processes that load data, which may outlive a run that is killed
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise InputError(
+                f"--logdir {path.relative_to(RUNS)}: another program is training into {path}. Wait for its end, or "
+                "give another name."
+            ) from None
+        # a file system without locks: nothing can be told from it
+    return descriptor
 
 
 def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:

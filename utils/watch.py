@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ class Watch:
         self._since: float | None = None  # when the meeting began in which this process waits
         self._written = ""
         self._over = threading.Event()
+        self._parent = os.getppid()
         self._write()
         self._thread = threading.Thread(target=self._look_after, daemon=True)
         self._thread.start()
@@ -128,6 +130,9 @@ class Watch:
             if answer(self._report) and not self._over.wait(GRACE_SECONDS):
                 os._exit(1)  # another process tells why
             look = self._look_for_others(look)
+            if os.getppid() != self._parent:  # whoever would start this process again, or end it, is gone
+                self._parent = os.getppid()
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _report(self) -> bool:
         """Write how far this process has come; whether one has ended before its time."""
@@ -175,7 +180,7 @@ class Watch:
         return behind or (entries if all(entry[:2] == here for entry in entries.values()) else {})
 
     def _whom(self, missing: Entries) -> str:
-        named = [f"rank {rank}, last seen in {entry[3]}" for rank, entry in list(missing.items())[:4]]
+        named = [f"rank {rank}, last heard from in {entry[3]}" for rank, entry in list(missing.items())[:4]]
         more = f"; and {len(missing) - 4} more" if len(missing) > 4 else ""
         return f"waited longer than {self.seconds:g} s (--dist_timeout) in {self._place} for {'; '.join(named)}{more}"
 
