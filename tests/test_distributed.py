@@ -102,6 +102,12 @@ def test_overwriting_at_each_restart_is_refused(
     )
 
 
+def test_machines_without_distributed_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_train(["--world_size=2"])
+    assert "--world_size is for --distributed; give both, or neither" in capsys.readouterr().err
+
+
 def test_a_machine_s_number_is_below_their_count(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_train(["--world_size=2", "--rank=2"])
@@ -401,3 +407,44 @@ def test_scans_are_tested_by_several_processes(phantoms: Path, in_tmp: Path) -> 
     scores = json.loads(Path("runs/run/scores/scores.json").read_text())
     assert [scan["scan"] for scan in scores["scans"]] == ["img0005", "img0006"]
     assert scores["mean"] == pytest.approx(lines(Path("runs/run"))[0]["dice"]["mean"], abs=1e-6)
+
+
+def test_two_programs_do_not_train_into_one_folder(phantoms: Path, in_tmp: Path) -> None:
+    argv = flags(phantoms, "run", "--max_epochs=2000", "--val_every=2000", "--save_every=1", "--resume")
+    first = start_group(1, argv)
+    deadline = time.monotonic() + 60
+    while not Path("runs/run/model_final.pt").exists():
+        assert time.monotonic() < deadline, first.texts
+        time.sleep(0.05)
+    assert "--logdir run: another program is training into runs/run. Wait for its end" in failing(start_group(1, argv))
+    first.processes[0].kill()
+    assert first.wait() == [-signal.SIGKILL]
+    last = start_group(1, [*argv, "--max_epochs=3"])
+    last.wait()
+    assert "another program" not in last.texts[0]
+
+
+def _of_a_parent_that_dies() -> None:
+    """Go on as the child of a process that is killed a while later, as torchrun may be."""
+    parent = os.getpid()
+    if os.fork():
+        time.sleep(60)
+    training_program.launch = partial(_killing, parent, training_program.launch)  # type: ignore[assignment]
+
+
+def _killing(parent: int, launch: Callable[..., None], work: Any, args: Any) -> None:
+    _in_the_fourth_step(lambda: os.kill(parent, signal.SIGKILL))
+    launch(work, args)
+
+
+def test_processes_end_in_order_when_their_torchrun_is_killed(phantoms: Path, in_tmp: Path) -> None:
+    argv = flags(phantoms, "run", "--max_epochs=2000", "--val_every=2000", "--dist_timeout=2")
+    group = start_group(2, argv, before=_of_a_parent_that_dies)
+    group.processes[1].join(60)
+    assert group.processes[1].exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while "stopped by SIGTERM after" not in group.texts[0]:
+        assert time.monotonic() < deadline, group.texts
+        time.sleep(0.05)
+    group.processes[0].kill()
+    assert "runs/run/model_final.pt has it all" in group.texts[0]
