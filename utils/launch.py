@@ -22,6 +22,7 @@ Work = Callable[[Process, argparse.Namespace], None]
 
 NEVER = timedelta(days=365)  # the watch ends waits, and knows more of them than torch's own timeout does
 GRACE_SECONDS = 20.0  # for the other processes to end by themselves when one has
+SETTLE_SECONDS = 0.2  # for gloo's threads to come to rest
 STORE_SECONDS = 5.0  # for the store to outlive the process that keeps it, so that others hear what ended it
 
 
@@ -154,11 +155,11 @@ def _work_in_group(work: Work, args: argparse.Namespace, seat: Seat, address: Ad
                 device = choose_device(args.device, seat.local_rank)
                 _join_group(dist.PrefixStore(name, store), seat, device, args.dist_backend, watch)
                 work(Process(device, seat, stop, watch), args)
-                dist.destroy_process_group()
+                _leave_group()
         finally:
             watch.close()
             if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the others
-                dist.destroy_process_group()  # tells them that this process is gone
+                _leave_group()  # tells them that this process is gone
             answer(lambda: store.add("gone", 1))
 
 
@@ -197,3 +198,10 @@ def _join_group(store: dist.Store, seat: Seat, device: torch.device, backend: st
             backend, store=store, rank=seat.rank, world_size=seat.world_size, timeout=NEVER,
             device_id=device if backend == "nccl" else None,
         )  # fmt: skip
+
+
+def _leave_group() -> None:
+    # gloo's threads may still be letting go of the last tensors, for which they need the interpreter's lock, and torch
+    # waits for these threads while it holds that: torch 2.6 was seen to hang here
+    time.sleep(SETTLE_SECONDS)
+    dist.destroy_process_group()
