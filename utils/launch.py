@@ -202,6 +202,6 @@ def _join_group(store: dist.Store, seat: Seat, device: torch.device, backend: st
 
 def _leave_group() -> None:
     # gloo's threads may still be letting go of the last tensors, for which they need the interpreter's lock, and torch
-    # waits for these threads while it holds that: torch 2.6 was seen to hang here
+    # before pytorch/pytorch#154976 waits for these threads while it holds that: 2.6 was seen to hang here
     time.sleep(SETTLE_SECONDS)
     dist.destroy_process_group()
