@@ -157,10 +157,11 @@ def _work_in_group(work: Work, args: argparse.Namespace, seat: Seat, address: Ad
                 work(Process(device, seat, stop, watch), args)
                 _leave_group()
         finally:
-            watch.close()
-            if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the others
-                _leave_group()  # tells them that this process is gone
-            answer(lambda: store.add("gone", 1))
+            with stop.deferred():  # torchrun sends a signal to all when one has failed, and what failed is to be told
+                watch.close()
+                if dist.is_initialized() and dist.get_backend() == "gloo":  # nccl would wait for the others
+                    _leave_group()  # tells them that this process is gone
+                answer(lambda: store.add("gone", 1))
 
 
 @contextmanager
