@@ -191,9 +191,11 @@ class Laboratory:
 
     def two_processes(self, name: str) -> "subprocess.Popen[str]":
         """Launch the command of a run with two processes that torchrun restarts."""
-        argv = [*FLAGS, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
+        # with steps that take much longer than what lies between epochs, for kills that are to be within them
+        long_steps = "--crops_per_scan=16"
+        argv = [*FLAGS, long_steps, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        restarts = f"--max-restarts={WORKERS_KILLED}"
+        restarts = f"--max-restarts={3 * WORKERS_KILLED}"
         with open(self.folder / f"{name}.log", "w") as log:
             return subprocess.Popen(
                 [*torchrun, restarts, training_program.__file__, *argv],
@@ -201,28 +203,37 @@ class Laboratory:
             )  # fmt: skip
 
     def killed_workers(self, times: int) -> Outcome:
-        """Kill one of two processes ``times`` times, :data:`WORKERS_KILLED` times in each run, within an epoch."""
+        """Kill one of two processes until ``times`` kills came within an epoch, :data:`WORKERS_KILLED` in each run."""
         outcome = Outcome()
         if self.two_processes("undisturbed-two").wait(TOO_LONG) != 0:
             raise RuntimeError(self.log("undisturbed-two"))
-        while outcome.disturbances < times:
+        while outcome.within_epochs < times:
             name = f"workers{outcome.runs}"
             torchrun = self.two_processes(name)
-            for _ in range(min(WORKERS_KILLED, times - outcome.disturbances)):
+            kills = 0
+            while sum(self._within_epochs(name)) < min(WORKERS_KILLED, times - outcome.within_epochs):
                 self._kill_a_worker(torchrun, name)
-                outcome.disturbances += 1
+                kills += 1
+                deadline = time.monotonic() + TOO_LONG
+                while len(self._within_epochs(name)) < kills and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            outcome.disturbances += kills
             status = torchrun.wait(TOO_LONG)
             text = self.log(name)
             if status != 0:
                 outcome.faults.append(f"{name} ended with status {status}:\n{text}")
-            lost = [line for line in text.splitlines() if "lost another process in " in line]
-            outcome.in_training += len(lost)
-            outcome.within_epochs += sum(" of epoch " in line for line in lost)
+            outcome.in_training += len(self._within_epochs(name))
+            outcome.within_epochs += sum(self._within_epochs(name))
             outcome.lost += text.count("begins anew") - 1 + text.count("moved to ")
             outcome.runs += 1
             faults = differences(self.run_folder("undisturbed-two"), self.run_folder(name))
             outcome.faults += [f"{name}: {fault}" for fault in faults]
         return outcome
+
+    def _within_epochs(self, name: str) -> list[bool]:
+        """For each process that another has missed, whether that was in a step of an epoch, and not in saving, say."""
+        lines = [line for line in self.log(name).splitlines() if "lost another process in " in line]
+        return [" of epoch " in line for line in lines]
 
     def _kill_a_worker(self, torchrun: "subprocess.Popen[str]", name: str) -> None:
         """Kill one of torchrun's processes when it has trained for some epochs since the last one was killed."""
@@ -232,7 +243,7 @@ class Laboratory:
             if torchrun.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} ended, or trained no further:\n{self.log(name)}")
             time.sleep(0.01)
-        time.sleep(self.random.uniform(0, 0.1))  # an epoch takes about as long
+        time.sleep(self.random.uniform(0.1, 0.3))  # an epoch takes about as long
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         os.kill(int(self.random.choice(children)), signal.SIGKILL)
 
