@@ -19,7 +19,7 @@ from utils.data_list import DataList, read_data_list
 from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
 from utils.distributed import Process
 from utils.errors import blame_flags, one_line_errors
-from utils.files import fingerprint, writable_folder
+from utils.files import writable_folder
 from utils.inference import Predictor, score_scans
 from utils.launch import launch
 from utils.precision import choose_precision
@@ -46,8 +46,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     with blame_flags():
         network = description.build()
     continued = process.main_first("looking for a checkpoint", partial(find_checkpoint, args, folder))
-    files = files_to_start_from(args, folder, continued)
-    process.require_same({str(path): fingerprint(path) for path in files}, "All machines have to see the same file.")
+    process.require_same_files(files_to_start_from(args, folder, continued))
     start = checkpoint.start(args, continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation

@@ -11,7 +11,6 @@ from utils.checkpoint import Description
 from utils.data_list import DataList, read_data_list, unlisted
 from utils.distributed import Process
 from utils.errors import InputError, one_line_errors
-from utils.files import fingerprint
 from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
 from utils.launch import launch
 from utils.precision import choose_precision
@@ -23,7 +22,7 @@ from utils.segmentation import Order, gather, segment_scans
 def main(process: Process, args: argparse.Namespace) -> None:
     """Segment scans with the networks of some weights files, in this process of one or many."""
     weights = checkpoint.weight_files(args)
-    process.require_same({str(path): fingerprint(path) for path in weights}, "All machines have to see the same file.")
+    process.require_same_files(weights)
     listed = args.input is None
     data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
     members, source = checkpoint.load_ensemble(args, weights, data)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from networks.sync_batch_norm import synchronise
 from utils.errors import InputError
+from utils.files import fingerprint
 from utils.rendezvous import Seat
 from utils.stop_request import StopRequest
 from utils.watch import Watch
@@ -181,6 +183,16 @@ class Process:
                 first, other = _short(everyones[0][name]), _short(theirs[name])
                 if first != other:
                     raise InputError(f"{name}: is {first} for rank 0 and {other} for rank {rank}. {advice}")
+
+    def require_same_files(self, paths: Iterable[Path]) -> None:
+        """Check that all processes see the same files, or the same ones missing.
+
+        Raises:
+            InputError: naming the first that differs, and for whom.
+        """
+        if self.world_size > 1:  # large weights are read for it
+            things = {str(path): fingerprint(path) for path in paths}
+            self.require_same(things, "All machines have to see the same file.")
 
 
 def _row_major(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,18 +83,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def fingerprint(path: Path) -> str | None:
-    """A few characters that tell a file's content from another's; None where there is no such file.
-
-    Of what torch saves they are taken from its own checksums, so that large weights need not be read.
-    """
-    if not path.is_file():
+    """A few characters that tell a file's content from another's; None where there is no file that can be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    except OSError:
         return None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            content = json.dumps([(member.CRC, member.file_size) for member in archive.infolist()]).encode()
-        return hashlib.sha256(content).hexdigest()[:12]
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def writable_folder(path: Path, flag: str) -> Path:
