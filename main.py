@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from monai.losses import DiceCELoss
 
 from optimizers import build_optimizer, build_scheduler
 from trainer import Learner, Plan, Run, run_training
@@ -22,6 +21,7 @@ from utils.errors import blame_flags, one_line_errors
 from utils.files import writable_folder
 from utils.inference import Predictor, score_scans
 from utils.launch import launch
+from utils.losses import dice_ce
 from utils.precision import choose_precision
 from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
 
@@ -80,9 +80,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
         steps_done=progress.epoch * steps + progress.unfinished.scans // scans_in_step,
     )  # fmt: skip
-    loss_function = DiceCELoss(
-        to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr
-    )
+    loss_function = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
     learner = Learner(network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision)
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     validate = partial(

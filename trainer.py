@@ -87,7 +87,7 @@ class Learner:
         """
         with self.precision.autocast():
             logits = self.wrapped(image)  # (B, classes, D, H, W)
-            return self.loss_function(logits.float(), label)
+            return self.loss_function(logits, label)
 
     def add_gradients(self, loss: Tensor, parts: int) -> float:
         """Add what a batch is worth to the gradients of a step that has ``parts`` batches; its loss as a number."""

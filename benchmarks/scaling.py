@@ -11,11 +11,11 @@ import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from monai.losses import DiceCELoss
 from torch.multiprocessing import spawn
 
 from networks import build_network
@@ -24,6 +24,7 @@ from trainer import Learner
 from utils.args import Parser, count, network_options, parse_train
 from utils.distributed import Process
 from utils.launch import choose_device
+from utils.losses import dice_ce
 from utils.precision import choose_precision
 from utils.rendezvous import Seat
 
@@ -106,7 +107,7 @@ def reference_learner(process: Process) -> Learner:
     precision = choose_precision(process.device, True, options["img_size"])
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
     return Learner(
-        network, process.wrap(network), DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True), optimizer,
+        network, process.wrap(network), partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr), optimizer,
         build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1, steps_done=0),
         precision.scaler(), precision,
     )  # fmt: skip

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
 PATCH_SIZE = 16
 NUM_LAYERS = 12
 SKIP_LAYERS = (3, 6, 9)  # the published weights read these blocks, counted from 0, before the final norm
-NORMS = ("instance", "batch")
+NORMS = {"instance": LAYOUT_KEEPING_INSTANCE, "batch": "batch"}  # by our names, MONAI's
 
 
 class UNETR(nn.Module):
@@ -90,7 +91,7 @@ class UNETR(nn.Module):
                 kernel_size=3,
                 stride=1,
                 upsample_kernel_size=2,
-                norm_name=norm_name,
+                norm_name=NORMS[norm_name],
                 conv_block=conv_block,
                 res_block=res_block,
             )
@@ -102,7 +103,7 @@ class UNETR(nn.Module):
                 out_channels=channels_out,
                 kernel_size=3,
                 upsample_kernel_size=2,
-                norm_name=norm_name,
+                norm_name=NORMS[norm_name],
                 res_block=res_block,
             )
 
@@ -112,7 +113,7 @@ class UNETR(nn.Module):
             out_channels=feature_size,
             kernel_size=3,
             stride=1,
-            norm_name=norm_name,
+            norm_name=NORMS[norm_name],
             res_block=res_block,
         )
         self.encoder2 = skip_path(feature_size * 2, doublings=2)

@@ -22,7 +22,7 @@ def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
 ) -> Optimizer:
     """Build an optimizer of :data:`OPTIMIZERS`; ``momentum`` is used by ``sgd`` alone, with Nesterov's form."""
-    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "sgd":
         options |= {"momentum": momentum, "nesterov": momentum > 0}
     return OPTIMIZERS[name](parameters, **options)

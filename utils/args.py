@@ -97,7 +97,7 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mlp_dim", type=count, default=3072, help="width of the transformer's perceptron")
     group.add_argument("--num_heads", type=count, default=12, help="attention heads")
     group.add_argument("--pos_embed", choices=POSITION_EMBEDDINGS, default="perceptron", help="patch embedding")
-    group.add_argument("--norm_name", choices=NORMS, default="instance", help="the decoder's normalisation")
+    group.add_argument("--norm_name", choices=tuple(NORMS), default="instance", help="the decoder's normalisation")
     boolean = argparse.BooleanOptionalAction
     group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths")
     group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks")

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException
 
+from utils.allocator import keep_freed_memory
 from utils.distributed import Process
 from utils.errors import InputError, ToldError, one_line_errors
 from utils.rendezvous import Address, Seat, connect, meet, serve
@@ -32,6 +33,7 @@ def launch(work: Work, args: argparse.Namespace) -> None:
     Raises:
         InputError: if the flags don't fit this machine, or the way in which the program was started.
     """
+    keep_freed_memory()
     torchrun = "RANK" in os.environ
     if torchrun and not args.distributed and os.environ.get("WORLD_SIZE", "1") != "1":
         if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -137,6 +139,7 @@ def _start_processes(work: Work, args: argparse.Namespace) -> None:
 
 
 def _work_as_spawned(local_rank: int, work: Work, args: argparse.Namespace, count: int, address: Address) -> None:
+    keep_freed_memory()
     seat = Seat(args.rank * count + local_rank, args.world_size * count, local_rank, count)
     with one_line_errors():
         _work_in_group(work, args, seat, address)
