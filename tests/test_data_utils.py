@@ -12,8 +12,9 @@ from monai.transforms import Lambda
 
 from tests.conftest import FileSizeLimit
 from utils import data_utils
+from utils.crops import Augmentation
 from utils.data_list import Scan, read_data_list
-from utils.data_utils import Augmentation, Caching, EpochSampler, training_loader, validation_loader
+from utils.data_utils import Caching, EpochSampler, training_loader, validation_loader
 from utils.distributed import Process
 from utils.errors import WriteError
 from utils.preprocessing import Preprocessing
