@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+KINDS = ("organ", "background")  # of voxels to centre on
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -55,13 +57,12 @@ class RandomCrops:
             ValueError: if there is no voxel to centre on.
         """
         image, label = scan["image"].numpy(), scan["label"].numpy()
-        masks = {"organ_counts": self._organ(label), "background_counts": self._background(image, label)}
-        counts = {
-            key: torch.from_numpy(np.cumsum(np.count_nonzero(mask, axis=-1), dtype=np.int32))  # (D, H, W) -> (D · H,)
-            for key, mask in masks.items()
-        }
+        counts = {}
+        for kind in KINDS:
+            in_row = np.count_nonzero(self._mask(kind, image, label), axis=-1)  # (D, H, W) -> (D, H)
+            counts[f"{kind}_counts"] = torch.from_numpy(np.cumsum(in_row, dtype=np.int32))  # (D, H) -> (D · H,)
         if not any(count[-1] for count in counts.values()):
-            raise ValueError("there is neither an organ nor tissue in it")
+            raise ValueError("no voxel is labelled, and none is above --a_min")
         return {**scan, **counts}
 
     def __call__(self, scan: Mapping[str, Any], random: np.random.Generator) -> dict[str, Any]:
@@ -76,11 +77,11 @@ class RandomCrops:
             key: torch.empty((self.count, len(scan[key]), *self.roi), dtype=scan[key].dtype)
             for key in ("image", "label")
         }
-        for number in range(self.count):
-            box = self._box(scan, random)
-            # drawn whether they count or not, so that no probability has a say in where the next crop lies
-            flips = [axis for axis, draw in enumerate(random.random(3), 1) if draw < chances.flip]
-            turned, turn, scaled, scale, shifted, shift = random.random(6).tolist()
+        boxes = self._boxes(scan, random)
+        # drawn whether they count or not, so that one probability has no say in the other changes
+        for number, (box, draws) in enumerate(zip(boxes, random.random((self.count, 9)).tolist(), strict=True)):
+            *flipped, turned, turn, scaled, scale, shifted, shift = draws
+            flips = [axis for axis, draw in enumerate(flipped, 1) if draw < chances.flip]
             turns = 1 + int(3 * turn) if turned < chances.rotate90 and in_plane else 0
             for key, batch in crops.items():
                 crop = scan[key][:, *box]
@@ -95,37 +96,31 @@ class RandomCrops:
                 image += 0.2 * shift - 0.1
         return {**crops, "name": [scan["name"]] * self.count}
 
-    def _box(self, scan: Mapping[str, Any], random: np.random.Generator) -> tuple[slice, ...]:
-        """Where to cut."""
-        shape = scan["label"].shape[1:]
-        starts = [
-            min(max(centre - size // 2, 0), length - size)
-            for centre, size, length in zip(self._centre(scan, random), self.roi, shape, strict=True)
-        ]
-        return tuple(slice(start, start + size) for start, size in zip(starts, self.roi, strict=True))
+    def _boxes(self, scan: Mapping[str, Any], random: np.random.Generator) -> list[tuple[slice, ...]]:
+        """Where to cut each crop; the voxels of a kind are equally likely to be its centre."""
+        image, label = scan["image"].numpy(), scan["label"].numpy()
+        counts = {kind: scan[f"{kind}_counts"].numpy() for kind in KINDS}
+        there = [kind for kind in KINDS if counts[kind][-1] > 0]
+        if len(there) < len(KINDS):
+            warnings.warn(f"{scan['name']}: all crops are centred on {there[0]}", stacklevel=1)
+        boxes = []
+        for _ in range(self.count):
+            kind = there[random.integers(len(there))]
+            chosen = random.integers(counts[kind][-1], dtype=np.int32)
+            row = int(np.searchsorted(counts[kind], chosen, side="right"))
+            x, y = divmod(row, label.shape[2])
+            mask = self._mask(kind, image[:, x, y], label[:, x, y])  # (W,)
+            z = int(np.flatnonzero(mask)[chosen - counts[kind][row]])  # from the row's end, where the count is known
+            starts = [
+                min(max(centre - size // 2, 0), length - size)
+                for centre, size, length in zip((x, y, z), self.roi, label.shape[1:], strict=True)
+            ]
+            boxes.append(tuple(slice(start, start + size) for start, size in zip(starts, self.roi, strict=True)))
+        return boxes
 
-    def _centre(self, scan: Mapping[str, Any], random: np.random.Generator) -> tuple[int, int, int]:
-        """An organ's voxel or one of background; each of its kind is as likely as the others."""
-        kinds = ["organ_counts", "background_counts"]
-        wanted = kinds[random.random() >= 0.5]
-        there = [kind for kind in kinds if scan[kind][-1] > 0]
-        if len(there) == 1:
-            warnings.warn(f"{scan['name']}: all crops are centred on {there[0].removesuffix('_counts')}", stacklevel=1)
-            wanted = there[0]
-        counts = scan[wanted].numpy()
-        chosen = random.integers(counts[-1], dtype=counts.dtype)
-        row = int(np.searchsorted(counts, chosen, side="right"))
-        x, y = divmod(row, scan["label"].shape[2])
-        image, label = scan["image"][:, x, y].numpy(), scan["label"][:, x, y].numpy()  # (C, W), (1, W)
-        mask = self._organ(label) if wanted == "organ_counts" else self._background(image, label)
-        # counted from the row's end, since the counts before it are the row above's
-        return x, y, int(np.flatnonzero(mask)[chosen - counts[row]])
-
-    def _organ(self, label: np.ndarray) -> np.ndarray:
-        """Where organs are, (1, …) -> (…)."""
-        return label[0] != 0
-
-    def _background(self, image: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Where background to centre on is, (C, …) and (1, …) -> (…)."""
+    def _mask(self, kind: str, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Where voxels of a kind are, (C, …) and (1, …) -> (…)."""
+        if kind == "organ":
+            return label[0] != 0
         background = label[0] == 0
         return background if self.tissue_above is None else background & (image > self.tissue_above).any(0)
