@@ -13,9 +13,10 @@ from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing, run_flags
 from utils.checkpoint import Description
+from utils.crops import Augmentation
 from utils.data_check import check_scans
 from utils.data_list import DataList, read_data_list
-from utils.data_utils import Augmentation, Caching, training_loader, validation_loader
+from utils.data_utils import Caching, training_loader, validation_loader
 from utils.distributed import Process
 from utils.errors import blame_flags, one_line_errors
 from utils.files import writable_folder

@@ -1,19 +1,23 @@
 """Batches: random crops that depend on (seed, epoch, scan) alone, caches that follow their settings."""
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Lambda
 
 from tests.conftest import FileSizeLimit
 from utils import data_utils
+from utils.crops import Augmentation
 from utils.data_list import Scan, read_data_list
-from utils.data_utils import Augmentation, Caching, EpochSampler, training_loader, validation_loader
+from utils.data_utils import Caching, EpochSampler, training_loader, validation_loader
 from utils.distributed import Process
 from utils.errors import WriteError
 from utils.preprocessing import Preprocessing
@@ -87,6 +91,38 @@ def test_half_of_the_crops_are_centred_on_an_organ(phantoms: Path) -> None:
     centred = (labels[:, 8, 8, 8] > 0).float().mean().item()
     # 160 crops; those centred on background are not on an organ unless the border moved them
     assert 0.38 < centred < 0.68
+
+
+def test_the_cache_holds_little_more_than_five_bytes_a_voxel(phantoms: Path) -> None:
+    for scan in loader(phantoms, settings=replace(SETTINGS, spacing=(10.0, 10.0, 12.0))).dataset.scans:
+        assert (scan["image"].dtype, scan["label"].dtype) == (torch.float32, torch.uint8)
+        held = [value.untyped_storage().nbytes() for value in scan.values() if isinstance(value, torch.Tensor)]
+        voxels = scan["label"].numel()
+        rows = voxels // scan["label"].shape[-1]
+        assert sum(held) == 5 * voxels + 2 * 4 * rows
+
+
+def test_labels_that_no_byte_holds_are_kept(phantoms: Path, tmp_path: Path) -> None:
+    """One scan has labels up to 300 and one a label of -1; the others have 0 … 13."""
+    folder = tmp_path / "phantoms"
+    shutil.copytree(phantoms, folder)
+    for number, value in ((1, 300), (2, -1)):
+        path = folder / "labelsTr" / f"label000{number}.nii.gz"
+        label = nib.load(path)
+        voxels = np.asarray(label.dataobj).astype(np.int16)  # type: ignore[attr-defined]
+        voxels[voxels == 6] = value
+        nib.save(nib.Nifti1Image(voxels, label.affine), path)  # type: ignore[attr-defined]
+    settings = replace(SETTINGS, spacing=(10.0, 10.0, 12.0))
+    batches = loader(folder, settings=settings, batch_size=4, crops_per_scan=20)
+    types = [scan["label"].dtype for scan in batches.dataset.scans]
+    assert types == [torch.int16, torch.int16, torch.uint8, torch.uint8]
+    (batch,) = epoch(batches, 0)
+    by_scan: dict[str, set[int]] = {}
+    for number, name in enumerate(batch["name"]):
+        by_scan.setdefault(name, set()).update(batch["label"][number].unique().tolist())
+    assert 300 in by_scan["img0001"]
+    assert -1 in by_scan["img0002"]
+    assert max(by_scan["img0003"] | by_scan["img0004"]) <= 13
 
 
 @pytest.mark.parametrize("b_min", [0.0, -1.0])

@@ -84,7 +84,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=whole,
         default=8,
-        help="processes that load data, at most one per core; test.py: 0 reads no scan ahead",
+        help="threads or processes that load data, at most one per core; 0 makes nothing ahead",
     )
 
 

@@ -23,20 +23,12 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from utils.crops import Augmentation, RandomCrops
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.errors import InputError, LostError, WriteError
+from utils.prefetch import PrefetchingLoader
 from utils.preprocessing import KEYS, Preprocessing, read_transform, scan_transforms
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Probabilities of the random changes to a crop; the flip is drawn for each axis by itself."""
-
-    flip: float = 0.2
-    rotate90: float = 0.2
-    scale_intensity: float = 0.1
-    shift_intensity: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,20 +90,18 @@ class CroppedScans(Dataset):
     before: neither the number of workers nor a resumed run changes it.
     """
 
-    def __init__(self, scans: Scans, transform: Compose, seed: int) -> None:
+    def __init__(self, scans: Scans, crops: RandomCrops, seed: int) -> None:
         self.scans = scans
-        self.transform = transform
+        self.crops = crops
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The crops of scan ``index`` in ``epoch``, a list of dictionaries."""
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The crops of scan ``index`` in ``epoch``, as a batch."""
         epoch, index = key
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]
-        self.transform.set_random_state(seed=int(state))
-        return self.transform(self.scans[index])
+        return self.crops(self.scans[index], np.random.default_rng((self.seed, epoch, index)))
 
 
 class EpochSampler(DistributedSampler):
@@ -153,14 +143,17 @@ def training_loader(
 
     A scan smaller than the window is padded, as sliding windows pad it.
     """
+    # a CT's background is tissue inside the window; an MR's zero is its mean, which tells nothing
+    tissue_above = settings.b_min if settings.intensity == "ct" else None
+    crops = RandomCrops(settings.roi, crops_per_scan, augmentation, tissue_above)
     fixed = [
         read_transform(),
         *scan_transforms(settings),
         transforms.SpatialPadd("image", spatial_size=settings.roi, value=settings.padding),
         transforms.SpatialPadd("label", spatial_size=settings.roi),
         *_compact(),
+        transforms.Lambda(crops.prepare),
     ]
-    random = Compose(crop_transforms(settings, augmentation, crops_per_scan))
     description = {**asdict(settings), "padded": True}
     cached: Scans
     if not caching.in_memory:
@@ -170,9 +163,12 @@ def training_loader(
     else:
         with _folder_of_machine(caching.folder, process) as folder:
             cached = _mapped(_prepared(scans, fixed, description, folder), process, workers)
-    dataset = CroppedScans(cached, random, seed)
+    dataset = CroppedScans(cached, crops, seed)
     sampler = EpochSampler(dataset, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
-    return _loader(dataset, process, workers, batch_size=batch_size, sampler=sampler)
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": _joined, "sampler": sampler}
+    if caching.in_memory and workers > 0:
+        return PrefetchingLoader(dataset, device=process.device, **_common(process), **options)
+    return _loader(dataset, process, workers, **options)
 
 
 def validation_loader(
@@ -183,41 +179,23 @@ def validation_loader(
     shared = process.share(list(scans))
     prepared = _prepared(shared, fixed, {**asdict(settings), "padded": False}, caching.folder)
     cached = _loaded(prepared, process, workers) if caching.in_memory else prepared
-    return _loader(cached, process, workers if not caching.in_memory else 0, batch_size=1)
-
-
-def crop_transforms(settings: Preprocessing, augmentation: Augmentation, crops_per_scan: int) -> list[Transform]:
-    """Crops, centred with equal chance on an organ and on background, and what is changed about them at random."""
-    # a CT's background is tissue inside the window; an MR's zero is its mean, which tells nothing
-    only_tissue: dict[str, Any] = (
-        {"image_key": "image", "image_threshold": settings.b_min} if settings.intensity == "ct" else {}
-    )
-    crop = transforms.RandCropByPosNegLabeld(
-        KEYS, label_key="label", spatial_size=settings.roi, pos=1, neg=1, num_samples=crops_per_scan, **only_tissue
-    )
-    changes: list[Transform] = [
-        transforms.RandFlipd(KEYS, prob=augmentation.flip, spatial_axis=axis) for axis in range(3)
-    ]
-    # in the x-y plane as published; a window that isn't square there would change its shape
-    if settings.roi[0] == settings.roi[1]:
-        changes.append(transforms.RandRotate90d(KEYS, prob=augmentation.rotate90, max_k=3))
-    return [
-        crop,
-        *changes,
-        transforms.RandScaleIntensityd("image", factors=0.1, prob=augmentation.scale_intensity),
-        transforms.RandShiftIntensityd("image", offsets=0.1, prob=augmentation.shift_intensity),
-        transforms.ToTensord(KEYS, track_meta=False),
-    ]
+    return _loader(cached, process, workers if not caching.in_memory else 0, collate_fn=list_data_collate, batch_size=1)
 
 
 def _compact() -> list[Transform]:
-    """Plain tensors without the history that MONAI keeps to invert a transform; labels in two bytes."""
+    """Plain tensors without the history that MONAI keeps to invert a transform, in the smallest types without loss."""
     return [
         transforms.CastToTyped(KEYS, dtype=(np.float32, np.int16)),
         transforms.ToTensord(KEYS, track_meta=False),
+        transforms.Lambdad("label", _in_a_byte),
         transforms.Lambdad(KEYS, _own_memory),
         transforms.SelectItemsd((*KEYS, "name")),
     ]
+
+
+def _in_a_byte(label: torch.Tensor) -> torch.Tensor:
+    """The label in one byte a voxel where that holds its values."""
+    return label.byte() if label.min() >= 0 and label.max() <= 255 else label
 
 
 def _own_memory(volume: torch.Tensor) -> torch.Tensor:
@@ -231,7 +209,7 @@ def _prepared(
     """The scans after the transforms that aren't random, kept on disk where ``folder`` is given."""
     if folder is not None:
         # a folder for each set of settings: changed settings never meet scans that others made
-        text = json.dumps({**description, "layout": 2, "monai": monai.__version__}, sort_keys=True)
+        text = json.dumps({**description, "layout": 3, "monai": monai.__version__}, sort_keys=True)
         folder = os.path.join(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
     items = [_item(scan) for scan in scans]
     return ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))
@@ -276,6 +254,16 @@ def _folder_of_machine(folder: str | None, process: Process) -> Iterator[str]:
         remove()  # everyone has mapped what is there; files live on without their names
 
 
+def _joined(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The batches of several scans as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return {
+        **{key: torch.cat([batch[key] for batch in batches]) for key in KEYS},
+        "name": [name for batch in batches for name in batch["name"]],
+    }
+
+
 def _item(scan: Scan) -> dict[str, Any]:
     images = [str(path) for path in scan.image]
     return {"image": images if len(images) > 1 else images[0], "label": str(scan.label), "name": scan.name}
@@ -298,9 +286,15 @@ def _loader(dataset: Any, process: Process, workers: int, **options: Any) -> Dat
         dataset,
         num_workers=count,
         persistent_workers=count > 0,
-        pin_memory=process.device.type == "cuda",
-        collate_fn=list_data_collate,
         worker_init_fn=process.stop.leave_to_parent,
-        generator=torch.Generator(),  # its own, so that loading leaves the network's random numbers alone
+        **_common(process),
         **options,
     )
+
+
+def _common(process: Process) -> dict[str, Any]:
+    """What every loader of a process has."""
+    return {
+        "pin_memory": process.device.type == "cuda",
+        "generator": torch.Generator(),  # its own, so that loading leaves the network's random numbers alone
+    }

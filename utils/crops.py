@@ -1,0 +1,126 @@
+"""Random crops of a scan, cut before anything else touches its voxels.
+
+MONAI's transforms for this copy the whole scan, search it for voxels to centre on, and keep a history of each change;
+docs/performance.md compares.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+KINDS = ("organ", "background")  # of voxels to centre on
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities of the random changes to a crop; the flip is drawn for each axis by itself."""
+
+    flip: float = 0.2
+    rotate90: float = 0.2
+    scale_intensity: float = 0.1
+    shift_intensity: float = 0.1
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Crops of a scan, centred with equal chance on an organ and on background, and changed at random.
+
+    A crop that would reach out of the scan is moved inside. It is flipped along x, y and z, rotated by 90, 180 or 270
+    degrees in the x-y plane (where ``roi`` is square there, since its shape would change), multiplied by 0.9 … 1.1, and
+    shifted by -0.1 … 0.1, each with its probability.
+
+    Attributes:
+        roi: size of a crop in voxels.
+        count: crops of a scan.
+        tissue_above: background to centre on is above this in some channel; None takes all background.
+    """
+
+    roi: tuple[int, int, int]
+    count: int
+    augmentation: Augmentation
+    tissue_above: float | None
+
+    def prepare(self, scan: Mapping[str, Any]) -> dict[str, Any]:
+        """The scan with what finds voxels to centre on, the same at each use.
+
+        That is how many organ voxels lie in all rows along z up to each, (D · H,) in int32, and the same of background:
+        the n-th voxel is found by them and one row of the scan, in a fiftieth of the memory of all their indices.
+
+        Args:
+            scan: ``image`` (C, D, H, W) and ``label`` (1, D, H, W), none smaller than ``roi``.
+
+        Raises:
+            ValueError: if there is no voxel to centre on.
+        """
+        image, label = scan["image"].numpy(), scan["label"].numpy()
+        counts = {}
+        for kind in KINDS:
+            in_row = np.count_nonzero(self._mask(kind, image, label), axis=-1)  # (D, H, W) -> (D, H)
+            counts[f"{kind}_counts"] = torch.from_numpy(np.cumsum(in_row, dtype=np.int32))  # (D, H) -> (D · H,)
+        if not any(count[-1] for count in counts.values()):
+            raise ValueError("no voxel is labelled, and none is above --a_min")
+        return {**scan, **counts}
+
+    def __call__(self, scan: Mapping[str, Any], random: np.random.Generator) -> dict[str, Any]:
+        """Crops of a scan that :meth:`prepare` returned.
+
+        Returns:
+            ``image`` (count, C, *roi), ``label`` (count, 1, *roi), and the scan's ``name`` for each crop.
+        """
+        chances = self.augmentation
+        in_plane = self.roi[0] == self.roi[1]
+        crops = {
+            key: torch.empty((self.count, len(scan[key]), *self.roi), dtype=scan[key].dtype)
+            for key in ("image", "label")
+        }
+        boxes = self._boxes(scan, random)
+        # drawn whether they count or not, so that one probability has no say in the other changes
+        for number, (box, draws) in enumerate(zip(boxes, random.random((self.count, 9)).tolist(), strict=True)):
+            *flipped, turned, turn, scaled, scale, shifted, shift = draws
+            flips = [axis for axis, draw in enumerate(flipped, 1) if draw < chances.flip]
+            turns = 1 + int(3 * turn) if turned < chances.rotate90 and in_plane else 0
+            for key, batch in crops.items():
+                crop = scan[key][:, *box]
+                # torch copies here even where nothing is flipped or turned
+                crop = crop.flip(flips) if flips else crop
+                crop = crop.rot90(turns, (1, 2)) if turns else crop
+                batch[number] = crop
+            image = crops["image"][number]
+            if scaled < chances.scale_intensity:
+                image *= 0.9 + 0.2 * scale
+            if shifted < chances.shift_intensity:
+                image += 0.2 * shift - 0.1
+        return {**crops, "name": [scan["name"]] * self.count}
+
+    def _boxes(self, scan: Mapping[str, Any], random: np.random.Generator) -> list[tuple[slice, ...]]:
+        """Where to cut each crop; the voxels of a kind are equally likely to be its centre."""
+        image, label = scan["image"].numpy(), scan["label"].numpy()
+        counts = {kind: scan[f"{kind}_counts"].numpy() for kind in KINDS}
+        there = [kind for kind in KINDS if counts[kind][-1] > 0]
+        if len(there) < len(KINDS):
+            warnings.warn(f"{scan['name']}: all crops are centred on {there[0]}", stacklevel=1)
+        boxes = []
+        for _ in range(self.count):
+            kind = there[random.integers(len(there))]
+            chosen = random.integers(counts[kind][-1], dtype=np.int32)
+            row = int(np.searchsorted(counts[kind], chosen, side="right"))
+            x, y = divmod(row, label.shape[2])
+            mask = self._mask(kind, image[:, x, y], label[:, x, y])  # (W,)
+            z = int(np.flatnonzero(mask)[chosen - counts[kind][row]])  # from the row's end, where the count is known
+            starts = [
+                min(max(centre - size // 2, 0), length - size)
+                for centre, size, length in zip((x, y, z), self.roi, label.shape[1:], strict=True)
+            ]
+            boxes.append(tuple(slice(start, start + size) for start, size in zip(starts, self.roi, strict=True)))
+        return boxes
+
+    def _mask(self, kind: str, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Where voxels of a kind are, (C, …) and (1, …) -> (…)."""
+        if kind == "organ":
+            return label[0] != 0
+        background = label[0] == 0
+        return background if self.tissue_above is None else background & (image > self.tissue_above).any(0)
