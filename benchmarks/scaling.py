@@ -21,6 +21,7 @@ from torch.multiprocessing import spawn
 from networks import build_network
 from optimizers import build_optimizer, build_scheduler
 from trainer import Learner
+from utils.allocator import keep_freed_memory
 from utils.args import Parser, count, network_options, parse_train
 from utils.distributed import Process
 from utils.launch import choose_device
@@ -56,6 +57,7 @@ def measure(device: str | None, processes: int, steps: int) -> Times:
 
 
 def _train(rank: int, processes: int, name: str | None, steps: int, folder: str) -> None:
+    keep_freed_memory()
     device = choose_device(name, rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
