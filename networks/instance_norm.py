@@ -19,8 +19,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, D, H, W)."""
         channels_together = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last_3d)
-        if not channels_together and not input.requires_grad:
-            # neither fault can come up, and this is what exporters know
+        if not channels_together and not self.training:
+            # nothing is copied and no gradient is asked for, and this is what exporters know
             return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
         samples = [
             F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
