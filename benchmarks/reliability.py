@@ -192,10 +192,10 @@ class Laboratory:
     def two_processes(self, name: str) -> "subprocess.Popen[str]":
         """Launch the command of a run with two processes that torchrun restarts."""
         # with steps that take much longer than what lies between epochs, for kills that are to be within them
-        long_steps = "--crops_per_scan=16"
+        long_steps = "--crops_per_scan=64"
         argv = [*FLAGS, long_steps, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        restarts = f"--max-restarts={3 * WORKERS_KILLED}"
+        restarts = f"--max-restarts={6 * WORKERS_KILLED}"  # kills that come while saving are made up for
         with open(self.folder / f"{name}.log", "w") as log:
             return subprocess.Popen(
                 [*torchrun, restarts, training_program.__file__, *argv],
@@ -243,7 +243,7 @@ class Laboratory:
             if torchrun.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} ended, or trained no further:\n{self.log(name)}")
             time.sleep(0.01)
-        time.sleep(self.random.uniform(0.1, 0.3))  # an epoch takes about as long
+        time.sleep(self.random.uniform(0.1, 0.4))  # an epoch takes about as long
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         os.kill(int(self.random.choice(children)), signal.SIGKILL)
 
