@@ -132,14 +132,16 @@ def compare(work: str, dtype: str, rounds: int, times: int) -> dict[str, dict[st
     }
 
 
-def agreement(weights: Path, scan: Path, dtype: str) -> tuple[float, float]:
+def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
     """The shares of voxels on which the peer's mask in float32 and ours are equal: of all, and of the peer's organs.
 
     Args:
         weights: a checkpoint of the reference network.
-        scan: what both segment, on the network's grid.
+        scan: what all segment, on the network's grid.
+
+    Returns:
+        The shares for each format of :data:`WORK` in which ours computes.
     """
-    keep_freed_memory()
     content: dict[str, Any] = checkpoint.read(weights)
     description = checkpoint.describe(content)
     if description is None:
@@ -151,13 +153,18 @@ def agreement(weights: Path, scan: Path, dtype: str) -> tuple[float, float]:
     ours = Process(CPU).place(ours)
     volume = read_scan(Scan(scan.name, (scan,), None), 1)
     image = to_network_grid(volume.voxels, volume.affine, None, description.preprocessing).image[None]
-    masks = []
-    for network, precision in ((peer, Precision(CPU, torch.float32)), (ours, Precision(CPU, getattr(torch, dtype)))):
-        with torch.inference_mode(), precision.autocast():
+
+    @torch.inference_mode()
+    def mask(network: nn.Module, dtype: str) -> Tensor:
+        with Precision(CPU, getattr(torch, dtype)).autocast():
             logits = sliding_window_inference(image, ROI, 1, network.eval(), 0.5, mode="gaussian")
-        masks.append(torch.as_tensor(logits).argmax(1))
-    same = masks[0] == masks[1]
-    return same.float().mean().item(), same[masks[0] > 0].float().mean().item()
+        return torch.as_tensor(logits).argmax(1)
+
+    peers = mask(peer, "float32")
+    same = {dtype: mask(ours, dtype) == peers for dtype in WORK["forward"]}
+    return {
+        dtype: (equal.float().mean().item(), equal[peers > 0].float().mean().item()) for dtype, equal in same.items()
+    }
 
 
 def main(args: argparse.Namespace) -> None:
@@ -181,9 +188,9 @@ def main(args: argparse.Namespace) -> None:
                 f"{peer['seconds'] / ours['seconds']:>6.2f} {ours['gib']:>9.2f} {peer['gib']:>9.2f} {share:>8.0%}",
                 flush=True,
             )
-            if work == "forward" and args.weights and args.scan:
-                every, organs = agreement(Path(args.weights), Path(args.scan), dtype)
-                print(f"         masks agree on {every:.4%} of voxels, {organs:.4%} of the peer's organs", flush=True)
+    if args.weights and args.scan:
+        for dtype, (every, organs) in agreement(Path(args.weights), Path(args.scan)).items():
+            print(f"masks in {dtype} agree on {every:.4%} of voxels, and on {organs:.4%} of the peer's organs")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` by way of torch's batch norm, which for a batch of one sample is the same.
 
     torch's own instance norm copies a volume whose channels lie together (``channels_last_3d``) into another layout
-    and back, where its batch norm has kernels for both. And on a CPU the gradient of torch's own is wrong (seen
-    with 2.13) for a batch of one whose gradient comes with the channels together.
+    and back, where its batch norm has kernels for both. And on a CPU the gradient of torch's own is wrong (2.6
+    and 2.13) for a batch of one whose gradient comes with the channels together.
     """
 
     def forward(self, input: Tensor) -> Tensor:
