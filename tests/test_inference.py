@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from utils import inference
 from utils.errors import InputError
 from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
 from utils.phantom import LABELS
@@ -38,16 +39,18 @@ class RightHalf(nn.Module):
 def test_probabilities_of_networks_are_averaged() -> None:
     """softmax(0, ln 3) is (1/4, 3/4) and softmax(0, 0) is (1/2, 1/2): on average (3/8, 5/8)."""
     ensemble = Ensemble(((Constant(0.0, torch.tensor(3.0).log().item()), CPU), (Constant(0.0, 0.0), CPU)))
-    assert ensemble(torch.zeros(1, 1, 2, 2, 2))[0, :, 0, 0, 0].tolist() == pytest.approx([3 / 8, 5 / 8])
+    probabilities = Predictor((2, 2, 2), 0.0, 0.5, 1, CPU.device)(ensemble, torch.ones(1, 1, 2, 2, 2))
+    assert probabilities[:, 0, 0, 0].tolist() == pytest.approx([3 / 8, 5 / 8])
 
 
 def test_left_and_right_swap_in_the_mirror_across_x() -> None:
     """In the mirror the right half is on the left, and label 1 there stands for label 2."""
     passes = mirrorings(("background", "right kidney", "left kidney"))
     assert passes[1] == Mirroring((0,), (0, 2, 1))
-    probabilities = Ensemble(((RightHalf(), CPU),), passes[:2])(torch.zeros(1, 1, 4, 2, 2))
+    ensemble = Ensemble(((RightHalf(), CPU),), passes[:2])
+    probabilities = Predictor((4, 2, 2), 0.0, 0.5, 1, CPU.device)(ensemble, torch.ones(1, 1, 4, 2, 2))
     # high x: label 1 in the plain pass, a third of each in the mirrored one; low x: the other way round, label 2
-    right, left = probabilities[0, :, 3, 0, 0].tolist(), probabilities[0, :, 0, 0, 0].tolist()
+    right, left = probabilities[:, 3, 0, 0].tolist(), probabilities[:, 0, 0, 0].tolist()
     assert right == pytest.approx([1 / 6, 1 / 2 + 1 / 6, 1 / 6], abs=1e-6)
     assert left == pytest.approx([1 / 6, 1 / 6, 1 / 2 + 1 / 6], abs=1e-6)
 
@@ -92,7 +95,68 @@ def test_windows_are_counted_before_they_are_predicted(
     done: list[int] = []
     probabilities = predictor(Ensemble(((Constant(0.0, 1.0), CPU),)), torch.zeros(1, 1, *shape), done.append)
     assert probabilities.shape == (2, *shape)
-    assert predictor.windows(shape) == count == sum(done)
+    assert len(predictor.windows(shape)) == count == sum(done)
+
+
+class Ramps(nn.Module):
+    """Logits that depend on what is there and on where in the window it is, as a network's do at its borders."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        x, y, z = (torch.linspace(-3, 3, size).reshape(-1, *[1] * (2 - axis)) for axis, size in enumerate((16, 16, 8)))
+        return torch.cat([windows * x, windows + y, windows.square() * z], 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 8), (40, 33, 11), (10, 20, 5)])
+@pytest.mark.parametrize(("overlap", "batch_size"), [(0.5, 1), (0.25, 3), (0.7, 1)])
+def test_overlapping_windows_are_averaged_as_monai_does_it(
+    shape: tuple[int, int, int], overlap: float, batch_size: int
+) -> None:
+    image = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+    predictor = Predictor((16, 16, 8), 0.25, overlap, batch_size, CPU.device)
+    probabilities = predictor(Ensemble(((Ramps(), CPU),)), image)
+    logits = sliding_window_inference(image, (16, 16, 8), 1, Ramps(), overlap, mode="gaussian", cval=0.25)
+    torch.testing.assert_close(probabilities, logits[0].softmax(0), rtol=0, atol=1e-6)
+
+
+class Everywhere(nn.Module):
+    """Sees label 1 wherever it looks, and counts how often it looks."""
+
+    looks = 0
+
+    def forward(self, windows: Tensor) -> Tensor:
+        self.looks += len(windows)
+        return torch.cat([torch.zeros_like(windows), windows + 2], 1)
+
+
+def test_windows_of_air_are_left_out_and_change_nothing_but_air() -> None:
+    """Five windows of 8 along x, from 0, 4, 8, 12 and 16; tissue from 1 to 6, and a voxel at 15."""
+    image = torch.zeros(1, 1, 24, 8, 8)
+    image[..., 1:7, 2:5, 2:5] = 1
+    image[..., 15, 3, 3] = 0.5
+    network = Everywhere()
+    whole = Predictor((8, 8, 8), -1.0, 0.5, 1, CPU.device)(Ensemble(((network, CPU),)), image)
+    assert network.looks == 5
+    done: list[int] = []
+    network = Everywhere()
+    predictor = Predictor((8, 8, 8), 0.0, 0.5, 1, CPU.device)
+    found = predictor(Ensemble(((network, CPU),)), image, done.append)
+    assert (network.looks, sum(done)) == (5, 5)  # that from 16 on has a voxel right before it, which is tissue
+    torch.testing.assert_close(found, whole)
+    image[..., 15, 3, 3] = 0
+    network = Everywhere()
+    found = predictor(Ensemble(((network, CPU),)), image)
+    assert network.looks == 2  # those from 0 and from 4
+    assert found[0, 12:].eq(1).all()
+    torch.testing.assert_close(found[:, :12], whole[:, :12])
+    # nothing that is left out has tissue around it, in any direction
+    assert not F.max_pool3d(image, 3, 1, 1)[0, 0, 12:].any()
+
+
+def test_a_scan_of_nothing_but_air_is_looked_at_once() -> None:
+    network = Everywhere()
+    found = Predictor((8, 8, 8), 0.0, 0.5, 1, CPU.device)(Ensemble(((network, CPU),)), torch.zeros(1, 1, 24, 8, 8))
+    assert network.looks == 1
+    assert found.shape == (2, 24, 8, 8)
 
 
 class LittleRoom(nn.Module):
@@ -123,13 +187,13 @@ def test_then_stitching_moves_to_the_cpu_and_only_then_it_is_an_error(monkeypatc
     """A GPU whose memory holds one window but not the whole, simulated: there is none in CI."""
     places: list[str] = []
 
-    def stitch(*_: Any, device: torch.device, **__: Any) -> Tensor:
-        places.append(device.type)
-        if device.type == "cuda":
+    def stitch(self: Predictor, *_: Any) -> Tensor:
+        places.append(self.stitching.type)
+        if self.stitching.type == "cuda":
             raise torch.OutOfMemoryError("no room")
-        return torch.zeros(1, 2, 4, 4, 4)
+        return torch.zeros(2, 16, 16, 16)
 
-    monkeypatch.setattr(inference, "sliding_window_inference", stitch)
+    monkeypatch.setattr(Predictor, "_averaged", stitch)
     monkeypatch.setattr(Tensor, "to", lambda self, *_: self)
     said: list[str] = []
     predictor = Predictor((16, 16, 16), 0.0, 0.5, 1, torch.device("cuda", 0), said.append)
@@ -140,6 +204,6 @@ def test_then_stitching_moves_to_the_cpu_and_only_then_it_is_an_error(monkeypatc
     def never(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(inference, "sliding_window_inference", never)
+    monkeypatch.setattr(Predictor, "_averaged", never)
     with pytest.raises(InputError, match=r"--device cuda:0: has no room for one window of 16 × 16 × 16 voxels"):
         predictor(Ensemble(((Constant(0.0, 0.0), CPU),)), torch.zeros(1, 1, 4, 4, 4))

@@ -1,14 +1,16 @@
 """From a file to voxels: orientation, spacing, intensity and crop, on volumes whose result is known."""
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd, Spacingd
 
-from utils.preprocessing import Preprocessing, read_transform, scan_transforms
+from utils.preprocessing import Preprocessing, ToSpacing, read_transform, scan_transforms
 
 
 def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, str]:
@@ -66,6 +68,43 @@ def test_spacing_changes_the_voxel_count_and_keeps_labels_whole(tmp_path: Path) 
     assert image.shape == result.shape
     assert image.shape[2:] == (10, 19)  # 19 mm and 36 mm between the outer voxels' centres
     assert set(np.unique(result)) == {0, 13}
+
+
+CODES = ["RAS", "LPS", "SAR", "PIL", "IRA"]
+SPACINGS = [(0.75, 0.6, 1.6), (1.5, 1.4996, 2.0), (1.5, 1.5, 2.0), (3.0, 1.0, 5.0)]
+DIRECTIONS = {
+    "straight": np.eye(3),
+    "turned": np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]),
+    "sheared": np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("directions", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_a_scan_comes_to_the_grid_of_monais_own_transforms(
+    code: str, spacing: tuple[float, ...], directions: np.ndarray, random: np.random.Generator
+) -> None:
+    shape = (14, 21, 11)
+    turn = nib.orientations.axcodes2ornt(code)
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = directions * spacing, (-83.7, 31.2, 5.9)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    image = torch.from_numpy(random.integers(-1000, 1000, (2, *shape)).astype(np.float32))
+    label = torch.from_numpy(random.integers(0, 14, (1, *shape)).astype(np.float32))
+    where = torch.from_numpy(affine)
+    item: dict[Hashable, MetaTensor] = {"image": MetaTensor(image, where), "label": MetaTensor(label, where)}
+    settings = Preprocessing()
+    found = ToSpacing(("image", "label"), settings)(item)
+    steps = [
+        Orientationd(("image", "label"), axcodes="RAS", labels=None),
+        Spacingd(("image", "label"), pixdim=settings.spacing, mode=("bilinear", "nearest")),
+    ]
+    expected = Compose(steps)(item)
+    assert found["image"].shape == expected["image"].shape
+    np.testing.assert_allclose(found["image"].affine, expected["image"].affine, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found["image"], expected["image"], rtol=0, atol=1e-3)  # values of up to 1000 in float32
+    assert torch.equal(found["label"].as_tensor(), expected["label"].as_tensor())
 
 
 def test_channels_of_several_files_are_stacked(tmp_path: Path, random: np.random.Generator) -> None:

@@ -606,7 +606,8 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     if module is not None:
         _require_shapes(module, description, path)
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32"
-    with blame_flags():
+    # without weights until the file's are in it: to draw random ones takes longer than to read those
+    with blame_flags(), torch.device("meta"):
         network = description.build()
     return network, description, load_weights(network, content["state_dict"], str(path), kind=_kind(content)).line()
 

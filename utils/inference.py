@@ -1,15 +1,15 @@
 """From a preprocessed scan to class probabilities and a mask, the same in training's validation and in testing."""
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -17,6 +17,7 @@ from utils.distributed import Process
 from utils.errors import InputError
 from utils.metrics import Scores, dice_per_label
 from utils.precision import Precision
+from utils.resampling import SLAB_VOXELS, AxisMap, interpolate
 
 SIDES = {"left": "right", "right": "left"}
 # labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
@@ -24,7 +25,10 @@ OPPOSITES = {
     1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
     2: {"superior": "inferior", "upper": "lower", "cranial": "caudal"},
 }
-SLAB_VOXELS = 2**21  # how much of the scan's grid is worked on at a time
+CERTAIN = 1e4  # a logit that leaves no probability to others that are 0
+PLANES = 4  # of all classes, which a CPU's cache holds
+
+Window = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,26 @@ class Mirroring:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One network's way over windows, mirrored or not."""
+
+    network: nn.Module
+    precision: Precision
+    mirroring: Mirroring = field(default_factory=Mirroring)
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> logits (B, classes, D, H, W), as they are where nothing is mirrored."""
+        dims = [axis + 2 for axis in self.mirroring.axes]
+        with self.precision.autocast():
+            logits: Tensor = self.network(windows.flip(dims) if dims else windows)
+        if dims:
+            logits = logits.flip(dims)
+        if self.mirroring.classes is not None:
+            logits = logits[:, list(self.mirroring.classes)]
+        return logits
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """Networks, and mirrored passes of each, whose class probabilities are averaged.
 
@@ -52,23 +76,12 @@ class Ensemble:
     members: tuple[tuple[nn.Module, Precision], ...]
     mirrorings: tuple[Mirroring, ...] = (Mirroring(),)
 
-    def __call__(self, windows: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> class probabilities (B, classes, D, H, W) in float32."""
-        total: Tensor | None = None
-        for network, precision in self.members:
-            for mirroring in self.mirrorings:
-                dims = [axis + 2 for axis in mirroring.axes]
-                with precision.autocast():
-                    logits = network(windows.flip(dims) if dims else windows)
-                probabilities = logits.float().softmax(1)
-                if dims:
-                    probabilities = probabilities.flip(dims)
-                if mirroring.classes is not None:
-                    probabilities = probabilities[:, list(mirroring.classes)]
-                total = probabilities if total is None else total.add_(probabilities)
-        assert total is not None
-        passes = len(self.members) * len(self.mirrorings)
-        return total.div_(passes) if passes > 1 else total
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Every network's every pass."""
+        return tuple(
+            Pass(network, precision, mirroring) for network, precision in self.members for mirroring in self.mirrorings
+        )
 
 
 def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
@@ -102,7 +115,11 @@ def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> in
 
 @dataclass
 class Predictor:
-    """Sliding windows over a scan, weighted with a Gaussian where they overlap.
+    """Sliding windows over a scan, whose logits are averaged with a Gaussian's weights where they overlap.
+
+    That is how MONAI does it. A window is left out if all of its voxels, and those right around it, are ``padding``,
+    which for a CT is air: nothing but air is changed by that, neither here nor where the scan's own grid is
+    interpolated from here. Voxels that no other window has are background.
 
     Attributes:
         roi: the window in voxels.
@@ -125,47 +142,69 @@ class Predictor:
     def __post_init__(self) -> None:
         self.stitching = self.device
 
-    def windows(self, shape: Sequence[int]) -> int:
-        """How many windows cover a scan of ``shape`` (D, H, W)."""
+    def windows(self, shape: Sequence[int]) -> list[Window]:
+        """The windows that cover a scan of ``shape`` (D, H, W), or what one smaller than a window is padded to."""
         steps = [max(1, int(roi * (1 - self.overlap))) for roi in self.roi]
-        return math.prod(
-            math.ceil(max(0, size - roi) / step) + 1 for size, roi, step in zip(shape, self.roi, steps, strict=True)
-        )
+        padded = [max(size, roi) for size, roi in zip(shape, self.roi, strict=True)]
+        return cast(list[Window], dense_patch_slices(padded, self.roi, steps))
 
     @torch.inference_mode()
     def __call__(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object] | None = None) -> Tensor:
         """(1, C, D, H, W) -> class probabilities (classes, D, H, W). A scan smaller than the window is padded.
 
         Args:
-            progress: told how many windows were done, after each forward pass.
+            progress: told how many windows were done, in each pass those first that are left out.
 
         Raises:
             InputError: if the GPU has no room even for one window.
         """
-
-        def predict(windows: Tensor) -> Tensor:
-            probabilities = ensemble(windows)
-            if progress is not None:
-                progress(windows.shape[0])
-            return probabilities
-
+        # as many voxels before as behind
+        missing = [max(0, roi - size) for roi, size in zip(self.roi, image.shape[2:], strict=True)]
+        before = [size // 2 for size in missing]
+        sides = [side for first, size in zip(before, missing, strict=True) for side in (size - first, first)]
+        padded = F.pad(image[0], sides[::-1], value=self.padding)  # F.pad begins with the last axis
+        inner = [slice(first, first + size) for first, size in zip(before, image.shape[2:], strict=True)]
         while True:
             try:
-                probabilities = sliding_window_inference(
-                    image.to(self.stitching),
-                    self.roi,
-                    self.batch_size,
-                    predict,
-                    overlap=self.overlap,
-                    mode="gaussian",
-                    cval=self.padding,
-                    sw_device=self.device,
-                    device=self.stitching,
-                )
+                return self._averaged(ensemble, padded.to(self.stitching), progress or _nobody)[:, *inner]
             except torch.OutOfMemoryError as error:
                 self._take_less(error)
-                continue
-            return probabilities[0]  # (1, classes, D, H, W) -> (classes, D, H, W)
+
+    def _averaged(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object]) -> Tensor:
+        """(C, D, H, W) -> the mean of all passes' probabilities (classes, D, H, W)."""
+        first, *others = ensemble.passes
+        total = self._probabilities(first, image, progress)
+        for one in others:
+            total += self._probabilities(one, image, progress)
+        return total.div_(len(ensemble.passes)) if others else total
+
+    def _probabilities(self, network: Pass, image: Tensor, progress: Callable[[int], object]) -> Tensor:
+        """(C, D, H, W) -> (classes, D, H, W) of one pass, where the windows are put together."""
+        windows = self.windows(image.shape[1:])
+        tissue = (image != self.padding).any(0)
+        # were all of them air, one would have to tell how many classes there are
+        predicted = [window for window in windows if tissue[_with_rim(window)].any()] or windows[:1]
+        progress(len(windows) - len(predicted))
+        gaussian = compute_importance_map(self.roi, mode="gaussian", device=self.stitching)
+        weights = torch.zeros(image.shape[1:], device=self.stitching)
+        total: Tensor | None = None
+        for first in range(0, len(predicted), self.batch_size):
+            batch = predicted[first : first + self.batch_size]
+            logits = network(torch.stack([image[:, *window] for window in batch]).to(self.device))
+            if total is None:
+                total = torch.zeros((logits.shape[1], *image.shape[1:]), device=self.stitching)
+            for window, one in zip(batch, logits, strict=True):
+                # first contiguous and then float32, which is half as much to reorder
+                total[:, *window].addcmul_(one.to(self.stitching).contiguous().float(), gaussian)
+                weights[window] += gaussian
+            progress(len(batch))
+        assert total is not None
+        alone = weights == 0
+        total[0].masked_fill_(alone, CERTAIN)
+        weights.masked_fill_(alone, 1)
+        for planes, weight in zip(total.split(PLANES, 1), weights.split(PLANES), strict=True):
+            planes.copy_((planes / weight).softmax(0))
+        return total
 
     def _take_less(self, error: torch.OutOfMemoryError) -> None:
         if self.batch_size > 1:
@@ -179,6 +218,16 @@ class Predictor:
                 f"--device {self.device}: has no room for one window of {' × '.join(map(str, self.roi))} voxels. "
                 "Free its memory, or give --device cpu."
             ) from error
+
+
+def _nobody(_: int) -> None:
+    """Whom progress is told where nobody asks."""
+
+
+def _with_rim(window: Window) -> Window:
+    """A window with the voxels right around it."""
+    x, y, z = (slice(max(0, axis.start - 1), axis.stop + 1) for axis in window)
+    return x, y, z
 
 
 def to_scan_grid(
@@ -198,9 +247,9 @@ def to_scan_grid(
     """
     classes = probabilities.shape[0]
     mask = np.zeros(scan_shape, np.uint8 if classes <= 256 else np.uint16)
-    sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]))
-    # a class that wins somewhere has at least 1 / classes there, and so at a neighbour on the network's grid
-    boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] >= 1 / classes))}
+    sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]), scan_shape)
+    # a class that wins somewhere is above the background at a neighbour on the network's grid
+    boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] > probabilities[0]))}
     if not boxes:
         return mask
     lower = np.min([box[0] for box in boxes.values()], 0)
@@ -212,16 +261,15 @@ def to_scan_grid(
         start = np.array([first, *lower[1:]])
         stop = np.array([min(first + planes, upper[0]), *upper[1:]])
         best = sampler(probabilities[0], start, stop)
-        winner = torch.zeros(best.shape, dtype=torch.int32)
+        winner = torch.zeros(best.shape, dtype=torch.uint8 if classes <= 256 else torch.int32)
         for label, (low, high) in boxes.items():
             low, high = np.maximum(low, start), np.minimum(high, stop)
             if (low >= high).any():
                 continue
             inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
             value = sampler(probabilities[label], low, high)
-            wins = value > best[inside]
-            best[inside] = torch.where(wins, value, best[inside])
-            winner[inside] = torch.where(wins, label, winner[inside])
+            winner[inside].masked_fill_(value > best[inside], label)
+            torch.maximum(best[inside], value, out=best[inside])
         covered = sampler.covers(start, stop)
         place = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         mask[place] = (winner * covered).numpy()
@@ -240,7 +288,7 @@ def class_on_scan_grid(
     Args:
         outside: the probability where the network's grid doesn't reach: 1 for the background, 0 for others.
     """
-    sampler = _Sampler(affine, scan_affine, tuple(probability.shape))
+    sampler = _Sampler(affine, scan_affine, tuple(probability.shape), scan_shape)
     result = np.empty(scan_shape, np.float32)
     planes = max(1, SLAB_VOXELS // (scan_shape[1] * scan_shape[2]))
     for first in range(0, scan_shape[0], planes):
@@ -256,16 +304,19 @@ class _Sampler:
     A box is given by its first voxel and the one behind its last.
     """
 
-    def __init__(self, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...], scan_shape: tuple[int, int, int]
+    ) -> None:
         self.shape = np.array(shape)
         self.matrix = np.linalg.inv(affine) @ scan_affine  # from the scan's voxel indices to the network's
+        self.parallel = AxisMap.of(self.matrix, scan_shape)
 
     def box(self, chosen: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
         """The box of the scan's grid in which interpolation reads any of the ``chosen`` voxels (D, H, W)."""
+        across = chosen.any(2)
         bounds = []
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            places = torch.nonzero(chosen.amax(others) if chosen.numel() else chosen.any())
+        for line in (across.any(1), across.any(0), chosen.any(0).any(0)):
+            places = torch.nonzero(line)
             if len(places) == 0:
                 return None
             bounds.append((int(places[0]) - 1, int(places[-1]) + 1))
@@ -275,6 +326,8 @@ class _Sampler:
 
     def __call__(self, volume: Tensor, start: np.ndarray, stop: np.ndarray) -> Tensor:
         """(D, H, W) -> the values at the voxels of the box, those of the border beyond it."""
+        if self.parallel is not None:
+            return interpolate(volume, self.parallel, start.tolist(), stop.tolist())
         scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample counts from -1 to 1 between the outermost voxels
         places = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
         # each plane as a batch of its own, since torch shares batches among its threads and nothing else
@@ -283,22 +336,25 @@ class _Sampler:
         return sampled[:, 0, 0]  # (planes, 1, 1, Y, Z) -> (planes, Y, Z)
 
     def covers(self, start: np.ndarray, stop: np.ndarray) -> Tensor:
-        """Where the network's grid reaches: to the faces of its outermost voxels, and as far again for its rounding."""
-        inside = torch.ones(tuple(stop - start), dtype=torch.bool)
+        """Where the network's grid reaches: to the faces of its outermost voxels, and as far again for its rounding.
+
+        Returns:
+            Booleans in the box's shape, or in one that broadcasts to it.
+        """
+        inside = torch.ones((1, 1, 1), dtype=torch.bool)
         for axis in range(3):
             indices = self._indices(axis, start, stop)
-            inside &= (indices >= -1) & (indices <= float(self.shape[axis]))
+            inside = inside & (indices >= -1) & (indices <= float(self.shape[axis]))
         return inside
 
     def _indices(self, axis: int, start: np.ndarray, stop: np.ndarray) -> Tensor:
-        """The network's voxel index along ``axis`` at each voxel of the box."""
+        """The network's voxel index along ``axis`` at each voxel of the box, or in a shape that broadcasts to it."""
         total = torch.full((1, 1, 1), self.matrix[axis, 3], dtype=torch.float64)
         for other in range(3):
-            along = torch.arange(start[other], stop[other], dtype=torch.float64) * self.matrix[axis, other]
-            shape = [1, 1, 1]
-            shape[other] = -1
-            total = total + along.reshape(shape)
-        return total.expand(*(int(size) for size in stop - start)).float()
+            if self.parallel is None or self.parallel.order[other] == axis:
+                along = torch.arange(start[other], stop[other], dtype=torch.float64) * self.matrix[axis, other]
+                total = total + along.reshape([-1 if number == other else 1 for number in range(3)])
+        return total.float()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
         (rows, columns), row 0 at the bottom. Axial (axis 2): the patient's right on the left, the front on top;
         coronal (1): the right on the left, the head on top; sagittal (0): the front on the left, the head on top.
     """
-    return np.take(volume, plane, axis)[::-1].T
+    return np.moveaxis(volume, axis, 0)[plane][::-1].T
 
 
 def _fullest_planes(marked: np.ndarray) -> list[int]:

@@ -2,14 +2,19 @@
 
 import logging
 import warnings
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from monai import transforms
 from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL
 from monai.transforms import Transform
 from torch import Tensor
+
+from utils.resampling import AxisMap, interpolate
 
 # LoadImaged tries every reader that MONAI knows, and where pydicom is installed says twice that one for GPUs isn't
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -72,12 +77,43 @@ def scan_transforms(settings: Preprocessing, keys: tuple[str, ...] = KEYS) -> li
     # after windowing
     standardise = transforms.NormalizeIntensityd("image", channel_wise=True)
     scale_and_crop = [window, crop] if settings.intensity == "ct" else [crop, standardise]
-    interpolation = {"image": "bilinear", "label": "nearest"}
-    return [
-        transforms.Orientationd(keys, axcodes=settings.orientation, labels=None),
-        transforms.Spacingd(keys, pixdim=settings.spacing, mode=[interpolation[key] for key in keys]),
-        *scale_and_crop,
-    ]
+    return [ToSpacing(keys, settings), *scale_and_crop]
+
+
+class ToSpacing(transforms.MapTransform):
+    """MONAI's ``Orientationd`` and ``Spacingd``, images linearly, labels to the nearest voxel.
+
+    Where a scan's axes stay straight, an image goes to the same grid in one step and an axis at a time.
+    """
+
+    def __init__(self, keys: tuple[str, ...], settings: Preprocessing) -> None:
+        super().__init__(keys)
+        self.orientation = transforms.Orientation(axcodes=settings.orientation, labels=None)
+        self.spacing = transforms.Spacing(pixdim=settings.spacing)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The scan with its axes turned and its voxels resampled."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            at_once = self._at_once(result[key]) if key == "image" else None
+            mode = "bilinear" if key == "image" else "nearest"
+            result[key] = self.spacing(self.orientation(result[key]), mode=mode) if at_once is None else at_once
+        return result
+
+    def _at_once(self, image: MetaTensor) -> MetaTensor | None:
+        """(C, X, Y, Z) on the grid that MONAI would take it to, or None where that isn't parallel to the scan's."""
+        # with ``lazy`` MONAI tells shape and affine, and touches no voxel
+        turned = cast(MetaTensor, self.orientation(image, lazy=True))
+        spaced = cast(MetaTensor, self.spacing(turned, lazy=True))
+        shape, affine = tuple(spaced.peek_pending_shape()), spaced.peek_pending_affine().numpy()
+        step = np.linalg.solve(turned.peek_pending_affine().numpy(), affine)
+        if shape == tuple(turned.peek_pending_shape()) and np.allclose(step, np.eye(4), atol=AFFINE_TOL):
+            return None  # MONAI doesn't resample for so little
+        grid = AxisMap.of(np.linalg.solve(image.affine.numpy(), affine), shape)
+        if grid is None:
+            return None
+        channels = [interpolate(channel, grid, (0, 0, 0), shape) for channel in image.as_tensor()]
+        return MetaTensor(torch.stack(channels), affine=torch.from_numpy(affine))
 
 
 @dataclass(frozen=True)
@@ -107,7 +143,8 @@ def to_network_grid(
     """
     volumes = {"image": voxels} if label is None else {"image": voxels, "label": label[None]}
     item = {
-        key: MetaTensor(torch.from_numpy(np.ascontiguousarray(volume, np.float32)), affine=torch.from_numpy(affine))
+        # in the file's order of axes, which is faster to write than another
+        key: MetaTensor(torch.from_numpy(np.array(volume, np.float32, order="K")), affine=torch.from_numpy(affine))
         for key, volume in volumes.items()
     }
     result = transforms.Compose(scan_transforms(settings, tuple(volumes)))(item)

@@ -286,7 +286,9 @@ def segment(prepared: Prepared, probabilities: Tensor, seconds: float, order: Or
     mask = to_scan_grid(probabilities, seen.affine, volume.affine, volume.shape)
     for label in order.connected:
         mask[_lesser_components(mask == label)] = 0
-    mask[~np.isin(mask, [0, *order.organs])] = 0
+    for label in range(1, len(order.labels)):
+        if label not in order.organs:
+            mask[mask == label] = 0
     if order.probabilities:
         names = dict(enumerate(order.labels))
         on_grid = partial(_probability, probabilities, prepared)
@@ -356,7 +358,8 @@ def _read(scans: Iterable[Scan], order: Order, ahead: bool) -> Iterator[tuple[Sc
 
 def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
     image = prepared.seen.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
-    with process.bar((), prepared.scan.name, total=predictor.windows(image.shape[2:])) as bar:
+    total = len(predictor.windows(image.shape[2:])) * len(ensemble.passes)
+    with process.bar((), prepared.scan.name, total=total) as bar:
         # what follows is the CPU's work, while a GPU has the next scan
         return predictor(ensemble, image, bar.update).cpu()
 
@@ -408,7 +411,9 @@ def _picture(prepared: Prepared, mask: np.ndarray, order: Order) -> Any:
     turns = io_orientation(volume.affine)
     image = apply_orientation(volume.voxels[0], turns)
     label = None if prepared.label is None else apply_orientation(prepared.label, turns)
-    low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99))
-    window = (settings.a_min, settings.a_max) if settings.intensity == "ct" else (float(low), float(high))
+    window = (settings.a_min, settings.a_max)
+    if settings.intensity != "ct":
+        low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99))
+        window = (float(low), float(high))
     x, y, z = (volume.spacing[axis] for axis in np.argsort(turns[:, 0]))
     return orthogonal(image, apply_orientation(mask, turns), label, order.labels, (x, y, z), window, prepared.scan.name)

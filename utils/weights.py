@@ -78,6 +78,8 @@ def load_weights(
     """Put the weights of a file into a network, each under its own name.
 
     Args:
+        network: with weights of its own, which are overwritten, or without any (on torch's device ``meta``), when it
+            takes the tensors themselves.
         source: the file, for messages.
         kind: what it is; what its names tell is added.
         img_size: the window in voxels that the weights were trained with, where the file says so.
@@ -105,7 +107,9 @@ def load_weights(
         task = _adapted(given, wanted, source, img_size, window, transfer)
         given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits({**given, **task}, wanted, source, img_size, window, adapt)
-    network.load_state_dict({**given, **task})
+    without_weights = any(tensor.is_meta for tensor in wanted.values())
+    fitting = {name: tensor.to(wanted[name].dtype) for name, tensor in {**given, **task}.items()}
+    network.load_state_dict(fitting, assign=without_weights)
     transfer.loaded = [name for name in given if name not in task]
     return transfer
 
