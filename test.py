@@ -1,9 +1,13 @@
 """Segment scans with a trained network. ``python test.py --help`` lists the flags, the README tells how to use them."""
 
 import argparse
+import gc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()  # until all is imported
 
 from utils import checkpoint
 from utils.args import parse_test
@@ -116,4 +120,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # what was imported stays; looking through it for garbage again and again takes a second, most of it at the end
+    gc.freeze()
+    gc.enable()
     run()

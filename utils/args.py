@@ -14,6 +14,7 @@ from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
 
 SPLITS = ("validation", "test", "training")
+FAST_OVERLAP = 0.25
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -149,9 +150,15 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=whole, default=0, help="seed of all that is random")
 
 
-def _add_inference_flags(parser: argparse.ArgumentParser) -> None:
+def _add_inference_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
     group = parser.add_argument_group("sliding windows")
-    group.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to 1")
+    overlap = group.add_mutually_exclusive_group()
+    overlap.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to 1")
+    if fast:
+        overlap.add_argument(
+            "--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
+            help=f"--infer_overlap {FAST_OVERLAP}: fewer windows, and borders of organs that are a little rougher",
+        )  # fmt: skip
     group.add_argument("--sw_batch_size", type=count, default=1, help="windows in one forward pass")
 
 
@@ -292,7 +299,7 @@ def test_parser() -> Parser:
     _add_data_flags(parser)
     scans.add_argument("--split", choices=SPLITS, default="validation", help="part of the data list to segment")
     _add_result_flags(parser)
-    _add_inference_flags(parser)
+    _add_inference_flags(parser, fast=True)
     _add_mirroring_flag(parser)
     _add_machine_flags(parser)
     _add_network_flags(parser)
