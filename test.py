@@ -14,10 +14,10 @@ from utils.args import parse_test
 from utils.checkpoint import Description
 from utils.data_list import DataList, read_data_list, unlisted
 from utils.distributed import Process
+from utils.engine import place_networks
 from utils.errors import InputError, one_line_errors
 from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
 from utils.launch import launch
-from utils.precision import choose_precision
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
 from utils.segmentation import Order, gather, segment_scans
@@ -36,14 +36,14 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.main_first("claiming --output_dir", partial(claim_results, order))
     found = process.main_first("finding scans", partial(scans_to_segment, args, data, order))
 
-    networks = [
-        (process.place(network.eval()), choose_precision(process.device, one.amp and not args.noamp, settings.roi))
-        for network, one in members
-    ]
-    ensemble = Ensemble(tuple(networks), mirrorings(description.labels) if args.tta else (Mirroring(),))
+    networks, engine = place_networks(args.engine, members, not args.noamp, process)
+    del members  # another engine has weights of its own
+    ensemble = Ensemble(networks, mirrorings(description.labels) if args.tta else (Mirroring(),))
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     place = f"under {args.split} of {data.path}" if listed else "of --input"
-    process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
+    process.say(
+        f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}\nengine: {engine}"
+    )
     mirrored = ["--tta helps networks that were trained with flips (--RandFlipd_prob), and harms others"] * args.tta
     for note in [*mirrored, *found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
@@ -54,7 +54,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     outcome = gather(outcome, found, process)
     if process.is_main:
-        write_results(outcome, order)
+        write_results(outcome, order, engine)
         if outcome.faults:
             raise InputError(
                 f"{len(outcome.faults)} failed and {len(outcome.records)} done; launch the same command again for the "
@@ -65,7 +65,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
 def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
     """What the flags want of each scan."""
     labels = description.labels
-    flags = ("infer_overlap", "tta", "noamp", "organs", "largest_component", "nsd_mm")
+    flags = ("infer_overlap", "tta", "noamp", "engine", "organs", "largest_component", "nsd_mm")
     more = ("one_file_per_organ", "save_probabilities")
     files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in weights]
     return Order(

@@ -93,10 +93,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        # (B, N, 3 · E) -> 3 × (B, heads, N, E / heads)
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # (B, N, 3 · E) -> 3 × (B, N, heads, E / heads). One permutation of all three would do, but OpenVINO 2026.4
+        # compiles that to something else where there are as many tokens as heads
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         dropout = self.dropout_rate if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        # (B, N, heads, E / heads) -> (B, heads, N, E / heads)
+        attended = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout
+        )
         merged = attended.transpose(1, 2).flatten(2)  # (B, heads, N, E / heads) -> (B, N, E)
         return self.drop_output(self.out_proj(merged))
 

@@ -13,6 +13,7 @@ from networks.vit import POSITION_EMBEDDINGS
 from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
 
+ENGINES = ("torch", "openvino", "auto")
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
 
@@ -170,6 +171,15 @@ def _add_mirroring_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("engine").add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what computes the forward passes; openvino: on CPUs alone, a package of its own; auto: the faster one",
+    )
+
+
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
@@ -301,6 +311,7 @@ def test_parser() -> Parser:
     _add_result_flags(parser)
     _add_inference_flags(parser, fast=True)
     _add_mirroring_flag(parser)
+    _add_engine_flag(parser)
     _add_machine_flags(parser)
     _add_network_flags(parser)
     _add_preprocessing_flags(parser)

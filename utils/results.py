@@ -29,8 +29,11 @@ def claim_results(order: Order) -> None:
     writable_folder(order.folder / RECORDS, "--output_dir")
 
 
-def write_results(outcome: Outcome, order: Order) -> None:
+def write_results(outcome: Outcome, order: Order, engine: str) -> None:
     """Print the tables and write them, with the report, for the scans that are finished.
+
+    Args:
+        engine: what computed the forward passes, for the report.
 
     Raises:
         WriteError: if something can't be written.
@@ -40,7 +43,7 @@ def write_results(outcome: Outcome, order: Order) -> None:
         print(f"{outcome.earlier} of {len(records)} scans were finished before; --overwrite does them again")
     if not records:
         return
-    facts = _facts(outcome, order)
+    facts = _facts(outcome, order, engine)
     folder = order.folder
     written = ["masks", "measurements.csv", "measurements.json", "report.html"]
     for which, grid in GRIDS.items():
@@ -61,7 +64,7 @@ def write_results(outcome: Outcome, order: Order) -> None:
     print(f"{folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 
-def _facts(outcome: Outcome, order: Order) -> dict[str, Any]:
+def _facts(outcome: Outcome, order: Order, engine: str) -> dict[str, Any]:
     failed = {"failed": "; ".join(outcome.faults.values())} if outcome.faults else {}
     return {
         **failed,
@@ -69,5 +72,6 @@ def _facts(outcome: Outcome, order: Order) -> dict[str, Any]:
         "weights": ", ".join(path for path, *_ in order.made_with["weights"]),
         "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         "versions": f"UNETR {utils.__version__}, torch {torch.__version__}, MONAI {monai.__version__}",
+        "engine": engine,
         "tolerance of the surface Dice": f"{order.nsd_mm:g} mm",
     }
