@@ -41,9 +41,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     ensemble = Ensemble(networks, mirrorings(description.labels) if args.tta else (Mirroring(),))
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     place = f"under {args.split} of {data.path}" if listed else "of --input"
-    process.say(
-        f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}\nengine: {engine}"
-    )
+    process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
+    if args.engine != "torch":
+        process.say(f"engine: {engine}")
     mirrored = ["--tta helps networks that were trained with flips (--RandFlipd_prob), and harms others"] * args.tta
     for note in [*mirrored, *found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
