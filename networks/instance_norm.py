@@ -22,11 +22,12 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         if not channels_together and not self.training:
             # nothing is copied and no gradient is asked for, and this is what exporters know
             return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
-        samples = [
-            F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for sample in input.split(1)
-        ]
-        return samples[0] if len(samples) == 1 else torch.cat(samples)
+        if len(input) == 1:
+            return self._normalised(input)
+        return torch.cat([self._normalised(sample) for sample in input.split(1)])
+
+    def _normalised(self, sample: Tensor) -> Tensor:
+        return F.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 @Norm.factory_function(LAYOUT_KEEPING_INSTANCE)

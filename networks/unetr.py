@@ -6,6 +6,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock,
 from torch import Tensor, nn
 
 from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
+from networks.layout import in_layout_of, with_dense_gradient
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
 PATCH_SIZE = 16
@@ -134,14 +135,14 @@ class UNETR(nn.Module):
         """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size)."""
         tokens, hidden_states = self.vit(volume)
         shallow, middle, deep = self.skip_layers
-        skip1 = self.encoder1(volume)  # (B, F, D, H, W)
         skip2 = self.encoder2(self._volume(hidden_states[shallow]))  # (B, 2F, D / 2, H / 2, W / 2)
         skip3 = self.encoder3(self._volume(hidden_states[middle]))  # (B, 4F, D / 4, H / 4, W / 4)
         skip4 = self.encoder4(self._volume(hidden_states[deep]))  # (B, 8F, D / 8, H / 8, W / 8)
-        x = self.decoder5(self._volume(tokens), skip4)  # (B, 8F, D / 8, H / 8, W / 8)
-        x = self.decoder4(x, skip3)  # (B, 4F, D / 4, H / 4, W / 4)
-        x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)
-        x = self.decoder2(x, skip1)  # (B, F, D, H, W)
+        x = self.decoder5(self._volume(tokens), with_dense_gradient(skip4))  # (B, 8F, D / 8, H / 8, W / 8)
+        x = self.decoder4(x, with_dense_gradient(skip3))  # (B, 4F, D / 4, H / 4, W / 4)
+        x = self.decoder3(x, with_dense_gradient(skip2))  # (B, 2F, D / 2, H / 2, W / 2)
+        skip1 = self.encoder1(in_layout_of(x, volume))  # (B, F, D, H, W)
+        x = self.decoder2(x, with_dense_gradient(skip1))  # (B, F, D, H, W)
         return self.out(x)
 
 
