@@ -1,0 +1,109 @@
+"""Whether training is the same in bfloat16, in float32 and by the peer: ``python -m benchmarks.curves``.
+
+Four runs from the same weights: ours in both formats and the peer's in float32 on the same crops, and ours in bfloat16
+on other crops. How far the peer's curve is from ours in float32 is what rounding does, since both compute the same; how
+far other crops are is what chance does. Takes half an hour on two cores.
+"""
+
+import argparse
+import itertools
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from benchmarks.network import peers_network
+from benchmarks.scaling import reference_learner
+from optimizers import build_scheduler
+from trainer import Learner
+from utils.allocator import keep_freed_memory
+from utils.args import Parser, count, parse_train
+from utils.crops import Augmentation
+from utils.data_list import Scan, read_data_list
+from utils.data_utils import Caching, training_loader
+from utils.distributed import Process
+from utils.phantom import write_phantoms
+from utils.precision import Precision
+from utils.preprocessing import Preprocessing
+
+PROCESS = Process(torch.device("cpu"))
+FLOAT32 = Precision(PROCESS.device, torch.float32)
+MEAN_OF = 20  # steps
+
+
+def crops(scans: list[Scan], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image and label of one crop after the other, without end."""
+    loader = training_loader(
+        scans, Preprocessing(), Augmentation(), Caching(), PROCESS,
+        batch_size=1, crops_per_scan=1, workers=0, seed=seed,
+    )  # fmt: skip
+    for epoch in itertools.count():
+        loader.sampler.go_to(epoch, 0)  # type: ignore[attr-defined]
+        for batch in loader:
+            yield batch["image"], batch["label"]
+
+
+def our_learner(precision: Precision | None = None) -> Learner:
+    """The reference network as ``main.py`` trains it, from the same weights each time."""
+    torch.manual_seed(0)
+    learner = reference_learner(PROCESS)
+    return learner if precision is None else replace(learner, precision=precision)
+
+
+def peers_learner() -> Learner:
+    """MONAI's network and loss, and torch's AdamW as it is, at our learning rates and from our weights."""
+    ours = our_learner(FLOAT32)
+    network = peers_network()
+    network.load_state_dict({**network.state_dict(), **ours.network.state_dict()})
+    args = parse_train([])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.optim_lr, weight_decay=args.reg_weight)
+    scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-6)
+    return replace(ours, network=network, wrapped=network, optimizer=optimizer, scheduler=scheduler, loss_function=loss)
+
+
+def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> list[float]:
+    """The loss of each step, in means of :data:`MEAN_OF`."""
+    learner.wrapped.train()
+    losses = []
+    for number, (image, label) in enumerate(itertools.islice(batches, steps), 1):
+        losses.append(learner.add_gradients(learner.loss(image, label), 1))
+        learner.update()
+        if number % MEAN_OF == 0:
+            print(f"{name}, step {number}: {sum(losses[-MEAN_OF:]) / MEAN_OF:.4f}", flush=True)
+    return [sum(losses[first : first + MEAN_OF]) / MEAN_OF for first in range(0, steps, MEAN_OF)]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the curves side by side, and how far each is from ours in float32."""
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantoms(Path(folder), {"training": 4, "validation": 0}, seed=0, spacing=Preprocessing().spacing)
+        scans = read_data_list(folder, None, 0).training
+        learners = {
+            "ours float32": (our_learner(FLOAT32), 0),
+            "ours bfloat16": (our_learner(), 0),
+            "peer float32": (peers_learner(), 0),
+            "ours bfloat16, other crops": (our_learner(), 1),
+        }
+        curves = {
+            name: curve(name, learner, crops(scans, seed), args.steps) for name, (learner, seed) in learners.items()
+        }
+    print(f"means of {MEAN_OF} steps, up to step  " + "  ".join(curves))
+    for place, losses in enumerate(zip(*curves.values(), strict=True)):
+        row = (f"{loss:>{len(name)}.4f}" for name, loss in zip(curves, losses, strict=True))
+        print(f"{(place + 1) * MEAN_OF:>30}  " + "  ".join(row))
+    exact = curves["ours float32"]
+    for name, losses in list(curves.items())[1:]:
+        most = max(abs(loss - other) for loss, other in zip(losses, exact, strict=True))
+        print(f"{name}: at most {most:.4f} from ours float32")
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="python -m benchmarks.curves", description="Compare the losses of training, step by step.")
+    parser.add_argument("--steps", type=count, default=200, help=f"of each run, in whole {MEAN_OF}s")
+    main(parser.parse_args())
