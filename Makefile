@@ -1,11 +1,13 @@
-# `make demo` watches UNETR learn, `make test` checks everything. Both make their own virtual environment first.
+# `make demo` watches UNETR learn, `make test` checks everything, `make bench` times everything beside MONAI and writes
+# the README's table (with WEIGHTS=a trained checkpoint also how much the masks agree). Each makes its own virtual
+# environment first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m utils.phantom --output_dir $(DEMO)/phantoms --training 24 --validation 3 --test 6 \
@@ -24,6 +26,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs/demo

@@ -98,8 +98,8 @@ def main(args: argparse.Namespace) -> None:
         row = (f"{loss:>{len(name)}.4f}" for name, loss in zip(curves, losses, strict=True))
         print(f"{(place + 1) * MEAN_OF:>30}  " + "  ".join(row))
     exact = curves["ours float32"]
-    for name, losses in list(curves.items())[1:]:
-        most = max(abs(loss - other) for loss, other in zip(losses, exact, strict=True))
+    for name, found in list(curves.items())[1:]:
+        most = max(abs(loss - other) for loss, other in zip(found, exact, strict=True))
         print(f"{name}: at most {most:.4f} from ours float32")
 
 

@@ -6,6 +6,7 @@ process asks the system for memory is part of what is compared. Random weights, 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -13,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,13 @@ from torch import Tensor, nn
 from benchmarks.scaling import reference_learner
 from utils import checkpoint
 from utils.allocator import keep_freed_memory
-from utils.args import Parser, count
+from utils.args import Parser, count, network_options, parse_train, preprocessing
+from utils.checkpoint import Description
 from utils.data_list import Scan
 from utils.distributed import Process
+from utils.engine import place_networks
+from utils.launch import choose_device
+from utils.phantom import LABELS
 from utils.precision import Precision, choose_precision
 from utils.preprocessing import to_network_grid
 from utils.volume import read_scan
@@ -36,7 +42,7 @@ from utils.weights import load_weights
 
 ROI = (96, 96, 96)
 GFLOP = {"step": 3 * 146.4, "forward": 146.4}  # of the reference network, a multiply-add counted as two
-WORK = {"step": ("bfloat16",), "forward": ("bfloat16", "float32")}  # what of ours is compared with the peer's float32
+FORMATS = ("bfloat16", "float32")
 CPU = torch.device("cpu")
 
 
@@ -45,40 +51,51 @@ def peers_network() -> nn.Module:
     return nets.UNETR(1, 14, ROI, feature_size=16, norm_name="instance", proj_type="perceptron")
 
 
-def peers_step() -> Callable[[], object]:
-    """A training step as MONAI's tutorials have it."""
-    network = peers_network()
+def peers_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
+    """A training step as MONAI's tutorials have it, on a GPU with the mixed precision of 2021."""
+    network = peers_network().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-5)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-6)
-    image, label = crop()
+    on_gpu = device.type == "cuda"
+    scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
 
-    def step() -> None:
+    def step(image: Tensor, label: Tensor) -> None:
         optimizer.zero_grad()
-        loss = loss_function(network(image), label)
-        loss.backward()
-        optimizer.step()
+        with torch.autocast(device.type, torch.float16, enabled=on_gpu):
+            loss = loss_function(network(image), label)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 
 
-def our_step() -> Callable[[], object]:
+def our_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
     """A training step as ``trainer.py`` takes it."""
-    learner = reference_learner(Process(CPU))
-    image, label = crop()
+    learner = reference_learner(Process(device))
 
-    def step() -> None:
+    def step(image: Tensor, label: Tensor) -> None:
         learner.add_gradients(learner.loss(image, label), 1)
         learner.update()
 
     return step
 
 
-def forward(network: nn.Module, precision: Precision) -> Callable[[], object]:
+def our_forward(engine: str, precision: Precision) -> Callable[[Tensor, Tensor], object]:
+    """A forward pass as ``test.py --engine`` does it."""
+    args = parse_train([])
+    options = network_options(vars(args))
+    description = Description(args.model_name, options, preprocessing(vars(args)), LABELS, amp=True)
+    members = [(description.build(), description)]
+    (placed, _), *_ = place_networks(engine, members, precision.dtype != torch.float32, Process(precision.device))[0]
+    return forward(placed, precision)
+
+
+def forward(network: nn.Module, precision: Precision) -> Callable[[Tensor, Tensor], object]:
     """A forward pass without gradients."""
-    image = crop()[0]
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run(image: Tensor, label: Tensor) -> Tensor:
         with precision.autocast():
             logits: Tensor = network(image)
         return logits
@@ -87,49 +104,84 @@ def forward(network: nn.Module, precision: Precision) -> Callable[[], object]:
     return run
 
 
-def crop() -> tuple[Tensor, Tensor]:
-    """An image and a label, (1, 1, 96, 96, 96) each."""
-    return torch.rand(1, 1, *ROI), torch.randint(0, 14, (1, 1, *ROI))
+def measured(who: str, work: str, dtype: str, device: torch.device, times: int) -> dict[str, float]:
+    """In this process: seconds of a run, the median after two to warm up; peak memory; the rate of a matrix product.
 
-
-def measured(who: str, work: str, dtype: str, times: int) -> dict[str, float]:
-    """In this process: seconds of a run, the median after two to warm up; peak memory; the rate of a matrix product."""
-    if who == "ours":
+    Args:
+        who: ``peer``, or one of test.py's engines.
+    """
+    if who != "peer":
         keep_freed_memory()
     torch.manual_seed(0)
+    precision = Precision(device, getattr(torch, dtype))
     if work == "step":
-        run = our_step() if who == "ours" else peers_step()
+        run = peers_step(device) if who == "peer" else our_step(device)
     else:
-        network = reference_learner(Process(CPU)).network if who == "ours" else peers_network()
-        run = forward(network, Precision(CPU, getattr(torch, dtype)))
-    seconds = statistics.median([timed(run) for _ in range(times + 2)][2:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    matrix = torch.rand(2048, 2048).to(getattr(torch, dtype))
-    product = statistics.median(timed(lambda: matrix @ matrix) for _ in range(9))
-    return {"seconds": seconds, "gib": peak, "gflops": 2 * 2048**3 / product / 1e9}
+        run = forward(peers_network().to(device), precision) if who == "peer" else our_forward(who, precision)
+    image, label = torch.rand(1, 1, *ROI, device=device), torch.randint(0, 14, (1, 1, *ROI), device=device)
+    seconds = statistics.median([timed(lambda: run(image, label), device) for _ in range(times + 2)][2:])
+    on_gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    matrix = torch.rand(2048, 2048, device=device).to(precision.dtype)
+    product = statistics.median(timed(lambda: matrix @ matrix, device) for _ in range(9))
+    return {"seconds": seconds, "gib": peak / 2**30, "gflops": 2 * 2048**3 / product / 1e9}
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one run."""
     start = time.perf_counter()
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def compare(work: str, dtype: str, rounds: int, times: int) -> dict[str, dict[str, float]]:
-    """Both in turns, each time in a new process; medians over the rounds."""
-    formats = {"ours": dtype, "peer": "float32"}
-    results: dict[str, list[dict[str, float]]] = {who: [] for who in formats}
-    for _ in range(rounds):
-        for who, one in formats.items():
-            command = [sys.executable, "-m", "benchmarks.network", "--one", who, work, one, "--times", str(times)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise SystemExit(f"error: {' '.join(command)} failed:\n{done.stderr}")
-            results[who].append(json.loads(done.stdout.splitlines()[-1]))
-    return {
-        who: {name: statistics.median(row[name] for row in rows) for name in rows[0]} for who, rows in results.items()
-    }
+@dataclass(frozen=True)
+class Row:
+    """Medians over rounds of ours and the peer in turns, each time in a new process.
+
+    Attributes:
+        engine: of ours, as ``test.py`` names it.
+        dtype: in which ours computes.
+        seconds, peer_seconds: of a run.
+        gib, peer_gib: peak memory of the process, on a GPU of its tensors.
+        share: of the rate that a matrix product in the same format has, in ours.
+    """
+
+    work: str
+    engine: str
+    dtype: str
+    seconds: float
+    peer_seconds: float
+    gib: float
+    peer_gib: float
+    share: float
+
+
+def compare(device: torch.device, rounds: int, times: int) -> Iterator[Row]:
+    """A row for each kind of work that can be done here."""
+    shorter = str(choose_precision(device, True, ROI))
+    on_gpu = device.type == "cuda"
+    works = [("step", "torch", shorter), ("forward", "torch", shorter), ("forward", "torch", "float32")]
+    if importlib.util.find_spec("openvino") is not None and not on_gpu:
+        works += [("forward", "openvino", shorter), ("forward", "openvino", "float32")]
+    for work, engine, dtype in dict.fromkeys(works):  # once, where there is no shorter format
+        sides = {engine: dtype, "peer": "float16" if on_gpu else "float32"}
+        found: dict[str, list[dict[str, float]]] = {who: [] for who in sides}
+        for _ in range(rounds):
+            for who, one in sides.items():
+                command = [sys.executable, "-m", "benchmarks.network", f"--times={times}", f"--device={device}"]
+                command += ["--one", who, work, one]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode != 0:
+                    raise SystemExit(f"error: {' '.join(command)} failed:\n{done.stderr}")
+                found[who].append(json.loads(done.stdout.splitlines()[-1]))
+        ours, peer = (
+            {name: statistics.median(one[name] for one in found[who]) for name in ("seconds", "gib", "gflops")}
+            for who in sides
+        )
+        share = GFLOP[work] / ours["seconds"] / ours["gflops"]
+        yield Row(work, engine, dtype, ours["seconds"], peer["seconds"], ours["gib"], peer["gib"], share)
 
 
 def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
@@ -140,7 +192,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
         scan: what all segment, on the network's grid.
 
     Returns:
-        The shares for each format of :data:`WORK` in which ours computes.
+        The shares for each of :data:`FORMATS` in which ours computes.
     """
     content: dict[str, Any] = checkpoint.read(weights)
     description = checkpoint.describe(content)
@@ -161,7 +213,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
         return torch.as_tensor(logits).argmax(1)
 
     peers = mask(peer, "float32")
-    same = {dtype: mask(ours, dtype) == peers for dtype in WORK["forward"]}
+    same = {dtype: mask(ours, dtype) == peers for dtype in FORMATS}
     return {
         dtype: (equal.float().mean().item(), equal[peers > 0].float().mean().item()) for dtype, equal in same.items()
     }
@@ -169,25 +221,20 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
 
 def main(args: argparse.Namespace) -> None:
     """Print a row for each kind of work."""
+    device = choose_device(args.device)
     if args.one:
         who, work, dtype = args.one
-        print(json.dumps(measured(who, work, dtype, args.times)))
+        print(json.dumps(measured(who, work, dtype, device, args.times)))
         return
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}; the peer is MONAI's UNETR in float32")
-    print("work     ours in   ours s  peer s  ratio  ours GiB  peer GiB  share of the matrix rate")
-    for work, dtypes in WORK.items():
-        for dtype in dtypes:
-            if dtype == "bfloat16" and choose_precision(CPU, True, ROI).dtype != torch.bfloat16:
-                print(f"{work:<8} {dtype:<8} not on this CPU, which would emulate it")
-                continue
-            rows = compare(work, dtype, args.rounds, args.times)
-            ours, peer = rows["ours"], rows["peer"]
-            share = GFLOP[work] / ours["seconds"] / ours["gflops"]
-            print(
-                f"{work:<8} {dtype:<8} {ours['seconds']:>7.3f} {peer['seconds']:>7.3f} "
-                f"{peer['seconds'] / ours['seconds']:>6.2f} {ours['gib']:>9.2f} {peer['gib']:>9.2f} {share:>8.0%}",
-                flush=True,
-            )
+    peers = "float16 by autocast" if device.type == "cuda" else "float32"
+    print(f"on {device}, {os.cpu_count()} cores, torch {torch.__version__}; the peer is MONAI's UNETR in {peers}")
+    print("work     engine   ours in    ours s  peer s  ratio  ours GiB  peer GiB  share of the matrix rate")
+    for row in compare(device, args.rounds, args.times):
+        print(
+            f"{row.work:<8} {row.engine:<8} {row.dtype:<8} {row.seconds:>8.3f} {row.peer_seconds:>7.3f} "
+            f"{row.peer_seconds / row.seconds:>6.2f} {row.gib:>9.2f} {row.peer_gib:>9.2f} {row.share:>8.0%}",
+            flush=True,
+        )
     if args.weights and args.scan:
         for dtype, (every, organs) in agreement(Path(args.weights), Path(args.scan)).items():
             print(f"masks in {dtype} agree on {every:.4%} of voxels, and on {organs:.4%} of the peer's organs")
@@ -197,6 +244,7 @@ if __name__ == "__main__":
     parser = Parser(
         prog="python -m benchmarks.network", description="Time a step and a forward pass beside the peer's."
     )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")
     parser.add_argument("--times", type=count, default=5, help="runs in a turn")
     parser.add_argument("--weights", help="a trained checkpoint of the reference network, to compare masks")

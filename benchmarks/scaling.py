@@ -119,9 +119,13 @@ def machine(device: torch.device) -> str:
     """What the processes run on, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores of {processor()}, one thread for each process"
+
+
+def processor() -> str:
+    """The CPU's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unknown CPU")
-    return f"{os.cpu_count()} cores of {name}, one thread for each process"
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 The peer is MONAI's UNETR in float32 with MONAI's transforms and sliding windows, put together as MONAI's bundle for
 BTCV does it: ``LoadImaged`` … ``sliding_window_inference``, softmax, ``Invertd`` on the probabilities of all classes,
-``SaveImaged``. Flags for ours come last, behind ``--``: ``-- --fast``.
+``SaveImaged``; on a GPU by float16 autocast. Flags for ours come last, behind ``--``: ``-- --fast``.
 
 The scan is a phantom. Without ``--weights`` it is the worst of its size: tissue everywhere, so that nothing is cropped,
 and random weights, so that every class is everywhere.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +51,12 @@ class Row:
     """Both chains on one scan.
 
     Attributes:
+        flags: of ``test.py``.
         ours, peer: medians over the rounds.
         dice: between both masks, for organs that have more than 1 ml in the peer's.
     """
 
-    shape: tuple[int, int, int]
+    flags: tuple[str, ...]
     ours: Cost
     peer: Cost
     dice: dict[str, float]
@@ -107,7 +108,7 @@ def write_random_weights(folder: Path, classes: int) -> None:
     checkpoint.save(folder / "model.pt", description, description.build(), Progress())
 
 
-def run_peer(folder: Path, weights: Path, batch_size: int) -> None:
+def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
     """MONAI's chain, to ``peer/scan.nii.gz``."""
     import numpy as np
     import torch
@@ -117,7 +118,7 @@ def run_peer(folder: Path, weights: Path, batch_size: int) -> None:
 
     from benchmarks.network import peers_network
 
-    network = peers_network().eval()
+    network = peers_network().to(device).eval()
     content = torch.load(weights, weights_only=True)
     network.load_state_dict({**network.state_dict(), **content["state_dict"]})
     settings = content["preprocessing"]
@@ -147,9 +148,9 @@ def run_peer(folder: Path, weights: Path, batch_size: int) -> None:
         ]
     )  # fmt: skip
     batch = list_data_collate([before({"image": str(folder / "scan.nii.gz")})])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device, torch.float16, enabled=device == "cuda"):
         batch["pred"] = sliding_window_inference(
-            batch["image"], settings["roi"], batch_size, network, overlap=0.5, mode="gaussian"
+            batch["image"].to(device), settings["roi"], batch_size, network, overlap=0.5, mode="gaussian"
         )
     for item in decollate_batch(batch):
         after(item)
@@ -173,7 +174,7 @@ def print_agreement(folder: Path) -> None:
             print(f"{name}\t{dice[label - 1]}")
 
 
-def print_pieces(folder: Path, weights: Path) -> None:
+def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
     """Segment with ``test.py`` in this process, and print what its pieces took and when they were done."""
     start = time.perf_counter()
 
@@ -211,7 +212,7 @@ def print_pieces(folder: Path, weights: Path) -> None:
     for name in ("_picture", "save_picture"):
         watch(segmentation, name)
     watch(results, "write_report")
-    sys.argv = our_command(folder, weights)[1:]
+    sys.argv = our_command(folder, weights, device, *flags)[1:]
     runpy.run_path("test.py", run_name="__main__")
 
 
@@ -219,9 +220,9 @@ STEPS: dict[str, Callable[..., None]] = {
     "phantom": lambda folder, *shape: write_phantom(Path(folder), [int(size) for size in shape]),
     "worst": lambda folder, *shape: write_worst(Path(folder), [int(size) for size in shape]),
     "weights": lambda folder, classes: write_random_weights(Path(folder), int(classes)),
-    "peer": lambda folder, weights, batch_size: run_peer(Path(folder), Path(weights), int(batch_size)),
+    "peer": lambda folder, weights, batch_size, device: run_peer(Path(folder), Path(weights), int(batch_size), device),
     "agreement": lambda folder: print_agreement(Path(folder)),
-    "pieces": lambda folder, weights: print_pieces(Path(folder), Path(weights)),
+    "pieces": lambda folder, weights, device, *flags: print_pieces(Path(folder), Path(weights), device, *flags),
 }
 
 
@@ -233,11 +234,11 @@ def step(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "benchmarks.whole_scan", "--step", name, *map(str, arguments)]
 
 
-def our_command(folder: Path, weights: Path, *flags: str) -> list[str]:
+def our_command(folder: Path, weights: Path, device: str, *flags: str) -> list[str]:
     """``test.py`` on the folder's scan, to ``ours/scan.nii.gz``."""
     return [
         *(sys.executable, "test.py", f"--input={folder / 'scan.nii.gz'}", f"--output_dir={folder / 'ours'}"),
-        *("--device=cpu", "--overwrite", f"--pretrained_dir={weights.parent}"),
+        *(f"--device={device}", "--overwrite", f"--pretrained_dir={weights.parent}"),
         *(f"--pretrained_model_name={weights.name}", *flags),
     ]
 
@@ -262,12 +263,20 @@ def median(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def compare(weights: Path | None, shape: tuple[int, int, int], rounds: int, batch_size: int, *flags: str) -> Row:
+def compare(
+    weights: Path | None,
+    shape: tuple[int, int, int],
+    ways: Sequence[tuple[str, ...]],
+    rounds: int,
+    batch_size: int,
+    device: str,
+) -> list[Row]:
     """Both chains in turns on a phantom, or where there are no weights on the worst scan of that shape.
 
     Args:
+        ways: flags of ``test.py``; a row for each. One with ``--engine`` is launched once more, before it is timed.
         batch_size: windows in a forward pass of the peer.
-        flags: more of ``test.py``.
+        device: ``cpu`` or ``cuda``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -275,26 +284,35 @@ def compare(weights: Path | None, shape: tuple[int, int, int], rounds: int, batc
         if weights is None:
             run(step("weights", folder, 14))
         used = folder / "model.pt" if weights is None else weights
-        ours, peer = [], []
+        ours: list[list[Cost]] = [[] for _ in ways]
+        peer = []
+        dice: list[dict[str, float]] = [{} for _ in ways]
+        for flags in ways:
+            if any(flag.startswith("--engine") for flag in flags):
+                run(our_command(folder, used, device, *flags))  # compiles the network, which then is on disk
         for _ in range(rounds):
-            ours.append(run(our_command(folder, used, *flags)))
-            peer.append(run(step("peer", folder, used, batch_size)))
-        told = subprocess.run(step("agreement", folder), capture_output=True, text=True, check=True).stdout
-        dice = {organ: float(value) for organ, value in (line.split("\t") for line in told.splitlines())}
-        return Row(shape, median(ours), median(peer), dice)
+            peer.append(run(step("peer", folder, used, batch_size, device)))
+            for flags, costs, organs in zip(ways, ours, dice, strict=True):
+                costs.append(run(our_command(folder, used, device, *flags)))
+                told = subprocess.run(step("agreement", folder), capture_output=True, text=True, check=True).stdout
+                organs.update(
+                    (organ, float(value)) for organ, value in (line.split("\t") for line in told.splitlines())
+                )
+        return [
+            Row(flags, median(costs), median(peer), organs)
+            for flags, costs, organs in zip(ways, ours, dice, strict=True)
+        ]
 
 
-def growth() -> list[tuple[tuple[int, int, int], int, float, Cost]]:
+def growth(device: str) -> Iterator[tuple[tuple[int, int, int], int, float, Cost]]:
     """What ours takes for the worst scans: shape, classes, overlap, and the cost."""
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for shape, classes, overlap in GROWTH:
             run(step("worst", folder, *shape))
             run(step("weights", folder, classes))
-            cost = run(our_command(folder, folder / "model.pt", f"--infer_overlap={overlap}"))
-            rows.append((shape, classes, overlap, cost))
-    return rows
+            cost = run(our_command(folder, folder / "model.pt", device, f"--infer_overlap={overlap}"))
+            yield shape, classes, overlap, cost
 
 
 def size(shape: Sequence[int]) -> str:
@@ -314,16 +332,20 @@ def main(args: argparse.Namespace) -> None:
             run(step("phantom" if weights else "worst", name, *shape))
             if weights is None:
                 run(step("weights", name, 14))
-            subprocess.run(step("pieces", name, weights or Path(name) / "model.pt"), check=True)
+            command = step("pieces", name, weights or Path(name) / "model.pt", args.device)
+            subprocess.run([*command, "--", *args.flags], check=True)
         return
     if args.growth:
         print("voxels           classes  overlap  seconds  GiB")
-        for grown, classes, overlap, cost in growth():
-            print(f"{size(grown):<16} {classes:>7}  {overlap:>7}  {cost.seconds:>7.1f}  {cost.peak / GIB:>4.2f}")
+        for grown, classes, overlap, cost in growth(args.device):
+            print(
+                f"{size(grown):<16} {classes:>7}  {overlap:>7}  {cost.seconds:>7.1f}  {cost.peak / GIB:>4.2f}",
+                flush=True,
+            )
         return
-    row = compare(weights, shape, args.rounds, args.peer_batch_size, *args.flags)
+    (row,) = compare(weights, shape, [tuple(args.flags)], args.rounds, args.peer_batch_size, args.device)
     ours, peer = row.ours, row.peer
-    print(f"{size(shape)} voxels, {'a phantom' if weights else 'tissue everywhere, random weights'}")
+    print(f"{size(shape)} voxels, {'a phantom' if weights else 'tissue everywhere, random weights'}, on {args.device}")
     print("         seconds  peak GiB")
     print(f"ours     {ours.seconds:>7.1f}  {ours.peak / GIB:>8.2f}")
     print(f"peer     {peer.seconds:>7.1f}  {peer.peak / GIB:>8.2f}")
@@ -335,6 +357,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_scan", description="Time a scan beside the peer.")
     parser.add_argument("--weights", help="a trained checkpoint of the reference network (default: random weights)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both compute")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="of the scan in voxels")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--peer_batch_size", type=int, default=4, help="windows in a forward pass of the peer")

@@ -1,0 +1,97 @@
+"""From launch to the end of the first training step, ours and the peer's: ``python -m benchmarks.startup``.
+
+Both train on the same phantom, drawn at the spacing of BTCV's scans, four crops in a step. The peer is a script as
+MONAI's tutorials have it: the pipeline of :mod:`benchmarks.loader`, which preprocesses the scan into memory, then the
+step of :mod:`benchmarks.network`. Ours is ``main.py``, which also checks the scans for faults, first with nothing on
+disk and then as every later launch with the same ``--cache_dir`` is.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.args import Parser, count
+
+SPACING = (0.75, 0.75, 3.0)  # mm
+READY = "first step"
+
+
+def write_scans(folder: Path) -> None:
+    """Draw the phantom, and one to validate on."""
+    from utils.phantom import write_phantoms
+
+    write_phantoms(folder, {"training": 1, "validation": 1}, seed=0, spacing=SPACING)
+
+
+def run_peer(folder: Path) -> None:
+    """What a script of MONAI's tutorials does up to its first step."""
+    from monai.data import list_data_collate
+    from torch.utils.data import DataLoader
+
+    from benchmarks.loader import pipeline_of_2021
+    from benchmarks.network import CPU, peers_step
+    from utils.data_list import read_data_list
+    from utils.preprocessing import Preprocessing
+
+    scans = pipeline_of_2021(read_data_list(str(folder), None, 0).training, Preprocessing())
+    step = peers_step(CPU)
+    batch = next(iter(DataLoader(scans, batch_size=1, shuffle=True, collate_fn=list_data_collate)))
+    step(batch["image"], batch["label"])
+    print(READY, flush=True)
+
+
+def our_command(folder: Path, run: str) -> list[str]:
+    """``main.py``, whose epochs are one step of the only scan."""
+    return [
+        *(sys.executable, "main.py", f"--data_dir={folder}", f"--cache_dir={folder / 'cache'}", "--device=cpu"),
+        *(f"--logdir={folder / run}", "--max_epochs=2", "--warmup_epochs=1", "--val_every=2"),
+    ]
+
+
+def seconds_until(line: str, command: Sequence[str]) -> float:
+    """Seconds from a command's launch until it prints something with ``line`` in it, after which it is ended."""
+    start = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        told = []
+        for text in process.stdout:
+            told.append(text)
+            if line in text:
+                seconds = time.monotonic() - start
+                process.kill()
+                return seconds
+    raise SystemExit(f"error: {' '.join(command)} failed:\n{''.join(told)}")
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Seconds of ours, first and later, and of the peer, in turns."""
+    times: dict[str, list[float]] = {"first": [], "later": [], "peer": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_scans(folder)
+            for which in ("first", "later"):
+                times[which].append(seconds_until("epoch 1/", our_command(folder, which)))
+            peer = [sys.executable, "-m", "benchmarks.startup", "--peer", name]
+            times["peer"].append(seconds_until(READY, peer))
+    return times
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the seconds of each launch."""
+    if args.peer:
+        run_peer(Path(args.peer))
+        return
+    for name, seconds in measure(args.rounds).items():
+        print(f"{name:<6}" + "".join(f" {value:>6.1f} s" for value in seconds))
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="python -m benchmarks.startup", description="Time the start of a training beside the peer's.")
+    parser.add_argument("--rounds", type=count, default=2, help="turns of each")
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    main(parser.parse_args())
