@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from networks.recomputation import recompute_activations
 from optimizers import build_optimizer, build_scheduler
 from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
@@ -70,6 +71,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(network)
+    if args.activation_checkpointing:
+        recompute_activations(network)
     precision = choose_precision(process.device, description.amp, settings.roi)
     scaler = precision.scaler()
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)

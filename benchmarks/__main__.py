@@ -24,7 +24,11 @@ from utils.launch import choose_device
 
 README = Path(__file__).parent.parent / "README.md"
 MARKS = "<!-- written by make bench -->", "<!-- end of what make bench wrote -->"
-WORKS = {"step": "training step, a crop of 96³", "forward": "forward pass, a window of 96³"}
+WORKS = {
+    "step": "training step, a crop of 96³",
+    network.RECOMPUTED: "the same with `--activation_checkpointing`",
+    "forward": "forward pass, a window of 96³",
+}
 
 
 def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[str]:

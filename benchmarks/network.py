@@ -1,8 +1,8 @@
 """A training step and a forward pass, ours and the peer's, in turns: ``python -m benchmarks.network``.
 
 The peer is MONAI's UNETR in float32 as its tutorials train it. Each measurement is a process of its own, since how a
-process asks the system for memory is part of what is compared. Random weights, one crop of 96³, 14 classes. With
-``--weights`` and ``--scan`` it also tells on how many voxels the masks of both agree.
+process asks the system for memory is part of what is compared. Random weights, 14 classes, one crop of 96³ or as many
+as ``--crops`` says. With ``--weights`` and ``--scan`` it also tells on how many voxels the masks of both agree.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from benchmarks.scaling import reference_learner
+from networks.recomputation import recompute_activations
 from utils import checkpoint
 from utils.allocator import keep_freed_memory
 from utils.args import Parser, count, network_options, parse_train, preprocessing
@@ -41,7 +42,9 @@ from utils.volume import read_scan
 from utils.weights import load_weights
 
 ROI = (96, 96, 96)
-GFLOP = {"step": 3 * 146.4, "forward": 146.4}  # of the reference network, a multiply-add counted as two
+RECOMPUTED = "recomputed step"  # with --activation_checkpointing
+# of the reference network, a multiply-add counted as two
+GFLOP = {"step": 3 * 146.4, RECOMPUTED: 4 * 146.4, "forward": 146.4}
 FORMATS = ("bfloat16", "float32")
 CPU = torch.device("cpu")
 
@@ -70,9 +73,11 @@ def peers_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
     return step
 
 
-def our_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
+def our_step(device: torch.device, recomputed: bool) -> Callable[[Tensor, Tensor], object]:
     """A training step as ``trainer.py`` takes it."""
     learner = reference_learner(Process(device))
+    if recomputed:
+        recompute_activations(learner.network)
 
     def step(image: Tensor, label: Tensor) -> None:
         learner.add_gradients(learner.loss(image, label), 1)
@@ -104,7 +109,7 @@ def forward(network: nn.Module, precision: Precision) -> Callable[[Tensor, Tenso
     return run
 
 
-def measured(who: str, work: str, dtype: str, device: torch.device, times: int) -> dict[str, float]:
+def measured(who: str, work: str, dtype: str, device: torch.device, times: int, crops: int) -> dict[str, float]:
     """In this process: seconds of a run, the median after two to warm up; peak memory; the rate of a matrix product.
 
     Args:
@@ -114,11 +119,12 @@ def measured(who: str, work: str, dtype: str, device: torch.device, times: int) 
         keep_freed_memory()
     torch.manual_seed(0)
     precision = Precision(device, getattr(torch, dtype))
-    if work == "step":
-        run = peers_step(device) if who == "peer" else our_step(device)
+    if work != "forward":
+        run = peers_step(device) if who == "peer" else our_step(device, work == RECOMPUTED)
     else:
         run = forward(peers_network().to(device), precision) if who == "peer" else our_forward(who, precision)
-    image, label = torch.rand(1, 1, *ROI, device=device), torch.randint(0, 14, (1, 1, *ROI), device=device)
+    image = torch.rand(crops, 1, *ROI, device=device)
+    label = torch.randint(0, 14, (crops, 1, *ROI), device=device)
     seconds = statistics.median([timed(lambda: run(image, label), device) for _ in range(times + 2)][2:])
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -158,11 +164,12 @@ class Row:
     share: float
 
 
-def compare(device: torch.device, rounds: int, times: int) -> Iterator[Row]:
+def compare(device: torch.device, rounds: int, times: int, crops: int = 1) -> Iterator[Row]:
     """A row for each kind of work that can be done here."""
     shorter = str(choose_precision(device, True, ROI))
     on_gpu = device.type == "cuda"
-    works = [("step", "torch", shorter), ("forward", "torch", shorter), ("forward", "torch", "float32")]
+    works = [("step", "torch", shorter), (RECOMPUTED, "torch", shorter), ("forward", "torch", shorter)]
+    works += [("forward", "torch", "float32")]
     if importlib.util.find_spec("openvino") is not None and not on_gpu:
         works += [("forward", "openvino", shorter), ("forward", "openvino", "float32")]
     for work, engine, dtype in dict.fromkeys(works):  # once, where there is no shorter format
@@ -171,7 +178,7 @@ def compare(device: torch.device, rounds: int, times: int) -> Iterator[Row]:
         for _ in range(rounds):
             for who, one in sides.items():
                 command = [sys.executable, "-m", "benchmarks.network", f"--times={times}", f"--device={device}"]
-                command += ["--one", who, work, one]
+                command += [f"--crops={crops}", "--one", who, work, one]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode != 0:
                     raise SystemExit(f"error: {' '.join(command)} failed:\n{done.stderr}")
@@ -180,7 +187,7 @@ def compare(device: torch.device, rounds: int, times: int) -> Iterator[Row]:
             {name: statistics.median(one[name] for one in found[who]) for name in ("seconds", "gib", "gflops")}
             for who in sides
         )
-        share = GFLOP[work] / ours["seconds"] / ours["gflops"]
+        share = crops * GFLOP[work] / ours["seconds"] / ours["gflops"]
         yield Row(work, engine, dtype, ours["seconds"], peer["seconds"], ours["gib"], peer["gib"], share)
 
 
@@ -224,14 +231,14 @@ def main(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     if args.one:
         who, work, dtype = args.one
-        print(json.dumps(measured(who, work, dtype, device, args.times)))
+        print(json.dumps(measured(who, work, dtype, device, args.times, args.crops)))
         return
     peers = "float16 by autocast" if device.type == "cuda" else "float32"
     print(f"on {device}, {os.cpu_count()} cores, torch {torch.__version__}; the peer is MONAI's UNETR in {peers}")
-    print("work     engine   ours in    ours s  peer s  ratio  ours GiB  peer GiB  share of the matrix rate")
-    for row in compare(device, args.rounds, args.times):
+    print("work            engine   ours in    ours s  peer s  ratio  ours GiB  peer GiB  share of the matrix rate")
+    for row in compare(device, args.rounds, args.times, args.crops):
         print(
-            f"{row.work:<8} {row.engine:<8} {row.dtype:<8} {row.seconds:>8.3f} {row.peer_seconds:>7.3f} "
+            f"{row.work:<15} {row.engine:<8} {row.dtype:<8} {row.seconds:>8.3f} {row.peer_seconds:>7.3f} "
             f"{row.peer_seconds / row.seconds:>6.2f} {row.gib:>9.2f} {row.peer_gib:>9.2f} {row.share:>8.0%}",
             flush=True,
         )
@@ -247,6 +254,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")
     parser.add_argument("--times", type=count, default=5, help="runs in a turn")
+    parser.add_argument("--crops", type=count, default=1, help="crops in a batch")
     parser.add_argument("--weights", help="a trained checkpoint of the reference network, to compare masks")
     parser.add_argument("--scan", help="a NIfTI file to compare masks on")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "WORK", "DTYPE"), help=argparse.SUPPRESS)

@@ -287,6 +287,12 @@ def train_parser() -> Parser:
     run.add_argument("--val_every", type=count, default=100, help="epochs between validations; the last always is one")
     _add_inference_flags(parser)
 
+    cost = parser.add_argument_group("memory and time")
+    cost.add_argument(
+        "--activation_checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass instead of keeping them: less memory, longer steps",
+    )
     _add_machine_flags(parser)
     _add_several_machines_flags(parser)
     return parser
