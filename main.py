@@ -14,6 +14,7 @@ from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing, run_flags
 from utils.checkpoint import Description
+from utils.compilation import compile_blocks
 from utils.crops import Augmentation
 from utils.data_check import check_scans
 from utils.data_list import DataList, read_data_list
@@ -71,7 +72,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(network)
-    if args.activation_checkpointing:
+    if args.compile:
+        compile_blocks(network)
+    if args.activation_checkpointing:  # around what is compiled, which is then computed twice as well
         recompute_activations(network)
     precision = choose_precision(process.device, description.amp, settings.roi)
     scaler = precision.scaler()
@@ -85,7 +88,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
         steps_done=progress.epoch * steps + progress.unfinished.scans // scans_in_step,
     )  # fmt: skip
     loss_function = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
-    learner = Learner(network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision)
+    learner = Learner(
+        network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision, compiling=args.compile
+    )
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     validate = partial(
         score_scans,

@@ -61,13 +61,14 @@ class Plan:
         return self.save and (epoch % self.save_every == 0 or epoch == self.epochs)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Learner:
     """A network and what a training step does to it.
 
     Attributes:
         network: as it is validated and saved.
         wrapped: the same as it is trained, its gradients averaged over the processes.
+        compiling: whether the next step is the first of a network that is compiled in it.
     """
 
     network: nn.Module
@@ -77,6 +78,7 @@ class Learner:
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
     precision: Precision
+    compiling: bool = False
 
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """The loss of a batch.
@@ -217,6 +219,10 @@ def train_epoch(run: Run, progress: Progress) -> None:
         done.scans = min(scans[-1] + scans_in_batch, scans_in_epoch)
         done.losses.append(loss)
         done.seconds += now - start
+        if learner.compiling:
+            bar.clear()
+            process.say(f"the first step took {now - start:.1f} s, compilation included")
+            learner.compiling = False
         start = now
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
         process.stop.raise_if_asked(stop)

@@ -293,6 +293,9 @@ def train_parser() -> Parser:
         action="store_true",
         help="compute activations again in the backward pass instead of keeping them: less memory, longer steps",
     )
+    cost.add_argument(
+        "--compile", action="store_true", help="train with torch.compile: a long first step, then perhaps shorter ones"
+    )
     _add_machine_flags(parser)
     _add_several_machines_flags(parser)
     return parser
