@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":
-    gc.disable()  # until all is imported
-
 from utils import checkpoint
 from utils.args import parse_test
 from utils.checkpoint import Description
@@ -120,7 +117,5 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # what was imported stays; looking through it for garbage again and again takes a second, most of it at the end
-    gc.freeze()
-    gc.enable()
+    gc.freeze()  # what was imported stays; to look through it for garbage at the end takes more than half a second
     run()
