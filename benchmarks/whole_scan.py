@@ -323,7 +323,7 @@ def size(shape: Sequence[int]) -> str:
 def main(args: argparse.Namespace) -> None:
     """Print what both chains took, and what more the flags ask for."""
     if args.step:
-        STEPS[args.step[0]](*args.step[1:])
+        STEPS[args.step[0]](*args.step[1:], *args.flags)
         return
     weights = Path(args.weights).absolute() if args.weights else None
     shape: tuple[int, int, int] = tuple(args.shape or (LARGE if weights else WORST))  # type: ignore[assignment]

@@ -148,6 +148,14 @@ def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.Ca
     assert output.count("\n") == 1
 
 
+def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_test([]).infer_overlap == 0.5
+    assert parse_test(["--fast"]).infer_overlap == 0.25
+    with pytest.raises(SystemExit):
+        parse_test(["--fast", "--infer_overlap=0.7"])
+    assert "argument --infer_overlap: not allowed with argument --fast" in capsys.readouterr().err
+
+
 def test_the_readme_names_every_flag() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`--([A-Za-z_0-9-]+)", readme))
