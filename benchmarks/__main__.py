@@ -61,7 +61,7 @@ def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[s
     if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
         ways += [("--engine=openvino",), ("--engine=openvino", "--fast")]
     shape = whole_scan.LARGE
-    scans = whole_scan.compare(weights, shape, ways, rounds, batch_size=4, device=device.type)
+    scans = whole_scan.compare(weights, shape, ways, rounds, batch_size=1, device=device.type)
     for scan in scans:
         yield (
             f"| {whole_scan.size(shape)} voxels, file to mask{_by(*scan.flags)} | {scan.ours.seconds:.1f} s "
@@ -104,7 +104,10 @@ def main(args: argparse.Namespace) -> None:
     text = README.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(before)}.*?{re.escape(after)}", re.DOTALL)
     written = "\n".join([before, "", *lines, "", after])
-    README.write_text(pattern.sub(lambda _: written, text), encoding="utf-8")
+    text, places = pattern.subn(lambda _: written, text)
+    if places != 1:
+        raise SystemExit(f"error: {README}: has {places} places between '{before}' and '{after}', not one. Mend it.")
+    README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
