@@ -61,7 +61,7 @@ def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[s
     if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
         ways += [("--engine=openvino",), ("--engine=openvino", "--fast")]
     shape = whole_scan.LARGE
-    scans = whole_scan.compare(weights, shape, ways, rounds, batch_size=1, device=device.type)
+    scans = whole_scan.compare(weights, shape, ways, rounds, 1 if device.type == "cpu" else 4, device.type)
     for scan in scans:
         yield (
             f"| {whole_scan.size(shape)} voxels, file to mask{_by(*scan.flags)} | {scan.ours.seconds:.1f} s "

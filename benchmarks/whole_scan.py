@@ -2,8 +2,8 @@
 
 The peer is MONAI's UNETR in float32 with MONAI's transforms and sliding windows, put together as MONAI's bundle for
 BTCV does it: ``LoadImaged`` … ``sliding_window_inference``, softmax, ``Invertd`` on the probabilities of all classes,
-``SaveImaged``; on a GPU by float16 autocast. The bundle takes four windows at a time, which on the CPU that was measured
-is 6 % slower than the one that the peer takes here. Flags for ours come last, behind ``--``: ``-- --fast``.
+``SaveImaged``; on a GPU by float16 autocast. The bundle takes four windows at a time, which on the CPU that was
+measured is 6 % slower than the one that the peer takes here. Flags for ours come last, behind ``--``: ``-- --fast``.
 
 The scan is a phantom. Without ``--weights`` it is the worst of its size: tissue everywhere, so that nothing is cropped,
 and random weights, so that every class is everywhere.
