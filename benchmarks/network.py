@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ FORMATS = ("bfloat16", "float32")
 CPU = torch.device("cpu")
 
 
-def peers_network() -> nn.Module:
-    """MONAI's own, with the reference network's options."""
-    return nets.UNETR(1, 14, ROI, feature_size=16, norm_name="instance", proj_type="perceptron")
+def peers_network(options: Mapping[str, Any] | None = None) -> nn.Module:
+    """MONAI's own, with our ``options``, or the reference network's."""
+    theirs = dict(network_options(vars(parse_train([]))) if options is None else options)
+    return nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)
 
 
 def peers_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
@@ -195,7 +196,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
     """The shares of voxels on which the peer's mask in float32 and ours are equal: of all, and of the peer's organs.
 
     Args:
-        weights: a checkpoint of the reference network.
+        weights: a checkpoint of ``main.py``.
         scan: what all segment, on the network's grid.
 
     Returns:
@@ -207,7 +208,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
         raise SystemExit(f"error: {weights}: doesn't describe its network. Give a checkpoint of main.py.")
     ours = description.build()
     load_weights(ours, content["state_dict"], str(weights))
-    peer = peers_network()
+    peer = peers_network(description.options)
     peer.load_state_dict({**peer.state_dict(), **ours.state_dict()})
     ours = Process(CPU).place(ours)
     volume = read_scan(Scan(scan.name, (scan,), None), 1)
@@ -216,7 +217,9 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
     @torch.inference_mode()
     def mask(network: nn.Module, dtype: str) -> Tensor:
         with Precision(CPU, getattr(torch, dtype)).autocast():
-            logits = sliding_window_inference(image, ROI, 1, network.eval(), 0.5, mode="gaussian")
+            logits = sliding_window_inference(
+                image, description.preprocessing.roi, 1, network.eval(), 0.5, mode="gaussian"
+            )
         return torch.as_tensor(logits).argmax(1)
 
     peers = mask(peer, "float32")
@@ -255,7 +258,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")
     parser.add_argument("--times", type=count, default=5, help="runs in a turn")
     parser.add_argument("--crops", type=count, default=1, help="crops in a batch")
-    parser.add_argument("--weights", help="a trained checkpoint of the reference network, to compare masks")
+    parser.add_argument("--weights", help="a trained checkpoint, to compare masks")
     parser.add_argument("--scan", help="a NIfTI file to compare masks on")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "WORK", "DTYPE"), help=argparse.SUPPRESS)
     main(parser.parse_args())

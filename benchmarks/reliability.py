@@ -119,9 +119,18 @@ class Laboratory:
         return process.exitcode
 
     def disturb(self, name: str, number: int) -> int:
-        """Launch a run and send it a signal at a random moment; its exit status."""
+        """Launch a run and send it a signal at a random moment; its exit status.
+
+        Half of these moments lie in the start, and half after the first epoch, however long the start takes on a busy
+        machine.
+        """
+        said = len(self.log(name))
         process = self.launch(name)
-        time.sleep(self.random.uniform(0, 0.5 * self.seconds))  # its start takes about a quarter
+        if self.random.random() < 0.5:
+            deadline = time.monotonic() + TOO_LONG
+            while process.is_alive() and ": loss " not in self.log(name)[said:] and time.monotonic() < deadline:
+                time.sleep(0.01)
+        time.sleep(self.random.uniform(0, 0.25 * self.seconds))  # an undisturbed start takes about as long
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, number)

@@ -119,8 +119,8 @@ def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
 
     from benchmarks.network import peers_network
 
-    network = peers_network().to(device).eval()
     content = torch.load(weights, weights_only=True)
+    network = peers_network(content["network"]["options"]).to(device).eval()
     network.load_state_dict({**network.state_dict(), **content["state_dict"]})
     settings = content["preprocessing"]
     del content

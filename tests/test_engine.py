@@ -2,6 +2,7 @@
 
 import builtins
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import Run
+from tests.conftest import REPOSITORY, Run
 from tests.processes import start_group
 from tests.test_checkpoint import DESCRIPTION, OPTIONS
 from tests.test_segmentation import trained  # noqa: F401  (a fixture)
@@ -88,8 +89,28 @@ def test_bfloat16_is_close_to_float32_and_not_the_same() -> None:
     rounded = compile_network(network, description, Precision(CPU, torch.bfloat16), PROCESS)(volume)
     difference = (exact - rounded).square().mean().sqrt() / exact.square().mean().sqrt()
     assert difference < 0.05
-    if "BF16" in engine._openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in engine._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         assert difference > 1e-4
+
+
+SIGNAL_AFTER_TWO = """
+import signal
+from tests.test_engine import FLOAT32, PROCESS, member
+from utils.engine import compile_network
+
+networks = [compile_network(*member(seed), FLOAT32, PROCESS) for seed in range(2)]
+while networks:
+    del networks[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_is_handled_after_networks_are_let_go() -> None:
+    """With one ``openvino.Core`` for each of them it killed the process, whose stack for signals was gone."""
+    command = [sys.executable, "-c", SIGNAL_AFTER_TWO]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_an_ensemble_of_mirrored_passes_is_the_one_of_torch() -> None:

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +134,20 @@ def compile_network(
     Raises:
         UnfitError: if its logits aren't torch's.
     """
-    core = _openvino().Core()
-    core.set_property("CPU", _configuration(precision))
-    path = cache_folder() / f"{_key(network, description, precision, core)}{ENDING}"
+    path = cache_folder() / f"{_key(network, description, precision)}{ENDING}"
     compiled = None
     try:
         with _locked(path.parent):
-            kept = _read(path, core)
+            kept = _read(path, precision)
             if kept is not None:
                 return kept
-            compiled = _compile(network, description, precision, core)
+            compiled = _compile(network, description, precision)
             with replacing(path) as temporary:
                 temporary.write_bytes(compiled.compiled.export_model().getbuffer())
             _remove_oldest(path.parent)
     except OSError as error:
         process.say(f"note: what OpenVINO compiled can't be kept for the next launch ({error})")
-    return compiled or _compile(network, description, precision, core)
+    return compiled or _compile(network, description, precision)
 
 
 def cache_folder() -> Path:
@@ -189,6 +188,16 @@ def _openvino() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO's start, one for all networks and for good.
+
+    Each has a stack for signals of its own, and puts the one before back when it goes: where two are let go in the
+    order in which they came, that one is gone already, and the next signal kills the program.
+    """
+    return _openvino().Core()
+
+
 def _shared(array: np.ndarray) -> Any:
     """OpenVINO's view of an array, without a copy."""
     return _openvino().Tensor(array, shared_memory=True)
@@ -203,11 +212,11 @@ def _configuration(precision: Precision) -> dict[str, Any]:
     }
 
 
-def _key(network: nn.Module, description: Description, precision: Precision, core: Any) -> str:
+def _key(network: nn.Module, description: Description, precision: Precision) -> str:
     """What differs wherever a compiled network would differ: weights, code, packages, format and CPU."""
     code = [fingerprint(path) for path in sorted((Path(__file__).parent.parent / "networks").glob("*.py"))]
     versions = [importlib.metadata.version("openvino"), torch.__version__, monai.__version__]
-    cpu = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    cpu = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     about = [code, versions, cpu, str(precision), description.network, sorted(description.options.items())]
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in network.state_dict().items():
@@ -225,14 +234,14 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path, core: Any) -> CompiledNetwork | None:
+def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
     """The compiled network in a file, mapped into memory; None if there is none, or it is damaged."""
     if not path.exists():
         return None
     os.utime(path)  # the last to be removed
     try:
         memory = np.memmap(path, np.uint8, mode="c")
-        return CompiledNetwork(core.import_model(_shared(memory), "CPU"), memory)
+        return CompiledNetwork(_core().import_model(_shared(memory), "CPU", _configuration(precision)), memory)
     except (RuntimeError, ValueError):  # the latter of an empty file
         return None
 
@@ -242,7 +251,7 @@ def _remove_oldest(folder: Path) -> None:
         path.unlink()
 
 
-def _compile(network: nn.Module, description: Description, precision: Precision, core: Any) -> CompiledNetwork:
+def _compile(network: nn.Module, description: Description, precision: Precision) -> CompiledNetwork:
     """Compile a network, and compare its logits with those that it has in torch.
 
     Raises:
@@ -262,7 +271,7 @@ def _compile(network: nn.Module, description: Description, precision: Precision,
     decoder = TorchScriptPythonDecoder(traced)
     model = frontend.convert(frontend.load(decoder))
     model.reshape(openvino.PartialShape(list(window.shape)))
-    compiled = CompiledNetwork(core.compile_model(model, "CPU"))
+    compiled = CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
     difference = (compiled(window) - expected).square().mean().sqrt()
     size = expected.square().mean().sqrt()
     if not difference <= TOLERANCE[precision.dtype] * size:
