@@ -32,6 +32,7 @@ from utils.preprocessing import Preprocessing
 
 PROCESS = Process(torch.device("cpu"))
 FLOAT32 = Precision(PROCESS.device, torch.float32)
+BFLOAT16 = Precision(PROCESS.device, torch.bfloat16)  # which torch emulates on CPUs that don't multiply it
 MEAN_OF = 20  # steps
 
 
@@ -47,11 +48,10 @@ def crops(scans: list[Scan], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             yield batch["image"], batch["label"]
 
 
-def our_learner(precision: Precision | None = None) -> Learner:
+def our_learner(precision: Precision) -> Learner:
     """The reference network as ``main.py`` trains it, from the same weights each time."""
     torch.manual_seed(0)
-    learner = reference_learner(PROCESS)
-    return learner if precision is None else replace(learner, precision=precision)
+    return replace(reference_learner(PROCESS), precision=precision)
 
 
 def peers_learner() -> Learner:
@@ -86,9 +86,9 @@ def main(args: argparse.Namespace) -> None:
         scans = read_data_list(folder, None, 0).training
         learners = {
             "ours float32": (our_learner(FLOAT32), 0),
-            "ours bfloat16": (our_learner(), 0),
+            "ours bfloat16": (our_learner(BFLOAT16), 0),
             "peer float32": (peers_learner(), 0),
-            "ours bfloat16, other crops": (our_learner(), 1),
+            "ours bfloat16, other crops": (our_learner(BFLOAT16), 1),
         }
         curves = {
             name: curve(name, learner, crops(scans, seed), args.steps) for name, (learner, seed) in learners.items()

@@ -10,6 +10,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from utils.args import Parser, count
 from utils.checkpoint import read
 from utils.phantom import write_phantoms
 
-EPOCHS = 24
+EPOCHS = 12
 FLAGS = [
     *("--space_x=12", "--space_y=12", "--space_z=14", "--roi_x=16", "--roi_y=16", "--roi_z=16"),
     *("--hidden_size=12", "--mlp_dim=12", "--num_heads=2", "--feature_size=2", "--dropout_rate=0.1"),
@@ -46,9 +47,10 @@ FLAGS = [
 ]
 WORKERS_KILLED = 3  # in a run of two processes
 TOO_LONG = 120  # seconds for a run that takes a few
-# a server that has imported everything forks the runs, each of which would otherwise spend seconds on imports
+# a server that has imported everything forks the runs, each of which would otherwise spend seconds on imports; torch's
+# optimizers import its compiler
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["main"])
+CONTEXT.set_forkserver_preload(["main", "torch._dynamo"])
 
 
 @dataclass
@@ -200,9 +202,9 @@ class Laboratory:
 
     def two_processes(self, name: str) -> "subprocess.Popen[str]":
         """Launch the command of a run with two processes that torchrun restarts."""
-        # with steps that take much longer than what lies between epochs, for kills that are to be within them
-        long_steps = "--crops_per_scan=64"
-        argv = [*FLAGS, long_steps, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
+        # for kills that are to be within epochs: more of these, with long steps and nothing but a checkpoint in between
+        epochs = [f"--max_epochs={2 * EPOCHS}", f"--val_every={2 * EPOCHS}", "--save_every=1", "--crops_per_scan=32"]
+        argv = [*FLAGS, *epochs, f"--data_dir={self.data}", f"--logdir={name}", "--workers=0", "--distributed"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         restarts = f"--max-restarts={6 * WORKERS_KILLED}"  # kills that come while saving are made up for
         with open(self.folder / f"{name}.log", "w") as log:
@@ -221,11 +223,9 @@ class Laboratory:
             torchrun = self.two_processes(name)
             kills = 0
             while sum(self._within_epochs(name)) < min(WORKERS_KILLED, times - outcome.within_epochs):
-                self._kill_a_worker(torchrun, name)
+                if not self._kill_a_worker(torchrun, name):
+                    break
                 kills += 1
-                deadline = time.monotonic() + TOO_LONG
-                while len(self._within_epochs(name)) < kills and time.monotonic() < deadline:
-                    time.sleep(0.01)
             outcome.disturbances += kills
             status = torchrun.wait(TOO_LONG)
             text = self.log(name)
@@ -244,17 +244,30 @@ class Laboratory:
         lines = [line for line in self.log(name).splitlines() if "lost another process in " in line]
         return [" of epoch " in line for line in lines]
 
-    def _kill_a_worker(self, torchrun: "subprocess.Popen[str]", name: str) -> None:
-        """Kill one of torchrun's processes when it has trained for some epochs since the last one was killed."""
+    def _kill_a_worker(self, torchrun: "subprocess.Popen[str]", name: str) -> bool:
+        """Kill one of torchrun's processes in an epoch that others came before in this launch of it.
+
+        Returns:
+            Whether both were launched again; not if the run ended before, which it may do well.
+        """
         latest = self.run_folder(name) / "model_final.pt"
-        epochs, deadline = self.log(name).count(": loss "), time.monotonic() + TOO_LONG
-        while not (latest.exists() and self.log(name).count(": loss ") > epochs + 1):
-            if torchrun.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} ended, or trained no further:\n{self.log(name)}")
-            time.sleep(0.01)
-        time.sleep(self.random.uniform(0.1, 0.4))  # an epoch takes about as long
+
+        def until(happened: Callable[[], bool]) -> bool:
+            deadline = time.monotonic() + TOO_LONG
+            while not happened() and torchrun.poll() is None:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{name} trained no further:\n{self.log(name)}")
+                time.sleep(0.01)
+            return torchrun.poll() is None
+
+        epochs, launches = (self.log(name).count(said) for said in (": loss ", ": goes on from "))
+        if not until(lambda: latest.exists() and self.log(name).count(": loss ") > epochs):
+            return False
+        seconds = float(re.findall(r": loss .* ([\d.]+) s$", self.log(name), re.MULTILINE)[-1])
+        time.sleep(self.random.uniform(0.2, 0.8) * seconds)
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         os.kill(int(self.random.choice(children)), signal.SIGKILL)
+        return until(lambda: self.log(name).count(": goes on from ") > launches)
 
     def _look_at_checkpoint(self, name: str, saved_before: bool, outcome: Outcome, full: bool = False) -> None:
         latest = self.run_folder(name) / "model_final.pt"

@@ -16,7 +16,7 @@ import main as training_program
 from tests.conftest import load_test_program
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.processes"])
+CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo"])  # the latter by torch's optimizers
 TOO_LONG = 120  # seconds
 
 
