@@ -12,11 +12,7 @@ DEMO := demo
 demo: $(VENV)/installed
 	$(BIN)/python -m utils.phantom --output_dir $(DEMO)/phantoms --training 24 --validation 3 --test 6 \
 		--space_x 3.5 --space_y 3.5 --space_z 5
-	$(BIN)/python main.py --data_dir $(DEMO)/phantoms --logdir demo --overwrite --save_checkpoint \
-		--space_x 6 --space_y 6 --space_z 6 --roi_x 48 --roi_y 32 --roi_z 32 \
-		--feature_size 8 --hidden_size 192 --mlp_dim 384 --num_heads 6 --norm_name batch \
-		--crops_per_scan 2 --RandFlipd_prob 0 --RandRotate90d_prob 0 --optim_lr 1e-2 --warmup_epochs 1 \
-		--max_epochs 36 --val_every 12 --workers 2
+	$(BIN)/python main.py @recipes/demo.args --data_dir $(DEMO)/phantoms --logdir demo --overwrite --save_checkpoint
 	$(BIN)/python test.py --data_dir $(DEMO)/phantoms --split test \
 		--pretrained_dir runs/demo --pretrained_model_name model.pt
 	@echo "look at runs/demo/progress.png, runs/demo/validation.png and runs/demo/scores/report.html"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from utils.args import as_flags, network_options, parse_test, parse_train, preprocessing, recorded_flags
 
 # name, default in 2021, in main.py, in test.py; what a checkpoint knows has no default in test.py here
@@ -148,6 +149,65 @@ def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.Ca
     assert output.count("\n") == 1
 
 
+def test_a_file_of_flags_is_read_as_a_shell_would(tmp_path: Path) -> None:
+    recipe = tmp_path / "some.args"
+    recipe.write_text("# a comment\n\n--logdir 'two words'  # and another\n--optim_lr=3e-4 --noamp\n")
+    args = parse_train(["--optim_lr=1", f"@{recipe}", "--max_epochs=7"])
+    assert (args.logdir, args.optim_lr, args.noamp, args.max_epochs) == ("two words", 3e-4, True, 7)
+    assert parse_train([f"@{recipe}", "--optim_lr=1"]).optim_lr == 1  # what comes last counts
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("--logdir 'two words", "\"--logdir 'two words\" can't be read as flags (No closing quotation)"),
+        ("--nothing 3", "unrecognized arguments: --nothing 3"),
+        ("--feature_size 0", "argument --feature_size: must be at least 1, not 0"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_bad_file_of_flags_ends_with_one_line(
+    content: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "some.args").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        parse_train([f"@{tmp_path / 'some.args'}"])
+    output = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert words in output
+    assert output.count("\n") == 1
+
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.args"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_recipe_names_neither_data_nor_run(recipe: Path) -> None:
+    args, plain = parse_train([f"@{recipe}"]), parse_train([])
+    for name in ("data_dir", "json_list", "fold", "logdir", "save_checkpoint", "overwrite", "device", "seed"):
+        assert getattr(args, name) == getattr(plain, name)
+
+
+def test_btcv_2021_says_what_was_published_flag_by_flag() -> None:
+    """Also where a default says the same, so that the recipe holds whatever becomes of that."""
+    text = re.sub("#.*", "", (REPOSITORY / "recipes" / "btcv_2021.args").read_text(encoding="utf-8"))
+    said = dict(re.findall(r"--(\w+) (\S+)", text))
+    published = dict(line.split()[:2] for line in FLAGS_OF_2021.split("\n")[1:-1])
+    of_the_result = said.keys() & published.keys()
+    assert published.keys() - said.keys() == {
+        *("checkpoint", "logdir", "save_checkpoint", "data_dir", "fold", "workers", "use_normal_dataset"),
+        *("pretrained_dir", "pretrained_model_name", "resume_ckpt", "resume_jit", "saved_checkpoint"),
+        *("distributed", "world_size", "rank", "dist_url", "dist_backend", "noamp", "sw_batch_size"),
+        "momentum",  # of sgd
+    }
+    for name in of_the_result:
+        expected = published[name]
+        assert said[name] == expected or float(said[name]) == float(expected), name
+    assert said.keys() - of_the_result == {"intensity", "crops_per_scan"}  # constants of that repository's code
+    assert (said["intensity"], said["crops_per_scan"]) == ("ct", "4")
+
+
 def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_test([]).infer_overlap == 0.5
     assert parse_test(["--fast"]).infer_overlap == 0.25
@@ -157,7 +217,7 @@ def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_readme_names_every_flag() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"`--([A-Za-z_0-9-]+)", readme))
     flags = {name for name in {**vars(parse_train([])), **vars(parse_test([]))} if not name.startswith("dist_")}
     assert flags <= documented, f"not in the README: {sorted(flags - documented)}"

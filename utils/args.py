@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -26,10 +27,20 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and takes no shortened flags."""
+    """A parser that says what is wrong in one line, and takes no shortened flags.
+
+    ``@FILE`` stands for the flags in that file, on lines that are read as a shell would, ``#`` before comments.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, fromfile_prefix_chars="@", **options)
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """The flags and values on a line of ``@FILE``."""
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"{arg_line!r} can't be read as flags ({error})")
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone, once on a machine, and exit with status 2."""
