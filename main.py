@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from networks.recomputation import recompute_activations
-from optimizers import build_optimizer, build_scheduler
+from optimizers import averaged, build_optimizer, build_scheduler
 from trainer import Learner, Plan, Run, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing, run_flags
@@ -72,6 +72,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(network)
+    average = None if args.ema_decay is None else averaged(network, args.ema_decay)
     if args.compile:
         compile_blocks(network)
     if args.activation_checkpointing:  # around what is compiled, which is then computed twice as well
@@ -79,7 +80,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     precision = choose_precision(process.device, description.amp, settings.roi)
     scaler = precision.scaler()
     optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
-    start.restore(optimizer, scaler)
+    start.restore(network, average, optimizer, scaler)
     progress = start.progress
     steps = -(-len(train_loader) // args.accumulate)
     scans_in_step = args.batch_size * process.world_size * args.accumulate
@@ -89,8 +90,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     loss_function = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
     learner = Learner(
-        network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision, compiling=args.compile
-    )
+        network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision,
+        compiling=args.compile, clip_grad_norm=args.clip_grad_norm, average=average,
+    )  # fmt: skip
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     validate = partial(
         score_scans,

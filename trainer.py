@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
+from utils import checkpoint
 from utils.checkpoint import Progress
 from utils.distributed import Process
 from utils.errors import LostError, Stopped, TrainingError
@@ -66,9 +68,11 @@ class Learner:
     """A network and what a training step does to it.
 
     Attributes:
-        network: as it is validated and saved.
-        wrapped: the same as it is trained, its gradients averaged over the processes.
+        network: as its weights are trained.
+        wrapped: the same in a forward pass of training, its gradients averaged over the processes.
         compiling: whether the next step is the first of a network that is compiled in it.
+        clip_grad_norm: the longest gradient of all weights together; longer ones are shortened to it.
+        average: the running average of the weights, where there is one.
     """
 
     network: nn.Module
@@ -79,6 +83,13 @@ class Learner:
     scaler: torch.amp.GradScaler
     precision: Precision
     compiling: bool = False
+    clip_grad_norm: float | None = None
+    average: AveragedModel | None = None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network as it is validated and saved, with the average of its weights where there is one."""
+        return self.network if self.average is None else self.average.module
 
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
         """The loss of a batch.
@@ -99,11 +110,20 @@ class Learner:
     def update(self) -> float:
         """Take the step that the gradients show; its learning rate."""
         lr = float(self.scheduler.get_last_lr()[0])
+        if self.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         return lr
+
+    def state(self) -> dict[str, Any]:
+        """What the run needs to go on beside the network that is kept."""
+        return checkpoint.learner_state(self.network, self.average, self.optimizer, self.scaler)
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,7 @@ def run_training(run: Run, progress: Progress) -> None:
         with process.stop.deferred():
             if folder is not None and plan.save and not progress.at_start and not folder.latest.exists():
                 # of a run from elsewhere; without it a kill would lead back to before that run's first step
-                folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress)
+                folder.save_latest(learner.kept, learner.state(), progress)
             while progress.epoch < plan.epochs:
                 process.end_if_asked()
                 run_epoch(run, progress)
@@ -152,7 +172,7 @@ def run_training(run: Run, progress: Progress) -> None:
         progress.unfinished.losses = process.means(progress.unfinished.losses)
         if folder is not None and not plan.save:
             text += "nothing was kept, since --save_checkpoint is off"
-        elif folder is not None and folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress):
+        elif folder is not None and folder.save_latest(learner.kept, learner.state(), progress):
             text += f"{folder.latest} has it all: the same command with --resume, and without --overwrite, goes on"
         elif folder is not None:
             text += "that could not be saved, and --resume will go on from the checkpoint before"
@@ -173,8 +193,8 @@ def run_epoch(run: Run, progress: Progress) -> None:
 
     scores, example = None, None
     if plan.validates(epoch):
-        with process.ending_within(learner.network):
-            scores, example = run.validate(learner.network)
+        with process.ending_within(learner.kept):
+            scores, example = run.validate(learner.kept)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
     if scores is not None:
@@ -185,7 +205,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
-            folder.save_latest(learner.network, learner.optimizer, learner.scaler, progress)
+            folder.save_latest(learner.kept, learner.state(), progress)
 
 
 def train_epoch(run: Run, progress: Progress) -> None:
@@ -260,7 +280,7 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _keep_if_best(run: Run, progress: Progress, score: float) -> bool:
     """In the main process: whether the network is the best so far, and could be kept where the plan wants it."""
     assert run.folder is not None
-    return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.network, progress))
+    return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.kept, progress))
 
 
 def _last_good(run: Run) -> str:

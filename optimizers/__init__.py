@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers and learning-rate schedules by name, and averages of weights."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
 
@@ -42,3 +43,11 @@ def build_scheduler(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # LambdaLR wants it of one who goes on, and takes its first step at once
     return LambdaLR(optimizer, factor, last_epoch=steps_done - 1)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a network's weights and running statistics.
+
+    Its first update takes them as they are, each later one ``decay`` of the average and the rest of the weights.
+    """
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -37,6 +37,15 @@ def load_test_program() -> Run:
     return run
 
 
+# tests of a minute or more, which come first, so that no process is left alone with one at the end
+LONGEST = ("test_tutorials.py", "test_reliability.py", "test_two_machines.py", "test_compilation.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first; all else keeps its order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def run_main() -> Run:
     return training_program.run

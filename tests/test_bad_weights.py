@@ -39,9 +39,8 @@ def write_checkpoint(path: Path, *flags: str) -> None:
     network = description.build()
     optimizer = torch.optim.AdamW(network.parameters())
     scans = {part: [[part]] for part in ("training", "validation")}
-    state = checkpoint.resume_state(
-        optimizer, torch.amp.GradScaler("cpu", enabled=False), Progress(epoch=3), {"optim_name": "adamw"}, scans
-    )
+    learner = checkpoint.learner_state(network, None, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    state = checkpoint.resume_state(learner, Progress(epoch=3), {"optim_name": "adamw"}, scans)
     checkpoint.save(path, description, network, Progress(epoch=3, score=0.5), state)
 
 

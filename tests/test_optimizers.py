@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from optimizers import build_optimizer, build_scheduler
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
+from trainer import Learner
+from utils.precision import Precision
 
 
 def test_warm_up_rises_in_equal_steps_from_above_zero_to_one() -> None:
@@ -42,3 +45,19 @@ def test_every_optimizer_takes_a_step_downhill(name: str) -> None:
     (weight**2).sum().backward()
     optimizer.step()
     assert weight.item() < 1.0
+
+
+def test_a_gradient_that_is_too_long_is_shortened_and_another_is_left() -> None:
+    """The gradient (3, 4) has length 5."""
+    for longest, expected in ((1.0, [-0.6, -0.8]), (10.0, [-3.0, -4.0])):
+        network = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+        scheduler = build_scheduler("constant", optimizer, epochs=1, warmup_epochs=0, steps_per_epoch=1)
+        learner = Learner(
+            network, network, mse_loss, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False),
+            Precision(torch.device("cpu"), torch.float32), clip_grad_norm=longest,
+        )  # fmt: skip
+        network.weight.grad = torch.tensor([[3.0, 4.0]])
+        learner.update()
+        torch.testing.assert_close(network.weight.detach(), torch.tensor([expected]))

@@ -78,6 +78,44 @@ def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
     assert differences(whole, stopped) == []
 
 
+def test_a_run_with_an_average_and_short_gradients_goes_on_as_if_it_had_not_stopped(
+    run_main: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*FLAGS, "--ema_decay=0.7", "--clip_grad_norm=0.5", "--norm_name=batch", "--resume")
+    undisturbed = train(run_main, phantoms, "undisturbed", *flags)
+    InStep(monkeypatch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+    assert status_of(lambda: train(run_main, phantoms, "stopped", *flags)) == 143
+    assert differences(undisturbed, train(run_main, phantoms, "stopped", *flags)) == []
+
+
+def test_what_is_kept_is_the_average_and_what_goes_on_are_the_weights(
+    run_main: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average by hand, from the weights after each of the four steps of an epoch."""
+    seen: list[dict[str, torch.Tensor]] = []
+    original = trainer.Learner.update
+
+    def update(learner: trainer.Learner) -> float:
+        lr = original(learner)
+        seen.append({name: tensor.clone() for name, tensor in learner.network.state_dict().items()})
+        return lr
+
+    monkeypatch.setattr(trainer.Learner, "update", update)
+    flags = ("--max_epochs=1", "--ema_decay=0.75", "--optim_lr=1e-2", "--lrschedule=constant")
+    content = read(train(run_main, phantoms, "averaged", *flags) / "model_final.pt")
+    assert len(seen) == 4
+    assert equal(content["resume"]["trained"], seen[3])
+    for name, kept in content["state_dict"].items():
+        first, second, third, fourth = (step[name] for step in seen)
+        expected = 0.421875 * first + 0.140625 * second + 0.1875 * third + 0.25 * fourth  # 0.75³, 0.75²/4, 0.75/4, 1/4
+        torch.testing.assert_close(kept, expected, atol=1e-6, rtol=0)
+    assert not equal(content["state_dict"], seen[3])
+    assert equal(weights(Path("runs/averaged/model.pt")), content["state_dict"])
+    without = read(train(run_main, phantoms, "averaged", "--resume", "--max_epochs=2") / "model_final.pt")
+    assert "trained" not in without["resume"]
+    assert equal(without["state_dict"], seen[7])
+
+
 def test_a_signal_during_validation_leaves_the_epoch_to_be_validated(
     run_main: Run, phantoms: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,6 +156,14 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
     group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
     group.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
+    group.add_argument(
+        "--clip_grad_norm", type=positive, help="longest gradient of all weights together; longer ones are shortened"
+    )
+    group.add_argument(
+        "--ema_decay",
+        type=_number(float, 0, 1, above=True),
+        help="keep a running average of the weights: this share of it, such as 0.999, and the rest of each step",
+    )
     group.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
     group.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
     group.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan at each use")
@@ -396,7 +404,7 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
         faults.append("--out_channels must be at least 2: the background and one label")
     if {"hidden_size", "num_heads"} <= given.keys() and given["hidden_size"] % given["num_heads"]:
         faults.append(f"--num_heads {given['num_heads']} must divide --hidden_size {given['hidden_size']}")
-    for name in ("infer_overlap", "dropout_rate"):
+    for name in ("infer_overlap", "dropout_rate", "ema_decay"):
         if given.get(name) == 1:
             faults.append(f"--{name} must be below 1")
     return faults

@@ -8,12 +8,13 @@
 ``preprocessing``  the fields of :class:`utils.preprocessing.Preprocessing`
 ``labels``         names of the classes, the background first
 ``amp``            whether mixed precision was on
-``state_dict``     the weights, under the published names
+``state_dict``     the weights, under the published names; with --ema_decay their average
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None
 ``versions``       of torch, MONAI and this repository
 ``command``        the command line that made it
-``resume``         (latest only) optimizer, scaler, :class:`Progress`, flags and data list
+``resume``         (latest only) optimizer, scaler, :class:`Progress`, flags and data list;
+                   with --ema_decay also the weights that the average is of
 =================  =============================================================================
 
 Schedule and random numbers are functions of the step, so that ``resume`` needs neither.
@@ -40,6 +41,7 @@ import torch
 from numpy._core.multiarray import scalar as numpy_scalar
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 import utils
 from networks import build_network
@@ -347,7 +349,7 @@ class Start:
         progress: how far it has come.
         source: a text about where its weights are from.
         notes: what differs from the flags that it ran with so far.
-        state: of optimizer and loss scaler, where it goes on; :meth:`restore` gives it away.
+        state: from :func:`resume_state`, where it goes on; :meth:`restore` gives it away.
     """
 
     progress: Progress
@@ -355,10 +357,20 @@ class Start:
     notes: list[str] = field(default_factory=list)
     state: dict[str, Any] | None = None
 
-    def restore(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
-        """Put optimizer and loss scaler where the run that goes on had them; learning rate and such stay the flags'."""
+    def restore(
+        self, network: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Put all that learns where the run that goes on had it; learning rate and such stay the flags'.
+
+        Args:
+            network: with the weights that were saved, which are those of ``average`` if there was one.
+        """
         if self.state is None:
             return
+        if "trained" in self.state:
+            network.load_state_dict(self.state["trained"])
+            if average is not None:
+                average.n_averaged.fill_(self.state["averaged"])
         given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(self.state["optimizer"])
         for group, settings in zip(optimizer.param_groups, given, strict=True):
@@ -511,17 +523,23 @@ def _refuse_other_labels(path: Path, ours: tuple[str, ...], theirs: tuple[str, .
             )
 
 
+def learner_state(
+    network: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: torch.amp.GradScaler
+) -> dict[str, Any]:
+    """What :meth:`Start.restore` restores: of optimizer and loss scaler, and the weights where an average is saved."""
+    weights = {} if average is None else {"trained": network.state_dict(), "averaged": int(average.n_averaged)}
+    return {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **weights}
+
+
 def resume_state(
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
+    learner: Mapping[str, Any],
     progress: Progress,
     flags: Mapping[str, Any],
     scans: Mapping[str, list[list[str]]],
 ) -> dict[str, Any]:
-    """What continuing a run needs beside the weights."""
+    """What continuing a run needs beside the network that is kept, with what :func:`learner_state` gave."""
     return {
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
+        **learner,
         "progress": asdict(progress),
         "flags": dict(flags),
         "scans": dict(scans),

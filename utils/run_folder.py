@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from torch import nn
-from torch.optim import Optimizer
 
 from utils import checkpoint
 from utils.checkpoint import Description, Progress
@@ -114,9 +113,13 @@ class RunFolder:
         """Keep the weights in ``model.pt``; whether that succeeded."""
         return self._try(self.best, lambda: checkpoint.save(self.best, self.description, network, progress))
 
-    def save_latest(self, network: nn.Module, optimizer: Optimizer, scaler: Any, progress: Progress) -> bool:
-        """Keep all that continuing needs in ``model_final.pt``; whether that succeeded."""
-        state = checkpoint.resume_state(optimizer, scaler, progress, self.flags, self.scans)
+    def save_latest(self, network: nn.Module, learner: Mapping[str, Any], progress: Progress) -> bool:
+        """Keep all that continuing needs in ``model_final.pt``; whether that succeeded.
+
+        Args:
+            learner: from :func:`utils.checkpoint.learner_state`.
+        """
+        state = checkpoint.resume_state(learner, progress, self.flags, self.scans)
         before = self.path / BEFORE_LATEST
         return self._try(
             self.latest, lambda: checkpoint.save(self.latest, self.description, network, progress, state, before)
