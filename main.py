@@ -25,6 +25,7 @@ from utils.files import writable_folder
 from utils.inference import Predictor, score_scans
 from utils.launch import launch
 from utils.losses import dice_ce
+from utils.mirroring import PUBLISHED, mirrorings
 from utils.precision import choose_precision
 from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
 
@@ -64,6 +65,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         rotate90=args.RandRotate90d_prob,
         scale_intensity=args.RandScaleIntensityd_prob,
         shift_intensity=args.RandShiftIntensityd_prob,
+        mirroring=mirrorings(description.labels)[-1] if args.flips == "anatomical" else PUBLISHED,
     )
     train_loader = training_loader(
         data.training, settings, augmentation, caching, process,
@@ -102,7 +104,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in [*start.notes, *notes(args, data, progress.epoch, len(train_loader))]:
+    for note in [*start.notes, *notes(args, data, augmentation, progress.epoch, len(train_loader))]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
     record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
@@ -118,8 +120,11 @@ def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path 
     return [continued or folder / LATEST] if args.resume or args.checkpoint else []
 
 
-def notes(args: argparse.Namespace, data: DataList, epochs_done: int, batches: int) -> list[str]:
+def notes(
+    args: argparse.Namespace, data: DataList, augmentation: Augmentation, epochs_done: int, batches: int
+) -> list[str]:
     """What is allowed and may still surprise."""
+    fixed = [axis for number, axis in enumerate("xyz") if number not in augmentation.mirroring.axes]
     both = sum(scan in data.training for scan in data.validation)
     remarks = {
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
@@ -130,6 +135,15 @@ def notes(args: argparse.Namespace, data: DataList, epochs_done: int, batches: i
         ),
         "crops are not rotated, since --roi_x and --roi_y differ": (
             args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
+        ),
+        f"crops are not flipped along {' and '.join(fixed)}, which would mix labels up": (
+            bool(fixed) and args.RandFlipd_prob > 0
+        ),
+        "crops are not rotated, which would mix labels up": (
+            not augmentation.mirroring.allows_turns and args.RandRotate90d_prob > 0
+        ),
+        f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (
+            args.flips == "anatomical" and data.labels is None
         ),
         f"an epoch is one step, since it has fewer batches of each process ({batches}) than --accumulate": (
             args.accumulate > batches

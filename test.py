@@ -13,8 +13,9 @@ from utils.data_list import DataList, read_data_list, unlisted
 from utils.distributed import Process
 from utils.engine import place_networks
 from utils.errors import InputError, one_line_errors
-from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
+from utils.inference import Ensemble, Predictor
 from utils.launch import launch
+from utils.mirroring import Mirroring, mirrorings
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
 from utils.segmentation import Order, gather, segment_scans

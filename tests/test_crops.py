@@ -11,6 +11,7 @@ import torch
 from monai.transforms.utils import correct_crop_centers, map_binary_to_indices
 
 from utils.crops import Augmentation, RandomCrops
+from utils.mirroring import mirrorings
 
 PLAIN = Augmentation(0, 0, 0, 0)
 
@@ -112,6 +113,45 @@ def test_rotations_are_numpys_and_come_after_flips() -> None:
     flipped = np.flip(item["image"][0].numpy())
     for turns, image in zip(found, both["image"][:, 0].numpy(), strict=True):
         assert np.array_equal(np.rot90(flipped, turns), image)
+
+
+def variants(batch: dict[str, Any]) -> set[bytes]:
+    return {image.numpy().tobytes() for image in batch["image"]}
+
+
+def test_a_flip_along_x_swaps_left_and_right_where_flips_are_anatomical() -> None:
+    """So that the right kidney, here the lower half of x, is on the same side of every crop."""
+    item = scan((4, 4, 5), [])
+    item["label"][:, :2], item["label"][:, 2:] = 1, 2
+    item["label"][:, :, 0] = 3
+    item["label"][..., 0] = 0
+    labels = ("background", "right kidney", "left kidney", "liver")
+    chances = Augmentation(0.5, 1, 0, 0, mirrorings(labels)[-1])
+    anatomical = draw(RandomCrops((4, 4, 5), 200, chances, None), item)
+    kidneys = anatomical["label"] * (anatomical["label"] != 3)
+    assert set(kidneys[:, 0, :2].unique().tolist()) == {0, 1}
+    assert set(kidneys[:, 0, 2:].unique().tolist()) == {0, 2}
+    assert (anatomical["label"] == 3).flatten(1).sum(1).tolist() == [16] * 200
+    assert variants(anatomical) == variants(draw(RandomCrops((4, 4, 5), 200, Augmentation(0.5, 0, 0, 0), None), item))
+    published = draw(RandomCrops((4, 4, 5), 200, Augmentation(0.5, 0, 0, 0), None), item)
+    assert set(published["label"][:, 0, :2].unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_an_axis_that_mixes_labels_up_is_not_flipped_and_nothing_turned() -> None:
+    item = scan((4, 4, 5), [(1, 1, 1)])
+    chances = Augmentation(0.5, 1, 0, 0, mirrorings(("background", "anterior", "posterior"))[-1])
+    batch = draw(RandomCrops((4, 4, 5), 200, chances, None), item)
+    whole = item["image"].numpy()
+    assert variants(batch) == {np.flip(whole, axes).tobytes() for axes in ((), 1, 3, (1, 3))}
+
+
+def test_labels_without_sides_are_flipped_and_turned_as_ever() -> None:
+    item = scan((4, 4, 5), [(1, 1, 1)])
+    chances = Augmentation(0.5, 0.5, 0, 0, mirrorings(("background", "liver", "inferior vena cava"))[-1])
+    anatomical = draw(RandomCrops((4, 4, 5), 50, chances, None), item)
+    published = draw(RandomCrops((4, 4, 5), 50, Augmentation(0.5, 0.5, 0, 0), None), item)
+    for key in ("image", "label"):
+        assert torch.equal(anatomical[key], published[key])
 
 
 def test_intensities_are_scaled_by_at_most_a_tenth_and_labels_are_left() -> None:

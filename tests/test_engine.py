@@ -21,7 +21,8 @@ from utils import engine
 from utils.checkpoint import Description
 from utils.distributed import Process
 from utils.engine import CompiledNetwork, UnfitError, compile_network, place_networks
-from utils.inference import Ensemble, Predictor, mirrorings
+from utils.inference import Ensemble, Predictor
+from utils.mirroring import mirrorings
 from utils.precision import Precision
 
 CPU = torch.device("cpu")

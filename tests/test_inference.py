@@ -9,7 +9,8 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.inference import Ensemble, Mirroring, Predictor, mirrorings
+from utils.inference import Ensemble, Predictor
+from utils.mirroring import Mirroring, mirrorings
 from utils.phantom import LABELS
 from utils.precision import Precision
 

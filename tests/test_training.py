@@ -274,3 +274,22 @@ def test_two_channels_and_zscore(run_main: Run, run_test: Run, in_tmp: Path, ran
     assert dice > 0.8  # a bright box on a dark ground is easy
     run_test(["--data_dir=.", "--json_list=mr.json", "--pretrained_dir=runs/mr", "--pretrained_model_name=model.pt"])
     assert json.loads(Path("runs/mr/scores/scores.json").read_text())["mean"] == pytest.approx(dice, abs=1e-6)
+
+
+def test_anatomical_flips_tell_what_they_leave_out(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(run_main, phantoms, "anatomical", "--max_epochs=1", "--flips=anatomical")
+    screen = capsys.readouterr().out
+    assert "note: crops are not rotated, which would mix labels up" in screen
+    assert "crops are not flipped" not in screen
+    listed = json.loads((phantoms / "dataset_0.json").read_text())
+    labels = {**listed["labels"], "1": "upper spleen", "4": "lower spleen"}
+    nameless = {name: part for name, part in listed.items() if name != "labels"}
+    for name, content in (("z", {**listed, "labels": labels}), ("nameless", nameless)):
+        path = Path(f"{name}.json").resolve()
+        path.write_text(json.dumps(content))
+        train(run_main, phantoms, name, "--max_epochs=1", "--flips=anatomical", f"--json_list={path}")
+    screen = capsys.readouterr().out
+    assert screen.count("note: crops are not flipped along z, which would mix labels up") == 1
+    assert screen.count("names no labels, so that --flips anatomical can't tell left from right") == 1

@@ -15,6 +15,7 @@ from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
 
 ENGINES = ("torch", "openvino", "auto")
+FLIPS = ("published", "anatomical")
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
 
@@ -145,6 +146,17 @@ def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--RandShiftIntensityd_prob", type=probability, default=0.1, help="shift by -0.1 … 0.1")
 
 
+def _add_flips_flag(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("flips")
+    group.add_argument(
+        "--flips",
+        choices=FLIPS,
+        default="published",
+        help="published: along every axis, labels as they are; anatomical: left and right labels swap along x, and an "
+        "axis that mixes labels up, or a rotation, is left out",
+    )
+
+
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
@@ -268,6 +280,7 @@ def train_parser() -> Parser:
     data.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory")
     _add_preprocessing_flags(parser)
     _add_augmentation_flags(parser)
+    _add_flips_flag(parser)
 
     parser.add_argument_group("model").add_argument(
         "--model_name", choices=tuple(NETWORKS), default="unetr", help="which network"
@@ -442,7 +455,8 @@ def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, A
 
 def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
-    return (*_defaults(_add_augmentation_flags, _add_optimization_flags, _add_inference_flags), "noamp")
+    groups = (_add_augmentation_flags, _add_flips_flag, _add_optimization_flags, _add_inference_flags)
+    return (*_defaults(*groups), "noamp")
 
 
 def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,26 +12,33 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.mirroring import PUBLISHED, Mirroring
+
 KINDS = ("organ", "background")  # of voxels to centre on
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities of the random changes to a crop; the flip is drawn for each axis by itself."""
+    """Probabilities of the random changes to a crop; the flip is drawn for each axis by itself.
+
+    Attributes:
+        mirroring: the axes that may be flipped, and the labels that swap in a flip along x.
+    """
 
     flip: float = 0.2
     rotate90: float = 0.2
     scale_intensity: float = 0.1
     shift_intensity: float = 0.1
+    mirroring: Mirroring = PUBLISHED
 
 
 @dataclass(frozen=True)
 class RandomCrops:
     """Crops of a scan, centred with equal chance on an organ and on background, and changed at random.
 
-    A crop that would reach out of the scan is moved inside. It is flipped along x, y and z, rotated by 90, 180 or 270
-    degrees in the x-y plane (where ``roi`` is square there, since its shape would change), multiplied by 0.9 … 1.1, and
-    shifted by -0.1 … 0.1, each with its probability.
+    A crop that would reach out of the scan is moved inside. It is flipped along x, y and z, as far as the labels allow,
+    rotated by 90, 180 or 270 degrees in the x-y plane (where ``roi`` is square there, since its shape would change, and
+    no label has a side), multiplied by 0.9 … 1.1, and shifted by -0.1 … 0.1, each with its probability.
 
     Attributes:
         roi: size of a crop in voxels.
@@ -72,7 +79,7 @@ class RandomCrops:
             ``image`` (count, C, *roi), ``label`` (count, 1, *roi), and the scan's ``name`` for each crop.
         """
         chances = self.augmentation
-        in_plane = self.roi[0] == self.roi[1]
+        turnable = self.roi[0] == self.roi[1] and chances.mirroring.allows_turns
         crops = {
             key: torch.empty((self.count, len(scan[key]), *self.roi), dtype=scan[key].dtype)
             for key in ("image", "label")
@@ -81,14 +88,18 @@ class RandomCrops:
         # drawn whether they count or not, so that one probability has no say in the other changes
         for number, (box, draws) in enumerate(zip(boxes, random.random((self.count, 9)).tolist(), strict=True)):
             *flipped, turned, turn, scaled, scale, shifted, shift = draws
-            flips = [axis for axis, draw in enumerate(flipped, 1) if draw < chances.flip]
-            turns = 1 + int(3 * turn) if turned < chances.rotate90 and in_plane else 0
+            axes = [axis for axis in chances.mirroring.axes if flipped[axis] < chances.flip]
+            flips = [axis + 1 for axis in axes]
+            turns = 1 + int(3 * turn) if turned < chances.rotate90 and turnable else 0
             for key, batch in crops.items():
                 crop = scan[key][:, *box]
                 # torch copies here even where nothing is flipped or turned
                 crop = crop.flip(flips) if flips else crop
                 crop = crop.rot90(turns, (1, 2)) if turns else crop
                 batch[number] = crop
+            if 0 in axes and chances.mirroring.classes is not None:
+                label = crops["label"][number].numpy()
+                label[:] = np.array(chances.mirroring.classes, label.dtype)[label]
             image = crops["image"][number]
             if scaled < chances.scale_intensity:
                 image *= 0.9 + 0.2 * scale

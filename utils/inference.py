@@ -1,7 +1,6 @@
 """From a preprocessed scan to class probabilities and a mask, the same in training's validation and in testing."""
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -16,32 +15,14 @@ from torch.utils.data import DataLoader
 from utils.distributed import Process
 from utils.errors import InputError
 from utils.metrics import Scores, dice_per_label
+from utils.mirroring import Mirroring
 from utils.precision import Precision
 from utils.resampling import SLAB_VOXELS, AxisMap, interpolate
 
-SIDES = {"left": "right", "right": "left"}
-# labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
-OPPOSITES = {
-    1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
-    2: {"superior": "inferior", "upper": "lower", "cranial": "caudal"},
-}
 CERTAIN = 1e4  # a logit that leaves no probability to others that are 0
 PLANES = 4  # of all classes, which a CPU's cache holds
 
 Window = tuple[slice, slice, slice]
-
-
-@dataclass(frozen=True)
-class Mirroring:
-    """A pass over mirrored windows.
-
-    Attributes:
-        axes: which of x, y, z (0, 1, 2) are mirrored.
-        classes: for each class, the one that stands for it in the mirror.
-    """
-
-    axes: tuple[int, ...] = ()
-    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,35 +63,6 @@ class Ensemble:
         return tuple(
             Pass(network, precision, mirroring) for network, precision in self.members for mirroring in self.mirrorings
         )
-
-
-def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
-    """Every combination of axes that labels allow to mirror, none mirrored first.
-
-    Across x the labels of left and right organs swap; a side without its counterpart forbids it. Across y and z
-    labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
-    """
-    order = [_counterpart(label, labels, SIDES) for label in labels]
-    axes = [0] if None not in order else []
-    for axis, words in OPPOSITES.items():
-        both = {**words, **{other: word for word, other in words.items()}}
-        # a label that merely holds such a word, as the inferior vena cava, is its own counterpart
-        swaps = [_counterpart(label, labels, both) for label in labels]
-        if all(other is None or labels[other] == label for label, other in zip(labels, swaps, strict=True)):
-            axes.append(axis)
-    chosen = [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
-    return tuple(
-        Mirroring(combination, tuple(int(other) for other in order if other is not None) if 0 in combination else None)
-        for combination in chosen
-    )
-
-
-def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> int | None:
-    """The place of the label with the opposite word; its own where it has no such word; None where it has none."""
-    pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])", re.IGNORECASE)
-    other = pattern.sub(lambda match: words[match[0].lower()], label)
-    names = [name.lower() for name in labels]
-    return names.index(other.lower()) if other.lower() in names else None
 
 
 @dataclass

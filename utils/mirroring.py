@@ -1,0 +1,64 @@
+"""Mirrors, and which labels stand for which in them: a left kidney is a right one there."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SIDES = {"left": "right", "right": "left"}
+# labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
+OPPOSITES = {
+    1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
+    2: {"superior": "inferior", "upper": "lower", "cranial": "caudal"},
+}
+
+
+@dataclass(frozen=True)
+class Mirroring:
+    """A mirror that bodies and their labels look right in.
+
+    Attributes:
+        axes: which of x, y, z (0, 1, 2) are mirrored.
+        classes: for each class, the one that stands for it in the mirror; None where each stands for itself.
+    """
+
+    axes: tuple[int, ...] = ()
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def allows_turns(self) -> bool:
+        """Whether labels stay right where x and y change places: none has a side, and none a front or back."""
+        return {0, 1} <= set(self.axes) and (self.classes is None or list(self.classes) == sorted(self.classes))
+
+
+# as UNETR was trained in 2021, left and right mixed up
+PUBLISHED = Mirroring((0, 1, 2))
+
+
+def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
+    """Every combination of axes that labels allow to mirror, none mirrored first.
+
+    Across x the labels of left and right organs swap; a side without its counterpart forbids it. Across y and z
+    labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
+    """
+    order = [_counterpart(label, labels, SIDES) for label in labels]
+    axes = [0] if None not in order else []
+    for axis, words in OPPOSITES.items():
+        both = {**words, **{other: word for word, other in words.items()}}
+        # a label that merely holds such a word, as the inferior vena cava, is its own counterpart
+        swaps = [_counterpart(label, labels, both) for label in labels]
+        if all(other is None or labels[other] == label for label, other in zip(labels, swaps, strict=True)):
+            axes.append(axis)
+    chosen = [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
+    return tuple(
+        Mirroring(combination, tuple(int(other) for other in order if other is not None) if 0 in combination else None)
+        for combination in chosen
+    )
+
+
+def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> int | None:
+    """The place of the label with the opposite word; its own where it has no such word; None where it has none."""
+    pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])", re.IGNORECASE)
+    other = pattern.sub(lambda match: words[match[0].lower()], label)
+    names = [name.lower() for name in labels]
+    return names.index(other.lower()) if other.lower() in names else None
