@@ -42,7 +42,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":
         process.say(f"engine: {engine}")
-    mirrored = ["--tta helps networks that were trained with flips (--RandFlipd_prob), and harms others"] * args.tta
+    mirrored = ["--tta is for networks that were trained with --flips anatomical, and may harm others"] * args.tta
     for note in [*mirrored, *found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 

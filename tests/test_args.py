@@ -154,26 +154,33 @@ def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.Ca
 
 def test_a_file_of_flags_is_read_as_a_shell_would(tmp_path: Path) -> None:
     recipe = tmp_path / "some.args"
-    recipe.write_text("# a comment\n\n--logdir 'two words'  # and another\n--optim_lr=3e-4 --noamp\n")
+    recipe.write_text(
+        "# a comment, isn't it\n\n--logdir 'two words'  # and another\n--optim_lr=3e-4 --noamp --data_dir x#1\n"
+    )
     args = parse_train(["--optim_lr=1", f"@{recipe}", "--max_epochs=7"])
     assert (args.logdir, args.optim_lr, args.noamp, args.max_epochs) == ("two words", 3e-4, True, 7)
+    assert args.data_dir == "x#1"
     assert parse_train([f"@{recipe}", "--optim_lr=1"]).optim_lr == 1  # what comes last counts
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("--logdir 'two words", "\"--logdir 'two words\" can't be read as flags (No closing quotation)"),
+        (
+            "--noamp\n--logdir 'two words",
+            "some.args, line 2: can't be read as flags (No closing quotation). Give a text",
+        ),
+        (b"\xff\xfe\x00", "some.args: can't be read as flags ('utf-8' codec can't decode"),
         ("--nothing 3", "unrecognized arguments: --nothing 3"),
         ("--feature_size 0", "argument --feature_size: must be at least 1, not 0"),
-        (None, "No such file or directory"),
+        (None, "some.args: can't be read as flags (No such file or directory). Give a text file of flags, as recipes/"),
     ],
 )
 def test_a_bad_file_of_flags_ends_with_one_line(
-    content: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str | bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
-        (tmp_path / "some.args").write_text(content)
+        (tmp_path / "some.args").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as stop:
         parse_train([f"@{tmp_path / 'some.args'}"])
     output = capsys.readouterr().err
@@ -207,8 +214,12 @@ def test_btcv_2021_says_what_was_published_flag_by_flag() -> None:
     for name in of_the_result:
         expected = published[name]
         assert said[name] == expected or float(said[name]) == float(expected), name
-    assert said.keys() - of_the_result == {"intensity", "crops_per_scan"}  # constants of that repository's code
-    assert (said["intensity"], said["crops_per_scan"]) == ("ct", "4")
+    assert said.keys() - of_the_result == {
+        "intensity",
+        "crops_per_scan",
+        "flips",
+    }  # fixed in its code
+    assert (said["intensity"], said["crops_per_scan"], said["flips"]) == ("ct", "4", "published")
 
 
 def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,24 +25,39 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a flag's help where there is one to tell."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False or action.default == []
+        return action.help if hidden else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and takes no shortened flags.
-
-    ``@FILE`` stands for the flags in that file, on lines that are read as a shell would, ``#`` before comments.
-    """
+    """A parser that says what is wrong in one line, and takes no shortened flags."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, fromfile_prefix_chars="@", **options)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
 
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """The flags and values on a line of ``@FILE``."""
+    def with_files(self, argv: Sequence[str]) -> list[str]:
+        """A command line with the flags of a file in place of each ``@FILE``.
+
+        A line has as many as it likes, in quotes where a shell wants them, and ``#`` before a comment.
+        """
+        flags: list[str] = []
+        for argument in argv:
+            flags += self._of_file(argument[1:]) if argument.startswith("@") else [argument]
+        return flags
+
+    def _of_file(self, path: str) -> list[str]:
+        place = f"@{path}"
         try:
-            return shlex.split(arg_line, comments=True)
-        except ValueError as error:
-            self.error(f"{arg_line!r} can't be read as flags ({error})")
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().splitlines()
+            flags = []
+            for number, line in enumerate(lines, 1):
+                place = f"@{path}, line {number}"
+                flags += shlex.split(re.split(r"(?:^|\s)#", line)[0])
+        except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.error(f"{place}: can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them")
+        return flags
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone, once on a machine, and exit with status 2."""
@@ -185,7 +201,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
 def _add_inference_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
     group = parser.add_argument_group("sliding windows")
     overlap = group.add_mutually_exclusive_group()
-    overlap.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to 1")
+    overlap.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to below 1")
     if fast:
         overlap.add_argument(
             "--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
@@ -198,7 +214,7 @@ def _add_mirroring_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("mirroring").add_argument(
         "--tta",
         action="store_true",
-        help="also predict mirrored windows, and average (for networks trained with flips)",
+        help="also predict mirrored windows, and average (for networks trained with --flips anatomical)",
     )
 
 
@@ -364,7 +380,7 @@ def test_parser() -> Parser:
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
     parser = train_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
     faults = _faults(vars(args))
     starts = [f"--{name}" for name in ("resume_ckpt", "resume_jit", "checkpoint") if getattr(args, name)]
     if len(starts) > 1:
@@ -392,7 +408,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
     parser = test_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
     faults = _faults(vars(args))
     if args.input is not None and args.output_dir is None:
         faults.append("--input needs --output_dir, where the masks go")

@@ -279,7 +279,7 @@ def _require_file(path: Path) -> None:
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(
-            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint)."
+            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint of main.py)."
         )
 
 
