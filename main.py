@@ -45,6 +45,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         preprocessing=preprocessing(vars(args)),
         labels=data.label_names(args.out_channels),
         amp=not (args.noamp or args.resume_jit),
+        flips=args.flips if args.RandFlipd_prob > 0 else "none",
     )
     settings = description.preprocessing
     with blame_flags():

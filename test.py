@@ -15,7 +15,7 @@ from utils.engine import place_networks
 from utils.errors import InputError, one_line_errors
 from utils.inference import Ensemble, Predictor
 from utils.launch import launch
-from utils.mirroring import Mirroring, mirrorings
+from utils.mirroring import Mirroring, trained_mirrorings
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
 from utils.segmentation import Order, gather, segment_scans
@@ -30,20 +30,21 @@ def main(process: Process, args: argparse.Namespace) -> None:
     members, source = checkpoint.load_ensemble(args, weights, data)
     description = members[0][1]
     settings = description.preprocessing
+    mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)
     order = wanted(args, weights, description)
     process.main_first("claiming --output_dir", partial(claim_results, order))
     found = process.main_first("finding scans", partial(scans_to_segment, args, data, order))
 
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
-    ensemble = Ensemble(networks, mirrorings(description.labels) if args.tta else (Mirroring(),))
+    ensemble = Ensemble(networks, mirrored)
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":
         process.say(f"engine: {engine}")
-    mirrored = ["--tta is for networks that were trained with --flips anatomical, and may harm others"] * args.tta
-    for note in [*mirrored, *found.remarks, *found.faults.values()]:
+    untold = ["the weights don't say how crops were flipped in training; --tta takes the flips of 2021"]
+    for note in [*(untold if args.tta and description.flips is None else ()), *found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 
     outcome = segment_scans(

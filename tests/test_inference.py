@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.inference import Ensemble, Predictor
-from utils.mirroring import Mirroring, mirrorings
+from utils.mirroring import Mirroring, mirrorings, trained_mirrorings
 from utils.phantom import LABELS
 from utils.precision import Precision
 
@@ -84,6 +84,16 @@ def test_btcvs_kidneys_and_adrenal_glands_swap() -> None:
         ("right kidney", "left kidney"),
         ("right adrenal gland", "left adrenal gland"),
     }
+
+
+def test_a_network_is_mirrored_as_its_crops_were() -> None:
+    assert trained_mirrorings("anatomical", LABELS) == mirrorings(LABELS)
+    published = trained_mirrorings("published", LABELS)
+    assert [one.axes for one in published] == [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    assert {one.classes for one in published} == {None}
+    assert trained_mirrorings(None, LABELS) == published
+    with pytest.raises(InputError, match="crops were not flipped in training"):
+        trained_mirrorings("none", LABELS)
 
 
 @pytest.mark.parametrize(("shape", "count"), [((32, 32, 32), 1), ((10, 48, 33), 4), ((64, 40, 16), 6)])

@@ -184,8 +184,19 @@ def test_several_networks_and_mirrors(
     run_test([*flags, *names, "--saved_checkpoint=any", "--output_dir=several"])
     assert "s.ts (TorchScript), which computes in float32" in capsys.readouterr().out
     assert (voxels(Path("several/img0007.nii.gz")) == alone).mean() > 0.999
-    run_test([*flags, "--pretrained_model_name=fold0.pt", "--tta", "--output_dir=mirrored"])
+    content = torch.load("weights/fold0.pt", weights_only=True)
+    assert content["flips"] == "none"
+    torch.save({**content, "flips": "anatomical"}, "weights/sided.pt")
+    run_test([*flags, "--pretrained_model_name=sided.pt", "--tta", "--output_dir=mirrored"])
     assert not np.array_equal(voxels(Path("mirrored/img0007.nii.gz")), alone)
+    message = failure(lambda: run_test([*flags, "--pretrained_model_name=fold0.pt", "--tta", "--output_dir=o"]), capsys)
+    assert message == (
+        "error: --tta: crops were not flipped in training, and mirrored ones are strange to it. Leave it out.\n"
+    )
+    both = ["--pretrained_model_name", "fold0.pt", "sided.pt"]
+    message = failure(lambda: run_test([*flags, *both, "--tta", "--output_dir=o"]), capsys)
+    assert message.startswith("error: weights/sided.pt: --flips none contradicts its anatomical.")
+    assert not Path("o").exists()
     message = failure(lambda: run_test([*flags, "--pretrained_model_name=no*.pt", "--output_dir=o"]), capsys)
     assert message == "error: --pretrained_model_name no*.pt: no file in weights has such a name.\n"
 

@@ -283,6 +283,10 @@ def test_anatomical_flips_tell_what_they_leave_out(
     screen = capsys.readouterr().out
     assert "note: crops are not rotated, which would mix labels up" in screen
     assert "crops are not flipped" not in screen
+    assert torch.load("runs/anatomical/model.pt", weights_only=True)["flips"] == "anatomical"
+    train(run_main, phantoms, "plain", "--max_epochs=1", "--flips=anatomical", "--RandFlipd_prob=0")
+    assert torch.load("runs/plain/model.pt", weights_only=True)["flips"] == "none"
+    capsys.readouterr()
     listed = json.loads((phantoms / "dataset_0.json").read_text())
     labels = {**listed["labels"], "1": "upper spleen", "4": "lower spleen"}
     nameless = {name: part for name, part in listed.items() if name != "labels"}

@@ -214,7 +214,7 @@ def _add_mirroring_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("mirroring").add_argument(
         "--tta",
         action="store_true",
-        help="also predict mirrored windows, and average (for networks trained with --flips anatomical)",
+        help="also predict windows mirrored as crops were flipped in training, and average",
     )
 
 

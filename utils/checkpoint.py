@@ -8,6 +8,7 @@
 ``preprocessing``  the fields of :class:`utils.preprocessing.Preprocessing`
 ``labels``         names of the classes, the background first
 ``amp``            whether mixed precision was on
+``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``
 ``state_dict``     the weights, under the published names; with --ema_decay their average
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None
@@ -82,13 +83,18 @@ METADATA = "unetr.json"  # what describes the network in a file that another for
 
 @dataclass(frozen=True)
 class Description:
-    """All that inference needs to know of a network beside its weights."""
+    """All that inference needs to know of a network beside its weights.
+
+    Attributes:
+        flips: how crops were flipped in training, ``none`` or what ``--flips`` says; None where that isn't known.
+    """
 
     network: str
     options: dict[str, Any]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     amp: bool
+    flips: str | None = None
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -102,6 +108,7 @@ class Description:
             "preprocessing": asdict(self.preprocessing),
             "labels": list(self.labels),
             "amp": self.amp,
+            "flips": self.flips,
             "versions": {"torch": str(torch.__version__), "monai": str(monai.__version__), "unetr": utils.__version__},
             "command": shlex.join(sys.argv),
         }
@@ -334,6 +341,7 @@ def describe(content: Mapping[str, Any]) -> Description | None:
         preprocessing=Preprocessing(**_with_tuples(content["preprocessing"])),
         labels=tuple(content["labels"]),
         amp=content["amp"],
+        flips=content.get("flips"),
     )
 
 
@@ -583,6 +591,8 @@ def load_ensemble(
             first = members[0][1]
             given = {**as_flags({}, first.preprocessing), "labels": ", ".join(first.labels)}
             theirs = {**as_flags({}, description.preprocessing), "labels": ", ".join(description.labels)}
+            if args.tta:  # by which they are mirrored alike
+                given["flips"], theirs["flips"] = first.flips, description.flips
             refuse_contradictions(path, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
         members.append((network, description))
     return members, "\n".join(lines)

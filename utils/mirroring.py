@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from utils.errors import InputError
+
 SIDES = {"left": "right", "right": "left"}
 # labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
 OPPOSITES = {
@@ -31,8 +33,30 @@ class Mirroring:
         return {0, 1} <= set(self.axes) and (self.classes is None or list(self.classes) == sorted(self.classes))
 
 
-# as UNETR was trained in 2021, left and right mixed up
+# as UNETR was trained in 2021, labels as they are, whatever their side
 PUBLISHED = Mirroring((0, 1, 2))
+
+
+def trained_mirrorings(flips: str | None, labels: Sequence[str]) -> tuple[Mirroring, ...]:
+    """The mirrors that a network knows from its training, none first.
+
+    Args:
+        flips: of its :class:`utils.checkpoint.Description`; what isn't known is taken for the flips of 2021.
+
+    Raises:
+        InputError: if its crops were not flipped.
+    """
+    if flips == "none":
+        raise InputError(
+            "--tta: crops were not flipped in training, and mirrored ones are strange to it. Leave it out."
+        )
+    if flips == "anatomical":
+        return mirrorings(labels)
+    return tuple(Mirroring(axes) for axes in _combinations(PUBLISHED.axes))
+
+
+def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
@@ -49,10 +73,9 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
         swaps = [_counterpart(label, labels, both) for label in labels]
         if all(other is None or labels[other] == label for label, other in zip(labels, swaps, strict=True)):
             axes.append(axis)
-    chosen = [combination for count in range(len(axes) + 1) for combination in itertools.combinations(axes, count)]
     return tuple(
         Mirroring(combination, tuple(int(other) for other in order if other is not None) if 0 in combination else None)
-        for combination in chosen
+        for combination in _combinations(axes)
     )
 
 
