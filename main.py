@@ -25,7 +25,7 @@ from utils.files import writable_folder
 from utils.inference import Predictor, score_scans
 from utils.launch import launch
 from utils.losses import dice_ce
-from utils.mirroring import PUBLISHED, mirrorings
+from utils.mirroring import trained_mirrorings
 from utils.precision import choose_precision
 from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
 
@@ -66,7 +66,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         rotate90=args.RandRotate90d_prob,
         scale_intensity=args.RandScaleIntensityd_prob,
         shift_intensity=args.RandShiftIntensityd_prob,
-        mirroring=mirrorings(description.labels)[-1] if args.flips == "anatomical" else PUBLISHED,
+        mirroring=trained_mirrorings(args.flips, description.labels)[-1],  # along all axes that may be
     )
     train_loader = training_loader(
         data.training, settings, augmentation, caching, process,

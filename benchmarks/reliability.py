@@ -120,6 +120,15 @@ class Laboratory:
             raise RuntimeError(f"a launch did not end within {TOO_LONG} s")
         return process.exitcode
 
+    def wait_until(self, happened: Callable[[], bool], runs: Callable[[], bool], name: str) -> bool:
+        """Wait until something has happened or the run of that name has ended; whether it still runs."""
+        deadline = time.monotonic() + TOO_LONG
+        while not happened() and runs():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{name} trained no further:\n{self.log(name)}")
+            time.sleep(0.01)
+        return runs()
+
     def disturb(self, name: str, number: int) -> int:
         """Launch a run and send it a signal at a random moment; its exit status.
 
@@ -129,9 +138,7 @@ class Laboratory:
         said = len(self.log(name))
         process = self.launch(name)
         if self.random.random() < 0.5:
-            deadline = time.monotonic() + TOO_LONG
-            while process.is_alive() and ": loss " not in self.log(name)[said:] and time.monotonic() < deadline:
-                time.sleep(0.01)
+            self.wait_until(lambda: ": loss " in self.log(name)[said:], process.is_alive, name)
         time.sleep(self.random.uniform(0, 0.25 * self.seconds))  # an undisturbed start takes about as long
         if process.is_alive():
             assert process.pid is not None
@@ -252,22 +259,17 @@ class Laboratory:
         """
         latest = self.run_folder(name) / "model_final.pt"
 
-        def until(happened: Callable[[], bool]) -> bool:
-            deadline = time.monotonic() + TOO_LONG
-            while not happened() and torchrun.poll() is None:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"{name} trained no further:\n{self.log(name)}")
-                time.sleep(0.01)
+        def runs() -> bool:
             return torchrun.poll() is None
 
         epochs, launches = (self.log(name).count(said) for said in (": loss ", ": goes on from "))
-        if not until(lambda: latest.exists() and self.log(name).count(": loss ") > epochs):
+        if not self.wait_until(lambda: latest.exists() and self.log(name).count(": loss ") > epochs, runs, name):
             return False
         seconds = float(re.findall(r": loss .* ([\d.]+) s$", self.log(name), re.MULTILINE)[-1])
         time.sleep(self.random.uniform(0.2, 0.8) * seconds)
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         os.kill(int(self.random.choice(children)), signal.SIGKILL)
-        return until(lambda: self.log(name).count(": goes on from ") > launches)
+        return self.wait_until(lambda: self.log(name).count(": goes on from ") > launches, runs, name)
 
     def _look_at_checkpoint(self, name: str, saved_before: bool, outcome: Outcome, full: bool = False) -> None:
         latest = self.run_folder(name) / "model_final.pt"

@@ -192,8 +192,8 @@ def _openvino() -> Any:
 def _core() -> Any:
     """OpenVINO's start, one for all networks and for good.
 
-    Each has a stack for signals of its own, and puts the one before back when it goes: where two are let go in the
-    order in which they came, that one is gone already, and the next signal kills the program.
+    Each sets a stack for signals (``sigaltstack``), and puts the one before back when it goes: where two are let go in
+    the order in which they came, that one is gone already, and the next signal kills the program.
     """
     return _openvino().Core()
 
