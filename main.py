@@ -118,7 +118,8 @@ def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path 
     """The files that decide where a run begins, there or not."""
     if args.resume_ckpt or args.resume_jit:
         return [Path(args.pretrained_dir) / args.pretrained_model_name]
-    return [continued or folder / LATEST] if args.resume or args.checkpoint else []
+    files = [continued or folder / LATEST] if args.resume or args.checkpoint else []
+    return files if args.vit_weights is None or continued is not None else [*files, Path(args.vit_weights)]
 
 
 def notes(

@@ -137,6 +137,7 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--num_heads 5", "--num_heads 5 must divide --hidden_size 768"),
         ("--a_min 300", "--a_max 250 must be above --a_min 300"),
         ("--resume_ckpt --resume_jit", "--resume_ckpt and --resume_jit exclude each other"),
+        ("--vit_weights a --checkpoint b", "--vit_weights and --checkpoint exclude each other"),
         ("--out_channels 1", "--out_channels must be at least 2"),
         ("--no_such_flag", "unrecognized arguments: --no_such_flag"),
         ("--max_epoch 3", "unrecognized arguments: --max_epoch"),

@@ -310,6 +310,9 @@ def train_parser() -> Parser:
     start.add_argument(
         "--adapt_weights", action="store_true", help="fit them to other classes, another window or other channels"
     )
+    start.add_argument(
+        "--vit_weights", metavar="FILE", help="start the encoder from a ViT that was trained elsewhere, the rest anew"
+    )
     start.add_argument("--checkpoint", help="continue the run that saved this file (model_final.pt)")
     start.add_argument(
         "--resume",
@@ -382,7 +385,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = train_parser()
     args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
     faults = _faults(vars(args))
-    starts = [f"--{name}" for name in ("resume_ckpt", "resume_jit", "checkpoint") if getattr(args, name)]
+    ways = ("resume_ckpt", "resume_jit", "vit_weights", "checkpoint")
+    starts = [f"--{name}" for name in ways if getattr(args, name)]
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None

@@ -22,6 +22,7 @@ Schedule and random numbers are functions of the step, so that ``resume`` needs 
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import pickle
@@ -46,11 +47,13 @@ from torch.optim.swa_utils import AveragedModel
 
 import utils
 from networks import build_network
+from networks.unetr import UNETR
 from utils.args import as_flags, network_options, preprocessing, recorded_flags, training_flags
 from utils.data_list import DataList
 from utils.errors import DamagedError, InputError, blame_flags
 from utils.files import replacing
 from utils.preprocessing import Preprocessing
+from utils.vit_weights import load_vit_weights
 from utils.weights import load_weights, same_logits
 
 FORMAT = 2
@@ -222,21 +225,7 @@ def read(path: Path) -> dict[str, Any]:
         DamagedError: if there is no such file, or it is damaged, or it holds something else.
         InputError: if a newer version made it.
     """
-    _require_file(path)
-    try:
-        _require_whole(path)
-        with (
-            warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
-            torch.serialization.safe_globals(NUMPY_SCALARS),
-        ):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = _why_unreadable(path, error)
-        if "TorchScript" in str(error):
-            reason = "it is TorchScript. Give --resume_jit, or to test.py --saved_checkpoint=torchscript"
-        elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
-        raise DamagedError(f"{path}: can't be read as weights: {reason}.") from error
+    content = _load(path, if_torchscript="Give --resume_jit, or to test.py --saved_checkpoint=torchscript")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         if content.get("format", FORMAT) > FORMAT:
             raise InputError(f"{path}: was made by a newer version of this program. Update it.")
@@ -244,6 +233,57 @@ def read(path: Path) -> dict[str, Any]:
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {**_metadata(path), "state_dict": content}
     raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+
+
+def read_vit(path: Path) -> dict[str, Any]:
+    """The content of a file with the weights of a ViT, by whatever program. No code in the file is run.
+
+    Raises:
+        DamagedError: if there is no such file, or it is damaged, or it holds something else.
+        InputError: if it needs a package that is missing.
+    """
+    if path.suffix == ".safetensors":
+        return {"state_dict": _load_safetensors(path)}
+    content = _load(path, if_torchscript="Save its state_dict() alone")
+    if not isinstance(content, Mapping):
+        raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
+    return {**_metadata(path), **content}
+
+
+def _load(path: Path, if_torchscript: str) -> Any:
+    """What torch.save wrote.
+
+    Args:
+        if_torchscript: what to do where torch.jit.save wrote it.
+    """
+    _require_file(path)
+    try:
+        _require_whole(path)
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
+            torch.serialization.safe_globals([*NUMPY_SCALARS, argparse.Namespace]),  # flags, as MAE and DINO save them
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = _why_unreadable(path, error)
+        if "TorchScript" in str(error):
+            reason = f"it is TorchScript. {if_torchscript}"
+        elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
+        raise DamagedError(f"{path}: can't be read as weights: {reason}.") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    if importlib.util.find_spec("safetensors") is None:
+        raise InputError(f"{path}: to read it takes a package that is missing. Install it: pip install safetensors")
+    import safetensors.torch
+
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
+        raise DamagedError(f"{path}: can't be read as weights: {_why_unreadable(path, error)}.") from error
+    return tensors
 
 
 def add_metadata(path: Path, metadata: str) -> None:
@@ -286,7 +326,8 @@ def _require_file(path: Path) -> None:
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(
-            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint of main.py)."
+            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint or "
+            "--vit_weights of main.py)."
         )
 
 
@@ -392,7 +433,8 @@ def start(
 ) -> Start:
     """Give a network the weights that a run starts from.
 
-    They are random, or of a file (``--resume_ckpt``, ``--resume_jit``), or those of a run that goes on.
+    They are random, or of a file (``--resume_ckpt``, ``--resume_jit``, for the encoder ``--vit_weights``), or those of
+    a run that goes on.
 
     Args:
         path: the checkpoint of the run that goes on, or None for a new run.
@@ -415,7 +457,26 @@ def start(
                 "Give the flags that it was made with, --num_heads among them."
             )
         return Start(Progress(), source)
+    if args.vit_weights is not None:
+        return _start_encoder(Path(args.vit_weights), description, network)
     return Start(Progress(), "from random weights")
+
+
+def _start_encoder(path: Path, description: Description, network: nn.Module) -> Start:
+    """Start a new run with the encoder from a file's ViT."""
+    if not isinstance(network, UNETR):
+        raise InputError(f"--vit_weights is for --model_name unetr; {description.network} has no such ViT.")
+    content = read_vit(path)
+    recorded = describe(content) if "preprocessing" in content else None  # others may call something network
+    if recorded is not None:
+        given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads")}
+        refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
+    img_size = None if recorded is None else recorded.options["img_size"]
+    source, notes = load_vit_weights(network, content, str(path), img_size)
+    if recorded is None:
+        heads = description.options["num_heads"]
+        notes.append(f"{path} doesn't show its number of heads; --num_heads {heads} has to be what it was trained with")
+    return Start(Progress(), source, notes)
 
 
 def _transfer(
