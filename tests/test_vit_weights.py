@@ -272,6 +272,9 @@ def test_files_of_training_programs_are_read_without_running_code(tmp_path: Path
     load_vit_weights(expected, named_as_timm(vit_of(2)), "plain")
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
+    torch.save({"format": 99, "preprocessing": {}, "state_dict": {}}, path)
+    with pytest.raises(InputError, match="was made by a newer version of this program"):
+        checkpoint.read_vit(path)
     torch.save([1, 2], path)
     with pytest.raises(DamagedError, match="holds no weights: neither a checkpoint nor a state dict"):
         checkpoint.read_vit(path)

@@ -227,8 +227,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     content = _load(path, if_torchscript="Give --resume_jit, or to test.py --saved_checkpoint=torchscript")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        if content.get("format", FORMAT) > FORMAT:
-            raise InputError(f"{path}: was made by a newer version of this program. Update it.")
+        _refuse_newer(path, content)
         return dict(content)
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
         return {**_metadata(path), "state_dict": content}
@@ -247,7 +246,14 @@ def read_vit(path: Path) -> dict[str, Any]:
     content = _load(path, if_torchscript="Save its state_dict() alone")
     if not isinstance(content, Mapping):
         raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
+    if "preprocessing" in content:  # one of ours
+        _refuse_newer(path, content)
     return {**_metadata(path), **content}
+
+
+def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
+    if content.get("format", FORMAT) > FORMAT:
+        raise InputError(f"{path}: was made by a newer version of this program. Update it.")
 
 
 def _load(path: Path, if_torchscript: str) -> Any:
@@ -471,7 +477,7 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
     if recorded is not None:
         given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads")}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
-    img_size = None if recorded is None else recorded.options["img_size"]
+    img_size = None if recorded is None else recorded.options.get("img_size")
     source, notes = load_vit_weights(network, content, str(path), img_size)
     if recorded is None:
         heads = description.options["num_heads"]

@@ -132,9 +132,6 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
     tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
     if len(tensors) < len(inside):
         raise InputError(f"{source}: has a tensor of its ViT by two names. Save the state dict of one network alone.")
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise InputError(f"{source}: has numbers that aren't finite in {_listed(broken)}. Give another file.")
     encoder = _Encoder(f"with names of {style}" + (f" below {place}" if place else ""), tensors)
     others = [name for name in state if not name.startswith(prefix)]
     if others:
@@ -167,7 +164,7 @@ def _depth(names: Mapping[str, Tensor]) -> int:
 
 
 def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) -> None:
-    """Take out what ours has no place for; what is missing of the blocks or of another shape is an error."""
+    """Take out what ours has no place for; what is missing of the blocks, of another shape or not finite is an error."""
     tensors = encoder.tensors
     size = encoder.hidden_size
     absorbed = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
@@ -199,6 +196,9 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
         encoder.notes.append(f"not in {source}, and as in a new network: {_listed(missing)}")
     for name in unknown:
         del tensors[name]
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{source}: has numbers that aren't finite in {_listed(broken)}. Give another file.")
 
 
 def _listed(names: list[str]) -> str:
