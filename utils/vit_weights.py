@@ -164,7 +164,7 @@ def _depth(names: Mapping[str, Tensor]) -> int:
 
 
 def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) -> None:
-    """Take out what ours has no place for; what is missing of the blocks, of another shape or not finite is an error."""
+    """Take out what ours has no place for; of the rest all has to be there, in its shape and finite."""
     tensors = encoder.tensors
     size = encoder.hidden_size
     absorbed = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
