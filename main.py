@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from networks.recomputation import recompute_activations
-from optimizers import averaged, build_optimizer, build_scheduler
-from trainer import Learner, Plan, Run, run_training
+from optimizers import averaged, build_optimizer, build_scheduler, parameter_groups
+from trainer import Learner, Loss, Plan, Run, run_training
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing, run_flags
 from utils.checkpoint import Description
@@ -24,7 +24,7 @@ from utils.errors import blame_flags, one_line_errors
 from utils.files import writable_folder
 from utils.inference import Predictor, score_scans
 from utils.launch import launch
-from utils.losses import dice_ce
+from utils.losses import at_each_resolution, dice_ce
 from utils.mirroring import trained_mirrorings
 from utils.precision import choose_precision
 from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
@@ -82,7 +82,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
         recompute_activations(network)
     precision = choose_precision(process.device, description.amp, settings.roi)
     scaler = precision.scaler()
-    optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
+    groups = parameter_groups(network, args.vit_lr, args.vit_reg_weight)
+    optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
     start.restore(network, average, optimizer, scaler)
     progress = start.progress
     steps = -(-len(train_loader) // args.accumulate)
@@ -91,7 +92,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
         steps_done=progress.epoch * steps + progress.unfinished.scans // scans_in_step,
     )  # fmt: skip
-    loss_function = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
+    loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
+    if args.deep_supervision:
+        loss_function = at_each_resolution(loss_function)
     learner = Learner(
         network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision,
         compiling=args.compile, clip_grad_norm=args.clip_grad_norm, average=average,

@@ -30,7 +30,7 @@ from utils.run_folder import RunFolder
 from utils.score_tables import organ_table, score_record
 
 Batch = dict[str, Any]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]  # of logits, or a list of them, and the label
 Validate = Callable[[nn.Module], tuple[Scores, Example | None]]
 
 
@@ -99,7 +99,7 @@ class Learner:
             label: (B, 1, D, H, W).
         """
         with self.precision.autocast():
-            logits = self.wrapped(image)  # (B, classes, D, H, W)
+            logits = self.wrapped(image)  # (B, classes, D, H, W), or a list with deep supervision
             return self.loss_function(logits, label)
 
     def add_gradients(self, loss: Tensor, parts: int) -> float:
@@ -109,7 +109,7 @@ class Learner:
 
     def update(self) -> float:
         """Take the step that the gradients show; its learning rate."""
-        lr = float(self.scheduler.get_last_lr()[0])
+        lr = float(self.scheduler.get_last_lr()[-1])  # not that of a ViT, which comes first
         if self.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)

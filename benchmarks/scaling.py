@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from networks import build_network
-from optimizers import build_optimizer, build_scheduler
+from optimizers import build_optimizer, build_scheduler, parameter_groups
 from trainer import Learner
 from utils.allocator import keep_freed_memory
 from utils.args import Parser, count, network_options, parse_train
@@ -107,7 +107,8 @@ def reference_learner(process: Process) -> Learner:
     options = network_options(vars(args))
     network = process.place(build_network(args.model_name, **options))
     precision = choose_precision(process.device, True, options["img_size"])
-    optimizer = build_optimizer(args.optim_name, network.parameters(), args.optim_lr, args.reg_weight, args.momentum)
+    groups = parameter_groups(network, args.vit_lr, args.vit_reg_weight)
+    optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
     return Learner(
         network, process.wrap(network), partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr), optimizer,
         build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1, steps_done=0),

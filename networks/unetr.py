@@ -9,9 +9,12 @@ from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
 from networks.layout import in_layout_of, with_dense_gradient
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
-PATCH_SIZE = 16
+PATCH_SIZE = 16  # of the published network
 NUM_LAYERS = 12
-SKIP_LAYERS = (3, 6, 9)  # the published weights read these blocks, counted from 0, before the final norm
+# blocks that skip paths read before the final norm, counted from 0, by patch size: those of the published weights, and
+# after each third where patches of 8 voxels leave the decoder one stage less
+SKIP_LAYERS = {16: (3, 6, 9), 8: (3, 7)}
+PATCH_SIZES = tuple(SKIP_LAYERS)
 NORMS = {"instance": LAYOUT_KEEPING_INSTANCE, "batch": "batch"}  # by our names, MONAI's
 
 
@@ -31,6 +34,10 @@ class UNETR(nn.Module):
         conv_block: whether the skip paths convolve after each upsampling.
         res_block: whether the convolution blocks have a residual connection.
         dropout_rate: dropout in the transformer, 0 to 1.
+        patch_size: edge of a patch in voxels; 8 shows the transformer small structures, with eight times the tokens.
+        drop_path_rate: share of samples for which a residual branch of the last transformer block is left out in
+            training; it rises to that from 0 in the first.
+        deep_supervision: whether the network in training gives logits at each resolution of its decoder.
 
     Raises:
         ValueError: if an argument can't make a network; the message names it and says what would do.
@@ -50,6 +57,9 @@ class UNETR(nn.Module):
         conv_block: bool = True,
         res_block: bool = True,
         dropout_rate: float = 0.0,
+        patch_size: int = PATCH_SIZE,
+        drop_path_rate: float = 0.0,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         size = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
@@ -66,21 +76,25 @@ class UNETR(nn.Module):
             pos_embed=pos_embed,
             norm_name=norm_name,
             dropout_rate=dropout_rate,
+            patch_size=patch_size,
+            drop_path_rate=drop_path_rate,
         )
         self.img_size = size
-        self.grid = tuple(voxels // PATCH_SIZE for voxels in size)
-        self.skip_layers = SKIP_LAYERS  # torch.jit.script reads attributes, not constants of the module
+        self.patch_size = patch_size
+        self.grid = tuple(voxels // patch_size for voxels in size)
+        self.skip_layers = SKIP_LAYERS[patch_size]  # torch.jit.script reads attributes, not constants of the module
 
         self.vit = ViT(
             in_channels=in_channels,
             img_size=size,
-            patch_size=PATCH_SIZE,
+            patch_size=patch_size,
             hidden_size=hidden_size,
             mlp_dim=mlp_dim,
             num_layers=NUM_LAYERS,
             num_heads=num_heads,
             pos_embed=pos_embed,
             dropout_rate=dropout_rate,
+            drop_path_rate=drop_path_rate,
         )
 
         def skip_path(channels: int, doublings: int) -> UnetrPrUpBlock:
@@ -117,48 +131,79 @@ class UNETR(nn.Module):
             norm_name=NORMS[norm_name],
             res_block=res_block,
         )
-        self.encoder2 = skip_path(feature_size * 2, doublings=2)
-        self.encoder3 = skip_path(feature_size * 4, doublings=1)
-        self.encoder4 = skip_path(feature_size * 8, doublings=0)
-        self.decoder5 = up_path(hidden_size, feature_size * 8)
-        self.decoder4 = up_path(feature_size * 8, feature_size * 4)
+        halvings = patch_size.bit_length() - 1  # from full resolution to that of the patches
+        self.encoder2 = skip_path(feature_size * 2, doublings=halvings - 2)
+        self.encoder3 = skip_path(feature_size * 4, doublings=halvings - 3)
+        self.encoder4 = skip_path(feature_size * 8, doublings=0) if halvings == 4 else None
+        self.decoder5 = up_path(hidden_size, feature_size * 8) if halvings == 4 else None
+        self.decoder4 = up_path(feature_size * 8 if halvings == 4 else hidden_size, feature_size * 4)
         self.decoder3 = up_path(feature_size * 4, feature_size * 2)
         self.decoder2 = up_path(feature_size * 2, feature_size)
-        self.out = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=out_channels)
+
+        def output(channels: int) -> UnetOutBlock:
+            return UnetOutBlock(spatial_dims=3, in_channels=channels, out_channels=out_channels)
+
+        self.out = output(feature_size)
+        self.coarse_outs = None
+        if deep_supervision:  # of decoder3, decoder4 and decoder5
+            self.coarse_outs = nn.ModuleList(output(feature_size * 2**level) for level in range(1, halvings))
 
     def _volume(self, tokens: Tensor) -> Tensor:
-        """Put the tokens back where their patches were: (B, N, E) -> (B, E, D / 16, H / 16, W / 16)."""
+        """Put the tokens back where their patches were: (B, N, E) -> (B, E, D / P, H / P, W / P), patches of size P."""
         depth, height, width = self.grid
         return tokens.transpose(1, 2).unflatten(2, (depth, height, width)).contiguous()
 
-    def forward(self, volume: Tensor) -> Tensor:
-        """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size)."""
+    def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
+        """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size).
+
+        In training with ``deep_supervision``: a list of these, and of those of each coarser resolution.
+        """
         tokens, hidden_states = self.vit(volume)
-        shallow, middle, deep = self.skip_layers
-        skip2 = self.encoder2(self._volume(hidden_states[shallow]))  # (B, 2F, D / 2, H / 2, W / 2)
-        skip3 = self.encoder3(self._volume(hidden_states[middle]))  # (B, 4F, D / 4, H / 4, W / 4)
-        skip4 = self.encoder4(self._volume(hidden_states[deep]))  # (B, 8F, D / 8, H / 8, W / 8)
-        x = self.decoder5(self._volume(tokens), with_dense_gradient(skip4))  # (B, 8F, D / 8, H / 8, W / 8)
+        skip2 = self.encoder2(self._volume(hidden_states[self.skip_layers[0]]))  # (B, 2F, D / 2, H / 2, W / 2)
+        skip3 = self.encoder3(self._volume(hidden_states[self.skip_layers[1]]))  # (B, 4F, D / 4, H / 4, W / 4)
+        x = self._volume(tokens)
+        stages: list[Tensor] = []
+        if self.encoder4 is not None and self.decoder5 is not None:
+            skip4 = self.encoder4(self._volume(hidden_states[self.skip_layers[2]]))  # (B, 8F, D / 8, H / 8, W / 8)
+            x = self.decoder5(x, with_dense_gradient(skip4))  # (B, 8F, D / 8, H / 8, W / 8)
+            stages.append(x)
         x = self.decoder4(x, with_dense_gradient(skip3))  # (B, 4F, D / 4, H / 4, W / 4)
+        stages.append(x)
         x = self.decoder3(x, with_dense_gradient(skip2))  # (B, 2F, D / 2, H / 2, W / 2)
+        stages.append(x)
         skip1 = self.encoder1(in_layout_of(x, volume))  # (B, F, D, H, W)
         x = self.decoder2(x, with_dense_gradient(skip1))  # (B, F, D, H, W)
-        return self.out(x)
+        logits = self.out(x)
+        if self.coarse_outs is not None and self.training:
+            outputs: list[Tensor] = [logits]
+            for level, out in enumerate(self.coarse_outs):
+                outputs.append(out(stages[-1 - level]))
+            return outputs
+        return logits
 
 
 def _check_arguments(
-    sizes: dict[str, int], img_size: tuple[int, ...], pos_embed: str, norm_name: str, dropout_rate: float
+    sizes: dict[str, int],
+    img_size: tuple[int, ...],
+    pos_embed: str,
+    norm_name: str,
+    dropout_rate: float,
+    patch_size: int,
+    drop_path_rate: float,
 ) -> None:
     faults = [f"{name} must be at least 1, not {value}" for name, value in sizes.items() if value < 1]
-    if len(img_size) != 3 or any(voxels < PATCH_SIZE or voxels % PATCH_SIZE for voxels in img_size):
-        faults.append(f"img_size must be three multiples of {PATCH_SIZE}, not {' × '.join(map(str, img_size))}")
+    if patch_size not in PATCH_SIZES:
+        faults.append(f"patch_size must be one of {', '.join(map(str, PATCH_SIZES))}, not {patch_size}")
+    elif len(img_size) != 3 or any(voxels < patch_size or voxels % patch_size for voxels in img_size):
+        faults.append(f"img_size must be three multiples of {patch_size}, not {' × '.join(map(str, img_size))}")
     if sizes["num_heads"] >= 1 and sizes["hidden_size"] % sizes["num_heads"]:
         faults.append(f"num_heads {sizes['num_heads']} must divide hidden_size {sizes['hidden_size']}")
     if pos_embed not in POSITION_EMBEDDINGS:
         faults.append(f"pos_embed must be one of {', '.join(POSITION_EMBEDDINGS)}, not {pos_embed!r}")
     if norm_name not in NORMS:
         faults.append(f"norm_name must be one of {', '.join(NORMS)}, not {norm_name!r}")
-    if not 0 <= dropout_rate < 1:
-        faults.append(f"dropout_rate must be at least 0 and below 1, not {dropout_rate}")
+    for name, rate in (("dropout_rate", dropout_rate), ("drop_path_rate", drop_path_rate)):
+        if not 0 <= rate < 1:
+            faults.append(f"{name} must be at least 0 and below 1, not {rate}")
     if faults:
         raise ValueError("; ".join(faults))

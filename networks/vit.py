@@ -120,20 +120,40 @@ class MLP(nn.Module):
         return self.dropout(self.linear2(hidden))
 
 
+class DropPath(nn.Module):
+    """Leaves a residual branch out for whole samples in training (Huang et al. 2016, stochastic depth).
+
+    Branches that stay are scaled by 1 / (1 - rate), so that their mean is as without.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        if self.rate == 0 or not self.training:
+            return branch
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.rate)
+
+
 class TransformerBlock(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
 
-    def __init__(self, hidden_size: int, mlp_dim: int, num_heads: int, dropout_rate: float) -> None:
+    def __init__(
+        self, hidden_size: int, mlp_dim: int, num_heads: int, dropout_rate: float, drop_path_rate: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size)
         self.attn = SelfAttention(hidden_size, num_heads, dropout_rate)
         self.norm2 = nn.LayerNorm(hidden_size)
         self.mlp = MLP(hidden_size, mlp_dim, dropout_rate)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class ViT(nn.Module):
@@ -153,11 +173,13 @@ class ViT(nn.Module):
         num_heads: int,
         pos_embed: str,
         dropout_rate: float,
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(in_channels, img_size, patch_size, hidden_size, pos_embed, dropout_rate)
         self.blocks = nn.ModuleList(
-            TransformerBlock(hidden_size, mlp_dim, num_heads, dropout_rate) for _ in range(num_layers)
+            TransformerBlock(hidden_size, mlp_dim, num_heads, dropout_rate, drop_path_rate * depth / (num_layers - 1))
+            for depth in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
 

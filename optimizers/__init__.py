@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules by name, and averages of weights."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,14 +19,32 @@ SCHEDULES: Mapping[str, Callable[..., float]] = {
 }
 
 
+def parameter_groups(network: nn.Module, vit_lr: float | None, vit_weight_decay: float | None) -> list[dict[str, Any]]:
+    """The network's parameters for :func:`build_optimizer`: those of its ViT, if it has one, and the others.
+
+    Args:
+        vit_lr: highest learning rate of the ViT; None for that of the others.
+        vit_weight_decay: weight decay of the ViT; None for that of the others.
+    """
+    of_vit = [parameter for name, parameter in network.named_parameters() if name.startswith("vit.")]
+    others = [parameter for name, parameter in network.named_parameters() if not name.startswith("vit.")]
+    own = {"lr": vit_lr, "weight_decay": vit_weight_decay}
+    settings = {name: value for name, value in own.items() if value is not None}
+    return [*([{"params": of_vit, **settings}] if of_vit else []), {"params": others}]
+
+
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float
+    name: str, groups: list[dict[str, Any]], lr: float, weight_decay: float, momentum: float
 ) -> Optimizer:
-    """Build an optimizer of :data:`OPTIMIZERS`; ``momentum`` is used by ``sgd`` alone, with Nesterov's form."""
+    """Build an optimizer of :data:`OPTIMIZERS`; ``momentum`` is used by ``sgd`` alone, with Nesterov's form.
+
+    Args:
+        groups: of :func:`parameter_groups`, which may have a learning rate and a weight decay of their own.
+    """
     options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "sgd":
         options |= {"momentum": momentum, "nesterov": momentum > 0}
-    return OPTIMIZERS[name](parameters, **options)
+    return OPTIMIZERS[name](groups, **options)
 
 
 def build_scheduler(

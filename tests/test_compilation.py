@@ -45,7 +45,7 @@ def step(network: nn.Module, shape: tuple[int, ...]) -> tuple[torch.Tensor, dict
 
 def test_code_that_torch_generates_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    network = nn.Sequential(TransformerBlock(8, 8, 2, 0.0), TransformerBlock(8, 8, 2, 0.0))
+    network = nn.Sequential(TransformerBlock(8, 8, 2, 0.0, 0.0), TransformerBlock(8, 8, 2, 0.0, 0.0))
     plain = step(network, (2, 5, 8))
     names = list(network.state_dict())
     compile_blocks(network)

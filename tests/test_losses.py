@@ -8,7 +8,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 
 from utils import losses
-from utils.losses import dice_ce
+from utils.losses import at_each_resolution, dice_ce
 
 SHAPE = (2, 5, 6, 7, 8)
 
@@ -54,3 +54,20 @@ def test_two_even_voxels_of_two_classes() -> None:
     logits = torch.zeros(1, 2, 2, 1, 1)
     label = torch.tensor([0, 1]).reshape(1, 1, 2, 1, 1)
     assert dice_ce(logits, label, 0.0, 0.0).item() == pytest.approx(1 / 3 + math.log(2))
+
+
+def test_each_resolution_counts_half_as_much_as_the_one_before() -> None:
+    values = {4: 7.0, 2: 4.0, 1: 14.0}  # by edge, what the loss is said to be there
+    labels: list[Tensor] = []
+
+    def loss(logits: Tensor, label: Tensor) -> Tensor:
+        labels.append(label)
+        return torch.tensor(values[logits.shape[-1]])
+
+    label = torch.arange(64, dtype=torch.uint8).view(1, 1, 4, 4, 4)
+    logits = [torch.zeros(1, 2, *(edge,) * 3) for edge in values]
+    assert at_each_resolution(loss)(logits, label).item() == pytest.approx((7 + 4 / 2 + 14 / 4) / 1.75)
+    assert torch.equal(labels[0], label)
+    # voxels 1 and 3 of each axis are nearest to the middles of two, and voxel 2 to that of four
+    assert torch.equal(labels[1], label[..., 1::2, 1::2, 1::2])
+    assert torch.equal(labels[2], label[..., 2:3, 2:3, 2:3])

@@ -78,11 +78,16 @@ def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
     assert differences(whole, stopped) == []
 
 
-def test_a_run_with_an_average_and_short_gradients_goes_on_as_if_it_had_not_stopped(
-    run_main: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_with_every_option_goes_on_as_if_it_had_not_stopped_and_is_tested_alike(
+    run_main: Run, run_test: Run, phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = (*FLAGS, "--ema_decay=0.7", "--clip_grad_norm=0.5", "--norm_name=batch", "--resume")
+    options = ("--ema_decay=0.7", "--clip_grad_norm=0.5", "--norm_name=batch", "--vit_lr=1e-3", "--vit_reg_weight=0.1")
+    network = ("--patch_size=8", "--roi_z=24", "--drop_path_rate=0.3", "--deep_supervision")
+    flags = (*FLAGS, *options, *network, "--resume")
     undisturbed = train(run_main, phantoms, "undisturbed", *flags)
+    run_test([f"--data_dir={phantoms}", f"--pretrained_dir={undisturbed}", "--pretrained_model_name=model_final.pt"])
+    scores = json.loads((undisturbed / "scores" / "scores.json").read_text())
+    assert scores["mean"] == pytest.approx(lines(undisturbed)[-1]["dice"]["mean"], abs=1e-6)
     InStep(monkeypatch, 7, lambda: signal.raise_signal(signal.SIGTERM))
     assert status_of(lambda: train(run_main, phantoms, "stopped", *flags)) == 143
     assert differences(undisturbed, train(run_main, phantoms, "stopped", *flags)) == []
@@ -304,6 +309,17 @@ def test_another_folder_continues_from_a_checkpoint_of_a_run(run_main: Run, phan
     copy = train(run_main, phantoms, "copy", *FLAGS, run)
     assert equal(weights(whole / "model_final.pt"), weights(copy / "model_final.pt"))
     assert [record["epoch"] for record in lines(copy)] == [1, 2, 3, 4]
+
+
+def test_a_run_from_before_parts_had_rates_of_their_own_goes_on(run_main: Run, phantoms: Path, whole: Path) -> None:
+    content = torch.load(whole / "model_previous.pt", weights_only=True)
+    for name in ("patch_size", "drop_path_rate", "deep_supervision"):
+        del content["network"]["options"][name]
+    vit, others = content["resume"]["optimizer"]["param_groups"]
+    content["resume"]["optimizer"]["param_groups"] = [{**others, "params": vit["params"] + others["params"]}]
+    torch.save(content, "earlier.pt")
+    copy = train(run_main, phantoms, "copy", *FLAGS, "--checkpoint=earlier.pt")
+    assert equal(weights(whole / "model_final.pt"), weights(copy / "model_final.pt"))
 
 
 def test_another_network_or_preprocessing_is_refused_unless_named(

@@ -228,6 +228,19 @@ def test_a_shortcut_that_the_new_channels_have_no_place_for_is_dropped_and_said(
     assert load(unread, in_channels=3)[1].left_out == ["encoder1.layer.conv3.conv.weight"]
 
 
+def test_deep_supervision_comes_and_goes() -> None:
+    without, with_it = build().state_dict(), build(deep_supervision=True).state_dict()
+    coarse = [f"coarse_outs.{level}.conv.conv.{part}" for level in range(3) for part in ("weight", "bias")]
+    assert list(load(without, adapt=True, deep_supervision=True)[1].new) == coarse
+    network, transfer = load(with_it, adapt=True)
+    assert list(transfer.dropped) == coarse
+    assert transfer.dropped[coarse[0]] == "there is no place for it without --deep_supervision"
+    assert same(network.state_dict(), {name: tensor for name, tensor in with_it.items() if name not in coarse})
+    words = "--deep_supervision is True, but its weights have False. Give --adapt_weights"
+    with pytest.raises(InputError, match=re.escape(words)):
+        load(without, adapt=False, deep_supervision=True)
+
+
 def test_adapting_what_fits_changes_nothing() -> None:
     state = build().state_dict()
     network, transfer = load(state, adapt=True)

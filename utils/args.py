@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from networks import NETWORKS
-from networks.unetr import NORMS, PATCH_SIZE
+from networks.unetr import NORMS, PATCH_SIZE, PATCH_SIZES
 from networks.vit import POSITION_EMBEDDINGS
 from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
@@ -132,6 +132,18 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths")
     group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks")
     group.add_argument("--dropout_rate", type=probability, default=0.0, help="dropout in the transformer")
+    group.add_argument(
+        "--patch_size", type=int, choices=PATCH_SIZES, default=PATCH_SIZE, help="edge of a patch in voxels"
+    )
+    group.add_argument(
+        "--drop_path_rate",
+        type=probability,
+        default=0.0,
+        help="how often training leaves out a branch of the last transformer block; less often in earlier ones",
+    )
+    group.add_argument(
+        "--deep_supervision", action="store_true", help="also train the decoder's coarser resolutions by the labels"
+    )
 
 
 def _add_preprocessing_flags(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +193,12 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
     group.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
     group.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
+    group.add_argument(
+        "--vit_lr", type=positive, help="highest learning rate of the transformer (default: that of --optim_lr)"
+    )
+    group.add_argument(
+        "--vit_reg_weight", type=not_negative, help="weight decay of the transformer (default: that of --reg_weight)"
+    )
     group.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
     group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
     group.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
@@ -425,10 +443,11 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
     """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
     given = {name: value for name, value in flags.items() if value is not None}
     rois = [f"roi_{axis}" for axis in "xyz"]
+    patch_size = given.get("patch_size", min(PATCH_SIZES))
     faults = [
-        f"--{name} must be a multiple of {PATCH_SIZE}, not {given[name]}"
+        f"--{name} must be a multiple of {patch_size}, not {given[name]}"
         for name in rois
-        if name in given and given[name] % PATCH_SIZE
+        if name in given and given[name] % patch_size
     ]
     for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
         if {low, high} <= given.keys() and given[high] <= given[low]:
@@ -437,7 +456,7 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
         faults.append("--out_channels must be at least 2: the background and one label")
     if {"hidden_size", "num_heads"} <= given.keys() and given["hidden_size"] % given["num_heads"]:
         faults.append(f"--num_heads {given['num_heads']} must divide --hidden_size {given['hidden_size']}")
-    for name in ("infer_overlap", "dropout_rate", "ema_decay"):
+    for name in ("infer_overlap", "dropout_rate", "drop_path_rate", "ema_decay"):
         if given.get(name) == 1:
             faults.append(f"--{name} must be below 1")
     return faults
@@ -446,7 +465,7 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
 def network_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The network's own keywords, from the flags by name."""
     names = ("in_channels", "out_channels", "feature_size", "hidden_size", "mlp_dim", "num_heads", "pos_embed")
-    more = ("norm_name", "conv_block", "res_block", "dropout_rate")
+    more = ("norm_name", "conv_block", "res_block", "dropout_rate", "patch_size", "drop_path_rate", "deep_supervision")
     roi = (flags["roi_x"], flags["roi_y"], flags["roi_z"])
     return {"img_size": roi, **{name: flags[name] for name in (*names, *more)}}
 

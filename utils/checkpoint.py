@@ -75,6 +75,7 @@ FIXED_OPTIONS = (
     "feature_size",
     "hidden_size",
     "mlp_dim",
+    "patch_size",
 )
 # what the readers of zip files and of torch raise on files that are damaged or none of theirs
 UNREADABLE = (
@@ -384,7 +385,8 @@ def describe(content: Mapping[str, Any]) -> Description | None:
         return None
     return Description(
         network=content["network"]["name"],
-        options=_with_tuples(content["network"]["options"]),
+        # those of an older file have no place for what came later
+        options={**network_options(recorded_flags()), **_with_tuples(content["network"]["options"])},
         preprocessing=Preprocessing(**_with_tuples(content["preprocessing"])),
         labels=tuple(content["labels"]),
         amp=content["amp"],
@@ -426,10 +428,8 @@ class Start:
             network.load_state_dict(self.state["trained"])
             if average is not None:
                 average.n_averaged.fill_(self.state["averaged"])
-        given = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(self.state["optimizer"])
-        for group, settings in zip(optimizer.param_groups, given, strict=True):
-            group.update(settings)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": self.state["optimizer"]["state"], "param_groups": groups})
         scaler.load_state_dict(self.state["scaler"])
         self.state = None  # it is as large as the optimizer
 

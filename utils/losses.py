@@ -1,13 +1,29 @@
 """The loss that training minimises."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.losses import DeepSupervisionLoss
 from torch import Tensor
 
 VOXELS = 2**15  # worked on at a time, so that what is made of them stays in a CPU's cache
+
+
+def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """A loss for logits at full, half, quarter … resolution, each against the label at that resolution.
+
+    They count by 1, 1/2, 1/4 …, divided by the sum of these (Isensee et al. 2021, nnU-Net), so that the learning rate
+    that suits one resolution suits all. The label's value at the middle of a coarser voxel stands for it.
+    """
+    weighted = DeepSupervisionLoss(loss, weight_mode="exp")  # type: ignore[arg-type]
+
+    def of_all(logits: list[Tensor], label: Tensor) -> Tensor:
+        total: Tensor = weighted(logits, label)
+        return total / sum(weighted.get_weights(len(logits)))
+
+    return of_all
 
 
 def dice_ce(logits: Tensor, label: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:

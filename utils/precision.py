@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch.amp.autocast_mode import autocast
 
-from networks.unetr import PATCH_SIZE
+from networks.unetr import PATCH_SIZES
 
 AMPERE = (8, 0)
 # one patch along x becomes two voxels, and where a volume is two voxels deep oneDNN's bfloat16 kernel for the weights'
 # gradient of a 3×3×3 convolution (jit_bf16:avx512_core_bf16 in torch 2.13) reads memory that nobody wrote: noise or NaN
-UNSOUND_ROI_X = PATCH_SIZE
+UNSOUND_ROI_X = PATCH_SIZES
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def choose_precision(device: torch.device, amp: bool, roi: tuple[int, int, int])
     if device.type == "cuda":
         newer = torch.cuda.get_device_capability(device) >= AMPERE
         return Precision(device, torch.bfloat16 if newer else torch.float16)
-    fits = roi[0] != UNSOUND_ROI_X and _cpu_multiplies_bfloat16()
+    fits = roi[0] not in UNSOUND_ROI_X and _cpu_multiplies_bfloat16()
     return Precision(device, torch.bfloat16 if fits else torch.float32)
 
 

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.unetr import PATCH_SIZE
 from utils.errors import InputError, size_text
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
@@ -28,7 +28,9 @@ INPUT_WEIGHTS = (
     "encoder1.layer.conv3.conv.weight",
 )
 INPUT_SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # is there only where it changes the channels
-OUTPUT_LAYER = re.compile(r"out\.conv\.conv\.(weight|bias)")
+COARSE_OUTPUT = re.compile(r"coarse_outs\..+")
+OPTIONAL = {INPUT_SHORTCUT: "the other number of channels", COARSE_OUTPUT: "--deep_supervision"}
+OUTPUT_LAYER = re.compile(r"(out|coarse_outs\.\d+)\.conv\.conv\.(weight|bias)")
 # where a flag shows in the weights: a tensor's name and the dimension
 FLAGS_IN_SHAPES = {
     "feature_size": (FIRST_CONVOLUTION, 0),
@@ -37,7 +39,7 @@ FLAGS_IN_SHAPES = {
     "in_channels": (FIRST_CONVOLUTION, 1),
     "out_channels": ("out.conv.conv.weight", 0),
 }
-ADAPTABLE = ("in_channels", "out_channels")
+ADAPTABLE = ("in_channels", "out_channels", "deep_supervision")
 
 
 @dataclass
@@ -92,6 +94,7 @@ def load_weights(
     """
     wanted = network.state_dict()
     window: tuple[int, ...] = tuple(network.img_size)  # type: ignore[arg-type]
+    patch_size = cast(int, network.patch_size)
     given, origins = _without_prefixes(state_dict, source)
     transfer = Transfer(f"{source} ({' of '.join([kind, *origins])})")
     transfer.left_out = [name for name in given if name not in wanted and _is_dead(name, given)]
@@ -104,7 +107,7 @@ def load_weights(
         )
     task: dict[str, Tensor] = {}
     if adapt:
-        task = _adapted(given, wanted, source, img_size, window, transfer)
+        task = _adapted(given, wanted, source, img_size, window, patch_size, transfer)
         given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits({**given, **task}, wanted, source, img_size, window, adapt)
     without_weights = any(tensor.is_meta for tensor in wanted.values())
@@ -157,6 +160,8 @@ def _refuse_misfits(
         for flag, (name, dimension) in FLAGS_IN_SHAPES.items()
         if name in given and name in wanted and given[name].ndim == wanted[name].ndim
     ]
+    coarse = [any(COARSE_OUTPUT.fullmatch(name) for name in names) for names in (given, wanted)]
+    flags.append(("deep_supervision", coarse[0], coarse[1]))
     differing = [(flag, theirs, ours) for flag, theirs, ours in flags if theirs != ours]
     faults = [f"--{flag} is {ours}, but its weights have {theirs}" for flag, theirs, ours in differing]
     windows_differ = img_size is not None and img_size != network_size
@@ -193,6 +198,7 @@ def _adapted(
     source: str,
     img_size: tuple[int, ...] | None,
     network_size: tuple[int, ...],
+    patch_size: int,
     transfer: Transfer,
 ) -> dict[str, Tensor]:
     """The tensors that take the place of those that are for another task; ``transfer`` notes each."""
@@ -200,26 +206,31 @@ def _adapted(
     for name, ours in wanted.items():
         theirs = given.get(name)
         if theirs is None:
-            if INPUT_SHORTCUT.fullmatch(name):
-                task[name] = ours
-                transfer.new[name] = "the other number of channels needs it"
+            for pattern, why in OPTIONAL.items():
+                if pattern.fullmatch(name):
+                    task[name] = ours
+                    transfer.new[name] = f"{why} needs it"
         elif OUTPUT_LAYER.fullmatch(name) and theirs.shape[0] != ours.shape[0]:
             task[name] = ours
             transfer.new[name] = f"{theirs.shape[0]} classes became {ours.shape[0]}"
         elif name == POSITIONS and theirs.ndim == 3 and theirs.shape[2] == ours.shape[2]:
-            new = tuple(voxels // PATCH_SIZE for voxels in network_size)
+            new = tuple(voxels // patch_size for voxels in network_size)
             told = img_size is not None or theirs.shape != ours.shape
-            old = _grid(theirs.shape[1], img_size, source) if told else new
+            old = _grid(theirs.shape[1], img_size, patch_size, source) if told else new
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
                 transfer.adapted[name] = f"interpolated from {size_text(old)} to {size_text(new)} patches"
         elif name in INPUT_WEIGHTS and theirs.shape != ours.shape:
-            per_patch = PATCH_SIZE**3 if name == PATCH_LINEAR else 1
+            per_patch = patch_size**3 if name == PATCH_LINEAR else 1
             channels = ours.shape[1] // per_patch
             task[name] = average_channels(theirs, channels, per_patch)
             transfer.adapted[name] = f"averaged from {theirs.shape[1] // per_patch} to {channels} channels"
-    needless = [name for name in given if name not in wanted and INPUT_SHORTCUT.fullmatch(name)]
-    transfer.dropped = dict.fromkeys(needless, "the other number of channels needs none")
+    transfer.dropped = {
+        name: f"there is no place for it without {why}" if pattern is COARSE_OUTPUT else f"{why} needs none"
+        for name in given
+        for pattern, why in OPTIONAL.items()
+        if name not in wanted and pattern.fullmatch(name)
+    }
     return task
 
 
@@ -244,10 +255,10 @@ def average_channels(weight: Tensor, channels: int, per_patch: int = 1) -> Tenso
     return mean.repeat_interleave(channels, dim=2).flatten(1, 2)
 
 
-def _grid(patches: int, img_size: tuple[int, ...] | None, source: str) -> tuple[int, ...]:
+def _grid(patches: int, img_size: tuple[int, ...] | None, patch_size: int, source: str) -> tuple[int, ...]:
     """Patches along each axis; weights that don't tell their window are taken to have had a cube."""
     if img_size is not None:
-        return tuple(voxels // PATCH_SIZE for voxels in img_size)
+        return tuple(voxels // patch_size for voxels in img_size)
     edge = round(patches ** (1 / 3))
     if edge**3 != patches:
         raise InputError(
