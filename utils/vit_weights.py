@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,9 +37,6 @@ NAMES = (
 )
 UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # MONAI 1 saves it, and no forward pass reads it
 PERCEPTRON_EDGES = (16, 8)  # a flattened patch doesn't tell its edge: the first whose voxels divide its length
-# what of a query bias lies where the query weights nearly give 0 would take a huge shift: singular values much below
-# DAMPING, as a share of their root mean square, are left out, those above hardly touched
-DAMPING, REPEATS = 0.03, 10
 
 
 @dataclass
@@ -83,11 +79,9 @@ def load_vit_weights(
     grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
     _adapt_positions(encoder, of_images, grid, network.grid, source)
     _keep_known(encoder, wanted, source)
-    asked, lost = torch.tensor([_absorb(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]).norm(dim=0)
-    if asked > 0:
-        encoder.notes.append(
-            f"UNETR has no biases of queries; {1 - lost / asked:.1%} of them went elsewhere, with the same effect"
-        )
+    lost = [_absorb(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
+    if any(lost):
+        encoder.notes.append("left out: biases of queries, which UNETR has not")
     if wanted[PATCHES].ndim == 2:
         encoder.tensors[PATCHES] = encoder.tensors[PATCHES].permute(0, 2, 3, 4, 1).flatten(1)  # (E, p³ · C)
     tensors = {**wanted, **encoder.tensors}
@@ -288,18 +282,15 @@ def _adapt_positions(
     encoder.tensors[POSITIONS] = positions
 
 
-def _absorb(encoder: _Encoder, block: str) -> tuple[float, float]:
+def _absorb(encoder: _Encoder, block: str) -> bool:
     """Put what ours has no place for, scales and biases of a block, into the tensors around it.
 
     A scale (Touvron et al. 2021, arXiv 2103.17239) multiplies what a layer puts out, so that the layer can have it.
-
-    Of the biases (b, c, d) of queries, keys and values, c has no influence: it adds the same to all that a softmax
-    compares. A shift s of what the norm before puts out, with W_q s = b, does what b did; to the keys it does nothing
-    either, and to the values it adds W_v s. Weights of attention add up to 1, so that out_proj's bias can have
-    W_out (d - W_v s).
+    A bias of keys adds the same to all that a softmax compares, and does nothing. Weights of attention add up to 1, so
+    that out_proj's bias can have what it makes of the bias of values. That of queries has nowhere to go.
 
     Returns:
-        The norms of b and of what a shift of reasonable size leaves of it, which is lost.
+        Whether a bias of queries was lost.
     """
     tensors = encoder.tensors
     for scale, layer in (("ls1", "attn.out_proj"), ("ls2", "mlp.linear2")):
@@ -309,22 +300,8 @@ def _absorb(encoder: _Encoder, block: str) -> tuple[float, float]:
             tensors[f"{block}.{layer}.bias"] = factor * tensors[f"{block}.{layer}.bias"]
     biases = tensors.pop(f"{block}.attn.qkv.bias", None)
     if biases is None:
-        return 0.0, 0.0
-    query, _, value = biases.double().chunk(3)
-    query_weight, _, value_weight = tensors[f"{block}.attn.qkv.weight"].double().chunk(3)
-    shift = _shift(query_weight, query)
-    out = tensors[f"{block}.attn.out_proj.weight"].double() @ (value - value_weight @ shift)
-    tensors[f"{block}.norm1.bias"] = tensors[f"{block}.norm1.bias"] + shift.float()
-    tensors[f"{block}.attn.out_proj.bias"] = tensors[f"{block}.attn.out_proj.bias"] + out.float()
-    return float(query.norm()), float((query - query_weight @ shift).norm())
-
-
-def _shift(weight: Tensor, bias: Tensor) -> Tensor:
-    """The s for which ``weight @ s`` is nearly ``bias``, by least squares with iterated Tikhonov regularisation."""
-    square = weight @ weight.T
-    damping = (DAMPING**2 * square.diagonal().mean()).clamp(min=1e-12)
-    factor = torch.linalg.cholesky(square + damping * torch.eye(len(bias), dtype=bias.dtype))
-    multiplier = torch.zeros_like(bias)[:, None]
-    for _ in range(REPEATS):
-        multiplier += torch.cholesky_solve(bias[:, None] - square @ multiplier, factor)
-    return (weight.T @ multiplier)[:, 0]
+        return False
+    query, _, value = biases.chunk(3)
+    bias = tensors[f"{block}.attn.out_proj.bias"]
+    tensors[f"{block}.attn.out_proj.bias"] = bias + tensors[f"{block}.attn.out_proj.weight"] @ value
+    return bool(query.any())
