@@ -67,6 +67,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         scale_intensity=args.RandScaleIntensityd_prob,
         shift_intensity=args.RandShiftIntensityd_prob,
         mirroring=trained_mirrorings(args.flips, description.labels)[-1],  # along all axes that may be
+        strong=args.augment == "strong",
     )
     train_loader = training_loader(
         data.training, settings, augmentation, caching, process,

@@ -24,7 +24,7 @@ from utils.preprocessing import Preprocessing
 from utils.rendezvous import Seat
 
 SETTINGS = Preprocessing(spacing=(12, 12, 14), roi=(16, 16, 16))
-ALL = Augmentation(flip=0.5, rotate90=0.5, scale_intensity=0.5, shift_intensity=0.5)
+ALL = Augmentation(flip=0.5, rotate90=0.5, scale_intensity=0.5, shift_intensity=0.5, strong=True)
 CPU = Process(torch.device("cpu"))
 
 

@@ -16,6 +16,7 @@ from optimizers import OPTIMIZERS, SCHEDULES
 from utils.preprocessing import INTENSITIES, Preprocessing
 
 ENGINES = ("torch", "openvino", "auto")
+AUGMENTATIONS = ("published", "strong")
 FLIPS = ("published", "anatomical")
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
@@ -185,6 +186,17 @@ def _add_flips_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_augment_flag(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("further augmentation")
+    group.add_argument(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="published",
+        help="published: the changes above alone; strong: also rotations up to 15° and scaling before them, and noise, "
+        "blur, brightness, contrast, low resolution and gamma about a crop's mean after them, as nnU-Net has them",
+    )
+
+
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
     group.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
@@ -315,6 +327,7 @@ def train_parser() -> Parser:
     _add_preprocessing_flags(parser)
     _add_augmentation_flags(parser)
     _add_flips_flag(parser)
+    _add_augment_flag(parser)
 
     parser.add_argument_group("model").add_argument(
         "--model_name", choices=tuple(NETWORKS), default="unetr", help="which network"
@@ -494,8 +507,8 @@ def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, A
 
 def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
-    groups = (_add_augmentation_flags, _add_flips_flag, _add_optimization_flags, _add_inference_flags)
-    return (*_defaults(*groups), "noamp")
+    augmentation = (_add_augmentation_flags, _add_flips_flag, _add_augment_flag)
+    return (*_defaults(*augmentation, _add_optimization_flags, _add_inference_flags), "noamp")
 
 
 def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

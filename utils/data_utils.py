@@ -145,7 +145,7 @@ def training_loader(
     """
     # a CT's background is tissue inside the window; an MR's zero is its mean, which tells nothing
     tissue_above = settings.b_min if settings.intensity == "ct" else None
-    crops = RandomCrops(settings.roi, crops_per_scan, augmentation, tissue_above)
+    crops = RandomCrops(settings.roi, crops_per_scan, augmentation, tissue_above, settings.spacing, settings.padding)
     fixed = [
         read_transform(),
         *scan_transforms(settings),
