@@ -139,13 +139,13 @@ def notes(
         f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (
             args.lrschedule == "warmup_cosine" and args.warmup_epochs >= args.max_epochs
         ),
-        "crops are not rotated, since --roi_x and --roi_y differ": (
+        "crops are not rotated by 90°, since --roi_x and --roi_y differ": (
             args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
         ),
         f"crops are not flipped along {' and '.join(fixed)}, which would mix labels up": (
             bool(fixed) and args.RandFlipd_prob > 0
         ),
-        "crops are not rotated, which would mix labels up": (
+        "crops are not rotated by 90°, which would mix labels up": (
             not augmentation.mirroring.allows_turns and args.RandRotate90d_prob > 0
         ),
         f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (

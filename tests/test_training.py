@@ -133,7 +133,7 @@ def test_what_may_surprise_is_said(
     screen = capsys.readouterr().out
     assert "note: 1 of the validation scans train as well" in screen
     assert "note: the run ends within its 50 epochs of warm-up" in screen
-    assert "note: crops are not rotated, since --roi_x and --roi_y differ" in screen
+    assert "note: crops are not rotated by 90°, since --roi_x and --roi_y differ" in screen
     assert "no weights will be kept" not in screen
 
 
@@ -281,7 +281,7 @@ def test_anatomical_flips_tell_what_they_leave_out(
 ) -> None:
     train(run_main, phantoms, "anatomical", "--max_epochs=1", "--flips=anatomical")
     screen = capsys.readouterr().out
-    assert "note: crops are not rotated, which would mix labels up" in screen
+    assert "note: crops are not rotated by 90°, which would mix labels up" in screen
     assert "crops are not flipped" not in screen
     assert torch.load("runs/anatomical/model.pt", weights_only=True)["flips"] == "anatomical"
     train(run_main, phantoms, "plain", "--max_epochs=1", "--flips=anatomical", "--RandFlipd_prob=0")
