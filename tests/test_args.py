@@ -222,6 +222,7 @@ def test_btcv_2021_says_what_was_published_flag_by_flag() -> None:
     off = {"patch_size", "drop_path_rate", "augment"}
     assert said.keys() - of_the_result == fixed_in_its_code | off
     assert (said["intensity"], said["crops_per_scan"], said["flips"]) == ("ct", "4", "published")
+    assert (said["patch_size"], said["drop_path_rate"], said["augment"]) == ("16", "0", "published")
 
 
 def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
