@@ -4,11 +4,9 @@ import argparse
 import gc
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from utils import checkpoint
 from utils.args import parse_test
-from utils.checkpoint import Description
 from utils.data_list import DataList, read_data_list, unlisted
 from utils.distributed import Process
 from utils.engine import place_networks
@@ -18,7 +16,7 @@ from utils.launch import launch
 from utils.mirroring import Mirroring, trained_mirrorings
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
-from utils.segmentation import Order, gather, segment_scans
+from utils.segmentation import Order, gather, segment_scans, wanted
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
@@ -59,41 +57,6 @@ def main(process: Process, args: argparse.Namespace) -> None:
                 f"{len(outcome.faults)} failed and {len(outcome.records)} done; launch the same command again for the "
                 "rest when these are mended:\n       " + "\n       ".join(outcome.faults.values())
             )
-
-
-def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
-    """What the flags want of each scan."""
-    labels = description.labels
-    flags = ("infer_overlap", "tta", "noamp", "engine", "organs", "largest_component", "nsd_mm")
-    more = ("one_file_per_organ", "save_probabilities")
-    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in weights]
-    return Order(
-        folder=Path(args.output_dir) if args.output_dir is not None else Path(args.pretrained_dir) / "scores",
-        labels=labels,
-        organs={label: labels[label] for label in labels_of("--organs", args.organs or ("all",), labels)},
-        connected=labels_of("--largest_component", args.largest_component or (), labels),
-        separate=args.one_file_per_organ,
-        probabilities=args.save_probabilities,
-        nsd_mm=args.nsd_mm,
-        in_channels=description.options["in_channels"],
-        preprocessing=description.preprocessing,
-        made_with={"weights": files, **{name: getattr(args, name) for name in (*flags, *more)}},
-    )
-
-
-def labels_of(flag: str, names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
-    """The labels of some organs; of all of them for ``all``.
-
-    Raises:
-        InputError: if there is no such organ.
-    """
-    if tuple(names) == ("all",):
-        return tuple(range(1, len(labels)))
-    known = {name.lower(): label for label, name in enumerate(labels) if label > 0}
-    unknown = [name for name in names if name.lower() not in known]
-    if unknown:
-        raise InputError(f"{flag} {','.join(unknown)}: not among the network's organs: {', '.join(labels[1:])}.")
-    return tuple(known[name.lower()] for name in names)
 
 
 def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> Found:

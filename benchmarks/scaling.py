@@ -12,7 +12,6 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from utils.args import Parser, count, network_options, parse_train
 from utils.distributed import Process
 from utils.launch import choose_device
 from utils.losses import dice_ce
+from utils.machine import processor
 from utils.precision import choose_precision
 from utils.rendezvous import Seat
 
@@ -121,12 +121,6 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} cores of {processor()}, one thread for each process"
-
-
-def processor() -> str:
-    """The CPU's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unknown CPU")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -43,25 +43,36 @@ def write_results(outcome: Outcome, order: Order, engine: str) -> None:
         print(f"{outcome.earlier} of {len(records)} scans were finished before; --overwrite does them again")
     if not records:
         return
-    facts = _facts(outcome, order, engine)
-    folder = order.folder
-    written = ["masks", "measurements.csv", "measurements.json", "report.html"]
     for which, grid in GRIDS.items():
         scores = scores_of(records, tuple(order.organs.values()), which)
-        if scores is None:
-            continue
-        print(f"Dice on {grid}\n{scan_table(scores)}")
-        if which == "dice_network_grid":
-            save_scores(folder, scores, {**facts, "grid": "network"})
-            written += ["scores.csv", "scores.json"]
+        if scores is not None:
+            print(f"Dice on {grid}\n{scan_table(scores)}")
     unlabelled = [record for record in records if not record["labelled"]]
     if unlabelled:
         print(f"volumes in ml\n{volume_table(unlabelled)}")
+    written = save_results(outcome, order, engine)
+    print(f"{order.folder} holds {', '.join(written[:-1])} and {written[-1]}")
+
+
+def save_results(outcome: Outcome, order: Order, engine: str) -> list[str]:
+    """Write the tables and the report of :func:`write_results`; what the folder holds then.
+
+    Raises:
+        WriteError: if something can't be written.
+    """
+    records = list(outcome.records.values())
+    facts = _facts(outcome, order, engine)
+    folder = order.folder
+    written = ["masks", "measurements.csv", "measurements.json", "report.html"]
+    scores = scores_of(records, tuple(order.organs.values()), "dice_network_grid")
+    if scores is not None:
+        save_scores(folder, scores, {**facts, "grid": "network"})
+        written += ["scores.csv", "scores.json"]
     save_measurements(folder, records, facts)
     write_label_tables(folder, order.organs)
     pictures = {record["scan"]: order.picture(record["scan"]) for record in records}
     write_report(folder / "report.html", records, pictures, {name: str(fact) for name, fact in facts.items()})
-    print(f"{folder} holds {', '.join(written[:-1])} and {written[-1]}")
+    return written
 
 
 def _facts(outcome: Outcome, order: Order, engine: str) -> dict[str, Any]:

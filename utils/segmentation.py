@@ -1,5 +1,6 @@
 """Scan after scan: read, predict, write and measure, the three for neighbouring scans at the same time."""
 
+import argparse
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.checkpoint import Description
 from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
@@ -107,6 +109,41 @@ class Order:
                     )
 
 
+def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
+    """What the flags want of each scan."""
+    labels = description.labels
+    flags = ("infer_overlap", "tta", "noamp", "engine", "organs", "largest_component", "nsd_mm")
+    more = ("one_file_per_organ", "save_probabilities")
+    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in weights]
+    return Order(
+        folder=Path(args.output_dir) if args.output_dir is not None else Path(args.pretrained_dir) / "scores",
+        labels=labels,
+        organs={label: labels[label] for label in _labels_of("--organs", args.organs or ("all",), labels)},
+        connected=_labels_of("--largest_component", args.largest_component or (), labels),
+        separate=args.one_file_per_organ,
+        probabilities=args.save_probabilities,
+        nsd_mm=args.nsd_mm,
+        in_channels=description.options["in_channels"],
+        preprocessing=description.preprocessing,
+        made_with={"weights": files, **{name: getattr(args, name) for name in (*flags, *more)}},
+    )
+
+
+def _labels_of(flag: str, names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    """The labels of some organs; of all of them for ``all``.
+
+    Raises:
+        InputError: if there is no such organ.
+    """
+    if tuple(names) == ("all",):
+        return tuple(range(1, len(labels)))
+    known = {name.lower(): label for label, name in enumerate(labels) if label > 0}
+    unknown = [name for name in names if name.lower() not in known]
+    if unknown:
+        raise InputError(f"{flag} {','.join(unknown)}: not among the network's organs: {', '.join(labels[1:])}.")
+    return tuple(known[name.lower()] for name in names)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A scan that was read, and what the network sees of it."""
@@ -171,7 +208,7 @@ def segment_scans(
         if earlier is not None and earlier["source"] != _source(scan):
             text = f"{order.mask(scan.name)}: is the mask of {earlier['source']}, and would be replaced by that of "
             _note(outcome, scan, InputError(f"{text}{_source(scan)}. Give another --output_dir, or --overwrite."))
-        elif earlier is not None and earlier["made_with"] == _as_json(_made_with(scan, order)):
+        elif earlier is not None and _is_as_ordered(earlier, scan, order):
             outcome.records[scan.name] = earlier
         else:
             todo.append(scan)
@@ -236,6 +273,12 @@ def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
     )
 
 
+def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
+    """The record of a scan that is finished as ordered, else None."""
+    earlier = _earlier(scan, order)
+    return earlier if earlier is not None and _is_as_ordered(earlier, scan, order) else None
+
+
 def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
     """The record of what was finished under a scan's name before, else None."""
     path = order.record(scan.name)
@@ -246,6 +289,10 @@ def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if {"source", "made_with", "organs"} <= record.keys() else None
+
+
+def _is_as_ordered(record: Mapping[str, Any], scan: Scan, order: Order) -> bool:
+    return bool(record["source"] == _source(scan) and record["made_with"] == _as_json(_made_with(scan, order)))
 
 
 def _source(scan: Scan) -> str:
