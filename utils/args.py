@@ -1,4 +1,4 @@
-"""Every flag of ``main.py`` and ``test.py``, declared once, and the checks that need no file."""
+"""Every flag of ``main.py``, ``test.py`` and ``utils.crossval``, declared once; the checks that need no file."""
 
 import argparse
 import math
@@ -383,6 +383,22 @@ def train_parser() -> Parser:
     return parser
 
 
+def _add_folds_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("cross-validation").add_argument(
+        "--folds", type=whole, nargs="+", metavar="FOLD", help="folds to train and score (default: all that are listed)"
+    )
+
+
+def crossval_parser() -> Parser:
+    """The parser of ``utils.crossval``: that of ``main.py``, and the folds in place of one. It saves in any case."""
+    parser = train_parser()
+    parser.prog = "python -m utils.crossval"
+    parser.description = "Train every fold of a task, score each on the scans that it didn't see, and sum up."
+    _add_folds_flag(parser)
+    parser.set_defaults(fold=None, save_checkpoint=True)
+    return parser
+
+
 def test_parser() -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(description="Segment scans with a trained network, and score them where they have labels.")
@@ -415,6 +431,40 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
     parser = train_parser()
     args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
+    faults = _train_faults(args)
+    if faults:
+        parser.error("; ".join(faults))
+    return args
+
+
+def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Parse and check the flags of ``utils.crossval``; a fault ends the program with one line.
+
+    Returns:
+        The flags by name, and as a command line those that ``main.py`` gets for every fold.
+    """
+    parser = crossval_parser()
+    given = parser.with_files(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(given)
+    faults = _train_faults(args)
+    if args.fold is not None:
+        faults.append("--fold is for one run of main.py; give --folds, or leave it out for all of them")
+    if args.folds is not None and len(set(args.folds)) < len(args.folds):
+        faults.append("--folds names a fold twice")
+    if args.checkpoint or args.allow_change:
+        faults.append("--checkpoint and --allow_change are for one run of main.py; every fold goes on by itself")
+    if args.world_size > 1:
+        faults.append("--world_size: folds are trained on one machine; train them with main.py on several")
+    if faults:
+        parser.error("; ".join(faults))
+    own = Parser(add_help=False)
+    _add_folds_flag(own)
+    own.add_argument("--overwrite", action="store_true")
+    return args, own.parse_known_args(given)[1]
+
+
+def _train_faults(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the flags of ``main.py``."""
     faults = _faults(vars(args))
     ways = ("resume_ckpt", "resume_jit", "vit_weights", "checkpoint")
     starts = [f"--{name}" for name in ways if getattr(args, name)]
@@ -435,9 +485,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         faults.append(f"--rank {args.rank} must be below --world_size {args.world_size}: machines count from 0")
     if args.overwrite and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         faults.append("--overwrite would delete the run at each of torchrun's --max-restarts; give --resume")
-    if faults:
-        parser.error("; ".join(faults))
-    return args
+    return faults
 
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -509,6 +557,20 @@ def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
     augmentation = (_add_augmentation_flags, _add_flips_flag, _add_augment_flag)
     return (*_defaults(*augmentation, _add_optimization_flags, _add_inference_flags), "noamp")
+
+
+def flags_of_a_network() -> tuple[str, ...]:
+    """The flags that networks have to share to be of one cross-validation; their epochs may grow."""
+    apart = {"max_epochs", *_defaults(_add_inference_flags)}
+    starts = ("resume_ckpt", "resume_jit", "adapt_weights")
+    return ("model_name", *starts, *recorded_flags(), *(name for name in training_flags() if name not in apart))
+
+
+def testing_flags(flags: Mapping[str, Any]) -> list[str]:
+    """As a command line, the flags of ``main.py`` that ``test.py`` has too and no checkpoint knows."""
+    shared = _defaults(_add_data_flags, _add_inference_flags, _add_machine_flags)
+    given = {name: flags[name] for name in shared if flags[name] not in (None, False)}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,9 +100,7 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
     Raises:
         InputError: if the folder or the file isn't there.
     """
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise InputError(f"--data_dir {data_dir}: no such folder. Give the folder that holds the scans.")
+    folder = _existing_folder(data_dir)
     name = json_list if json_list is not None else f"dataset_{fold}.json"
     for path in (folder / name, Path(name)):
         if path.is_file():
@@ -110,6 +109,38 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
         f"{folder / name}: no such data list. Give --json_list, or write one with "
         f"`python -m utils.make_data_list --data_dir {data_dir}`."
     )
+
+
+def find_folds(data_dir: str, json_list: str | None) -> list[int]:
+    """The folds that the entries of ``json_list`` name, or else those of ``dataset_0.json``, … below ``data_dir``.
+
+    Raises:
+        InputError: if there are fewer than two.
+    """
+    if json_list is not None:
+        path = find_data_list(data_dir, json_list, 0)
+        entries = _read_content(path).get("training", [])
+        folds = {entry.get("fold") for entry in entries if isinstance(entry, dict)}
+        found = sorted(fold for fold in folds if isinstance(fold, int))
+        where = f'{path}: its "training" entries name'
+    else:
+        folder = _existing_folder(data_dir)
+        matches = [re.fullmatch(r"dataset_(\d+)\.json", file.name) for file in folder.glob("dataset_*.json")]
+        found = sorted(int(match[1]) for match in matches if match is not None and str(int(match[1])) == match[1])
+        where = f"--data_dir {data_dir}: dataset_0.json, dataset_1.json, … there give"
+    if len(found) < 2:
+        raise InputError(
+            f"{where} {len(found)} folds, and there have to be two or more. Write lists with `python -m "
+            f"utils.make_data_list --data_dir {data_dir}`, or give --json_list for one list whose entries name folds."
+        )
+    return found
+
+
+def _existing_folder(data_dir: str) -> Path:
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(f"--data_dir {data_dir}: no such folder. Give the folder that holds the scans.")
+    return folder
 
 
 def unlisted(json_list: str | None) -> DataList:
@@ -138,13 +169,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         InputError: if the list is missing or isn't one; every faulty entry is named.
     """
     path = find_data_list(data_dir, json_list, fold)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Mend it or write it anew.") from error
-    if not isinstance(content, dict) or not any(part in content for part in PARTS):
-        raise InputError(f'{path}: not a data list: it needs "training" and "validation" lists of scans.')
-
+    content = _read_content(path)
     folder = Path(data_dir).absolute()
     parts: dict[str, list[Scan]] = {part: [] for part in PARTS}
     folds: set[int] = set()
@@ -176,6 +201,16 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         raise InputError(f"{path}: " + "; ".join(faults))
     named = _distinct_names(parts, folder)
     return DataList(path, folder, named["training"], named["validation"], named["test"], labels)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}). Mend it or write it anew.") from error
+    if not isinstance(content, dict) or not any(part in content for part in PARTS):
+        raise InputError(f'{path}: not a data list: it needs "training" and "validation" lists of scans.')
+    return content
 
 
 def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, list[Scan]]:

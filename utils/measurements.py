@@ -84,7 +84,11 @@ def number(value: float) -> float | None:
 
 
 def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which: str) -> Scores | None:
-    """Dice of the labelled scans, ``which`` being ``dice`` (their own grid) or ``dice_network_grid``; None of none."""
+    """One of :data:`SCORES` of the labelled scans; None of none.
+
+    Args:
+        which: ``dice`` (on the scans' own grid), ``dice_network_grid``, ``nsd`` or ``hd95_mm``.
+    """
     labelled = [record for record in records if record["labelled"]]
     if not labelled:
         return None

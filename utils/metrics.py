@@ -1,6 +1,7 @@
 """The one Dice of this repository, distances between surfaces, and what is averaged over scans and organs."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,53 @@ class Scores:
     def mean(self) -> float:
         """The mean of ``scan_means``: what chooses the best model."""
         return float(_mean(self.scan_means, axis=0))
+
+
+def deviation(values: np.ndarray) -> np.ndarray:
+    """(…): the standard deviation of a sample (n - 1) down the first axis, NaN left out; NaN of fewer than two."""
+    mean = _mean(values, axis=0)
+    squares = np.where(np.isfinite(values), (values - mean) ** 2, 0.0).sum(0)
+    degrees = np.isfinite(values).sum(0) - 1
+    return np.sqrt(np.divide(squares, degrees, out=np.full(np.shape(squares), np.nan), where=degrees > 0))
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """A score of the networks of several folds, each on the scans that it didn't see.
+
+    Attributes:
+        folds: by number.
+    """
+
+    folds: Mapping[int, Scores]
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return next(iter(self.folds.values())).organs
+
+    @property
+    def by_fold(self) -> np.ndarray:
+        """(folds, 1 + organs): each fold's mean over its scans, that of their means first."""
+        return np.array([[scores.mean, *scores.organ_means] for scores in self.folds.values()])
+
+    @property
+    def by_scan(self) -> np.ndarray:
+        """(scans, 1 + organs): each scan's mean and its organs, fold after fold."""
+        return np.concatenate([np.column_stack([scores.scan_means, scores.dice]) for scores in self.folds.values()])
+
+    @property
+    def summary(self) -> dict[str, np.ndarray]:
+        """Means and deviations, (1 + organs,) each, by what they are of."""
+        rows: dict[str, np.ndarray] = {}
+        for name, values in (("folds", self.by_fold), ("scans", self.by_scan)):
+            rows |= {f"mean over {name}": _mean(values, axis=0), f"sd over {name}": deviation(values)}
+        return rows
+
+    @property
+    def counted(self) -> np.ndarray:
+        """(1 + organs,): in how many scans there is a score."""
+        return np.isfinite(self.by_scan).sum(0)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

@@ -5,7 +5,8 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -164,6 +165,36 @@ def claim_folder(args: argparse.Namespace) -> Path:
     else:
         path.rmdir()  # a start that fails leaves nothing
     return path
+
+
+@contextmanager
+def claim_group(name: str) -> Iterator[Path]:
+    """The folder ``runs/NAME/`` of several runs, locked against other programs as long as this lasts.
+
+    Raises:
+        InputError: if a run itself lies there, another program has locked it, or it can't be written.
+    """
+    path = writable_folder(RUNS / name, f"--logdir {name}")
+    if _own_files(path):
+        raise InputError(f"--logdir {name}: {path} holds a run of main.py. Give another name.")
+    descriptor = _lock(path)
+    try:
+        yield path
+    finally:
+        os.close(descriptor)
+
+
+def remove_run(path: Path) -> None:
+    """Remove what a run has left in its folder, where there is one; other files stay.
+
+    Raises:
+        InputError: if another program is training there.
+    """
+    if path.is_dir():
+        descriptor = _lock(path)
+        for file in _own_files(path):
+            file.unlink()
+        os.close(descriptor)
 
 
 def _lock(path: Path) -> int:

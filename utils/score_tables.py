@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.files import replacing, write_json
-from utils.metrics import Scores
+from utils.metrics import FoldScores, Scores
 
 
 def organ_table(scores: Scores) -> str:
@@ -31,6 +33,47 @@ def volume_table(records: Sequence[Mapping[str, Any]]) -> str:
     """One line a scan with the volume of each organ in ml, from :func:`utils.measurements.measure`."""
     rows = [[record["scan"], *(f"{one['volume_ml']:.1f}" for one in record["organs"].values())] for record in records]
     return _table(["scan", *records[0]["organs"]], rows)
+
+
+def fold_table(scores: FoldScores) -> str:
+    """One line a fold with its mean and each organ, then means and standard deviations over folds and over scans."""
+    rows = [
+        [name, *(f"{value:.4f}" if math.isfinite(value) else "–" for value in values)] for name, values in _rows(scores)
+    ]
+    rows.append(["scans counted", *map(str, scores.counted)])
+    return _table(["fold", "mean", *scores.organs], rows)
+
+
+def fold_record(scores: FoldScores) -> dict[str, Any]:
+    """The lines of :func:`fold_table` as JSON can hold them: for each ``mean`` and, by organ, ``organs``."""
+    rows = {
+        name: {"mean": _number(mean), "organs": _by_organ(scores, organs)} for name, (mean, *organs) in _rows(scores)
+    }
+    mean, *organs = scores.counted.tolist()
+    return {**rows, "scans counted": {"mean": mean, "organs": dict(zip(scores.organs, organs, strict=True))}}
+
+
+def save_fold_scores(path: Path, tables: Mapping[str, FoldScores]) -> None:
+    """Write a CSV with the lines of :func:`fold_table`, one table after the other; an undefined value is empty.
+
+    Args:
+        tables: by the name of their score.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    organs = next(iter(tables.values())).organs
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["score", "fold", "mean", *organs])
+        for score, scores in tables.items():
+            for fold, row in fold_record(scores).items():
+                writer.writerow([score, fold.removeprefix("fold "), row["mean"], *row["organs"].values()])
+
+
+def _rows(scores: FoldScores) -> list[tuple[str, np.ndarray]]:
+    folds = [(f"fold {fold}", values) for fold, values in zip(scores.folds, scores.by_fold, strict=True)]
+    return [*folds, *scores.summary.items()]
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -71,7 +114,7 @@ def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
     write_json(folder / "scores.json", {**facts, **means, "scans": scans})
 
 
-def _by_organ(scores: Scores, values: Any) -> dict[str, float | None]:
+def _by_organ(scores: Scores | FoldScores, values: Any) -> dict[str, float | None]:
     return {name: _number(value) for name, value in zip(scores.organs, values, strict=True)}
 
 

@@ -1,0 +1,353 @@
+"""Train every fold of a task and score each network on the scans that it didn't see: ``python -m utils.crossval``.
+
+It takes the flags of ``main.py``. Fold N is an ordinary run, ``runs/NAME/foldN``, by ``main.py`` in a process of its
+own, and ``test.py`` scores its validation scans into ``runs/NAME/out_of_fold``, which in the end holds the mask of
+every scan by the network that didn't see it. ``crossval.csv`` and ``crossval.json`` have means and standard deviations
+over folds and over scans. What is finished is passed over, so that the same command goes on after an interruption.
+
+The weights that are scored are those after the last epoch, ``model_final.pt``. ``model.pt`` is the best of several
+validations on just those scans, whose scores would come out too high.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+
+import utils
+from utils import checkpoint
+from utils.args import flags_of_a_network, parse_crossval, parse_test, testing_flags
+from utils.checkpoint import Description
+from utils.data_check import check_scans
+from utils.data_list import DataList, Scan, find_folds, read_data_list
+from utils.distributed import Process
+from utils.errors import DamagedError, InputError, Stopped, TrainingError, one_line_errors
+from utils.files import write_json
+from utils.machine import machine
+from utils.measurements import scores_of
+from utils.metrics import FoldScores
+from utils.results import save_results
+from utils.run_folder import BEST, LATEST, RUNS, claim_group, remove_run
+from utils.score_tables import fold_record, fold_table, save_fold_scores
+from utils.segmentation import Order, Outcome, finished, wanted
+from utils.stop_request import StopRequest, forwarded_to
+
+Execute = Callable[[Sequence[str]], int]
+Records = dict[str, dict[str, Any]]
+
+REPOSITORY = Path(__file__).parent.parent
+OUT_OF_FOLD = "out_of_fold"
+MACHINES = "machines.json"
+TABLES = {"dice": "Dice", "nsd": "normalised surface Dice, tolerance {nsd_mm:g} mm", "hd95_mm": "HD95 in mm"}
+GOES_ON = "what is finished is kept, and the same command (without --overwrite) goes on from there"
+ABSENT = (
+    "an organ in neither label nor mask of a scan is left out of means and deviations; in one of them alone it has "
+    "Dice 0 and NSD 0, and HD95, which is undefined then, is left out"
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold.
+
+    Attributes:
+        number: what ``--fold`` calls it.
+        data: its scans.
+        folder: of its run.
+        training: the flags of ``main.py``.
+        testing: the flags of ``test.py``.
+    """
+
+    number: int
+    data: DataList
+    folder: Path
+    training: list[str]
+    testing: list[str]
+
+    def __str__(self) -> str:
+        return f"fold {self.number}"
+
+
+def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: Execute, process: Process) -> None:
+    """Train, score and sum up.
+
+    Args:
+        flags: those that ``main.py`` gets for every fold.
+        command: the command line, for the record.
+        execute: runs a command and gives its exit status.
+    """
+    if "RANK" in os.environ:
+        raise InputError(
+            "utils.crossval starts main.py itself. Launch it without torchrun; --distributed takes all GPUs."
+        )
+    folds = plan(args, flags)
+    for note in check_folds(folds, args.out_channels):
+        process.say(f"note: {note}")
+    with claim_group(args.logdir) as folder:
+        trained = {} if args.overwrite else {fold.number: find_trained(fold, args) for fold in folds}
+        untrained = [fold for fold in folds if trained.get(fold.number) is None]
+        if not args.skip_data_check:  # all of them now, so that the last fold doesn't fail days later
+            scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
+            check_scans(scans, args.in_channels, args.out_channels, args.workers, process)
+        if args.overwrite:
+            for fold in folds:
+                remove_run(fold.folder)
+
+        results: dict[int, tuple[Order, Records]] = {}
+        for fold in folds:
+            try:
+                description = trained.get(fold.number) or train(fold, args, folder, execute, process)
+                results[fold.number] = score(fold, description, execute, process)
+            except Stopped as stopped:
+                name = signal.Signals(stopped.number).name
+                raise Stopped(stopped.number, f"stopped by {name} in {fold}; {GOES_ON}") from None
+        sum_up(folds, results, folder, args, command, process)
+
+
+def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
+    """The folds that the flags ask for.
+
+    Raises:
+        InputError: if a data list is missing or isn't one.
+    """
+    group = RUNS / args.logdir
+    folds = []
+    for number in args.folds if args.folds is not None else find_folds(args.data_dir, args.json_list):
+        data = read_data_list(args.data_dir, args.json_list, number)
+        data.require("training", "validation")
+        name = f"fold{number}"
+        place = [f"--fold={number}", f"--logdir={args.logdir}/{name}"]
+        run = [*place, "--save_checkpoint", "--resume", "--skip_data_check"]
+        shared = testing_flags({**vars(args), "fold": number})
+        weights = [f"--pretrained_dir={group / name}", f"--pretrained_model_name={LATEST}"]
+        testing = [*shared, *weights, f"--output_dir={group / OUT_OF_FOLD}"]
+        folds.append(Fold(number, data, group / name, [*flags, *run], testing))
+    return folds
+
+
+def check_folds(folds: Sequence[Fold], out_channels: int) -> list[str]:
+    """Check that every scan is scored once, by a network that hasn't seen it; what may still surprise.
+
+    Raises:
+        InputError: naming the first scan that isn't, or the folds whose labels differ.
+    """
+    validates: dict[tuple[str, ...], Fold] = {}
+    named: dict[str, Path] = {}
+    first = folds[0]
+    for fold in folds:
+        if fold.data.label_names(out_channels) != first.data.label_names(out_channels):
+            raise InputError(f"{fold.data.path}: names other labels than {first.data.path}. Mend one of them.")
+        trains = set(map(_files, fold.data.training))
+        for scan in fold.data.validation:
+            if _files(scan) in trains:
+                raise InputError(f"{fold.data.path}: {scan.name} trains and validates in {fold}. Mend the list.")
+            if _files(scan) in validates:
+                other = validates[_files(scan)]
+                raise InputError(f"{fold.data.path}: {scan.name} validates in {other} and in {fold}. Mend the lists.")
+            if scan.name in named:
+                raise InputError(
+                    f"{fold.data.path}: {scan.image[0]} and {named[scan.name]} would both be called {scan.name}. "
+                    "Rename one of them."
+                )
+            validates[_files(scan)] = fold
+            named[scan.name] = scan.image[0]
+    unseen = {_files(scan): scan.name for fold in folds for scan in fold.data.training if _files(scan) not in validates}
+    if not unseen:
+        return []
+    some = ", ".join(sorted(unseen.values())[:3]) + ", …" * (len(unseen) > 3)
+    return [f"no fold validates {len(unseen)} of the scans that train ({some})"]
+
+
+def _files(scan: Scan) -> tuple[str, ...]:
+    return tuple(os.path.realpath(path) for path in scan.image)
+
+
+def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
+    """The network of a fold that is trained to the last epoch, else None.
+
+    Raises:
+        InputError: if what was trained so far had other flags, scans or labels.
+    """
+    latest = fold.folder / LATEST
+    if not latest.exists():
+        return None
+    try:
+        content = checkpoint.read(latest)
+        description = checkpoint.require_continuable(latest, content)
+    except DamagedError:
+        return None  # main.py goes on from the one before
+    remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
+    state = content["resume"]
+    given = {name: getattr(args, name) for name in flags_of_a_network()}
+    checkpoint.refuse_contradictions(latest, given, state["flags"], remedy)
+    if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
+        raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
+    if content["epoch"] > args.max_epochs:
+        raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
+    return description if content["epoch"] == args.max_epochs and (fold.folder / BEST).exists() else None
+
+
+def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, process: Process) -> Description:
+    """Begin or continue a fold's run; the network that came of it.
+
+    Raises:
+        TrainingError: if its end wasn't saved.
+    """
+    known = _machines(group)
+    here = machine(gpu=args.device is None or args.device.startswith("cuda"))
+    earlier = known.get(str(fold.number), []) if (fold.folder / LATEST).exists() else []
+    write_json(group / MACHINES, {**known, str(fold.number): list(dict.fromkeys([*earlier, here]))})
+    process.say(f"{fold}: main.py trains {fold.folder}")
+    _require(fold, "main.py", fold.training, execute)
+    description = find_trained(fold, args)
+    if description is None:
+        raise TrainingError(f"{fold}: main.py ended, but {fold.folder} doesn't hold all epochs. Launch it again.")
+    return description
+
+
+def score(fold: Fold, description: Description, execute: Execute, process: Process) -> tuple[Order, Records]:
+    """Segment a fold's validation scans where that isn't done; their records.
+
+    Raises:
+        InputError: if one is missing after all.
+    """
+    order = wanted(parse_test(fold.testing), [fold.folder / LATEST], description)
+    if None in [finished(scan, order) for scan in fold.data.validation]:
+        process.say(f"{fold}: test.py segments {len(fold.data.validation)} scans")
+        _require(fold, "test.py", fold.testing, execute)
+    else:
+        process.say(f"{fold}: is trained and scored")
+    records = {scan.name: finished(scan, order) for scan in fold.data.validation}
+    missing = [name for name, record in records.items() if record is None]
+    if missing:
+        raise InputError(f"{fold}: {order.folder} lacks {', '.join(missing)}. Launch the same command again.")
+    return order, {name: record for name, record in records.items() if record is not None}
+
+
+def _require(fold: Fold, program: str, flags: Sequence[str], execute: Execute) -> None:
+    """Run one of the two programs; its failure ends this one with its status."""
+    status = execute([sys.executable, str(REPOSITORY / program), *flags])
+    if status != 0:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        print(f"error: {fold}: {program} {how}; {GOES_ON}", file=sys.stderr)
+        raise SystemExit(status if status > 0 else 128 - status)
+
+
+def sum_up(
+    folds: Sequence[Fold],
+    results: Mapping[int, tuple[Order, Records]],
+    group: Path,
+    args: argparse.Namespace,
+    command: str,
+    process: Process,
+) -> None:
+    """Print and write the tables over all folds, and over all scans those that ``test.py`` writes of some."""
+    orders = [order for order, _ in results.values()]
+    records = {name: record for _, some in results.values() for name, record in some.items()}
+    weights = [entry for order in orders for entry in order.made_with["weights"]]
+    order = replace(orders[0], made_with={**orders[0].made_with, "weights": weights})
+    save_results(Outcome(records), order, "torch")
+
+    tables = {which: _fold_scores(results, which) for which in TABLES}
+    titles = {which: title.format(nsd_mm=order.nsd_mm) for which, title in TABLES.items()}
+    for which, scores in tables.items():
+        process.say(f"{titles[which]}, on the scan's own grid\n{fold_table(scores)}")
+    save_fold_scores(group / "crossval.csv", tables)
+    known = _machines(group)
+    facts = {
+        "command": command,
+        "flags": {name: value for name, value in vars(args).items() if name not in ("fold", "logdir", "overwrite")},
+        "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
+        "versions": {
+            "unetr": utils.__version__, "torch": str(torch.__version__), "monai": monai.__version__,
+            "python": sys.version.split()[0],
+        },
+        "seed": args.seed,
+        "epochs": args.max_epochs,
+        "scans": len(records),
+        "weights": f"{LATEST}, after the last epoch",
+        "grid": "the scan's own",
+        "absent organs": ABSENT,
+        "standard deviations": "of a sample (n - 1)",
+        "folds": [
+            {
+                "fold": fold.number,
+                "data_list": str(fold.data.path),
+                "sha256": hashlib.sha256(fold.data.path.read_bytes()).hexdigest(),
+                "training": len(fold.data.training),
+                "validation": len(fold.data.validation),
+                "seconds of training steps": _seconds(fold.folder / "metrics.jsonl"),
+                "machines": known.get(str(fold.number)),  # none where main.py was launched by hand
+            }
+            for fold in folds
+        ],
+    }  # fmt: skip
+    write_json(group / "crossval.json", {**facts, "scores": {which: fold_record(tables[which]) for which in TABLES}})
+    process.say(f"{group} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
+
+
+def _fold_scores(results: Mapping[int, tuple[Order, Records]], which: str) -> FoldScores:
+    folds = {}
+    for number, (order, records) in results.items():
+        scores = scores_of(list(records.values()), tuple(order.organs.values()), which)
+        assert scores is not None, "validation scans have labels"
+        folds[number] = scores
+    return FoldScores(folds)
+
+
+def _machines(group: Path) -> dict[str, list[str]]:
+    """By fold, what it was trained on."""
+    path = group / MACHINES
+    known: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known
+
+
+def _seconds(metrics: Path) -> float:
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
+
+
+def run_command(stop: StopRequest, command: Sequence[str]) -> int:
+    """Run a command to its end, to which a signal is handed on; its exit status.
+
+    Raises:
+        Stopped: after a signal, when the command has ended.
+    """
+    child = None
+    try:
+        with stop.deferred():  # a signal now would leave the child without anyone who knows it
+            child = subprocess.Popen(command)
+        stop.raise_if_asked(stop.number)
+        return child.wait()
+    except Stopped as stopped:
+        if child is not None:
+            with forwarded_to([child.pid]):
+                child.send_signal(stopped.number)
+                child.wait()
+        raise
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Cross-validate as a command line says; a mistake in it ends the program with one line."""
+    args, flags = parse_crossval(argv)
+    command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
+    stop = StopRequest()
+    with one_line_errors(), stop.listening():
+        main(args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop))
+
+
+if __name__ == "__main__":
+    run()
