@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils.data_list import read_data_list
+from utils.data_list import find_folds, read_data_list
 from utils.errors import InputError
 
 BTCV = Path(__file__).parent.parent / "dataset" / "btcv"
@@ -137,3 +137,22 @@ def test_btcv_folds_are_the_published_ones(tmp_path: Path, fold: int, validation
     for scan in data.training + data.validation:
         assert scan.label is not None
         assert scan.label.name == scan.image[0].name.replace("img", "label")
+
+
+def test_folds_of_files_and_of_entries(tmp_path: Path) -> None:
+    for name in ("dataset_10.json", "dataset_2.json", "dataset_0.json", "dataset_old.json", "dataset_01.json"):
+        (tmp_path / name).write_text("{}")
+    assert find_folds(str(tmp_path), None) == [0, 2, 10]
+    entries = [{"image": str(number), "fold": fold} for number, fold in enumerate((1, 0, 1, 3))]
+    (tmp_path / "one.json").write_text(json.dumps({"training": [*entries, {"image": "5"}]}))
+    assert find_folds(str(tmp_path), "one.json") == [0, 1, 3]
+
+
+def test_fewer_than_two_folds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset_0.json").write_text(json.dumps({"training": [{"image": "a"}]}))
+    with pytest.raises(InputError, match=r"dataset_0.json, dataset_1.json, … there give 1 folds"):
+        find_folds(str(tmp_path), None)
+    with pytest.raises(InputError, match=r'dataset_0\.json: its "training" entries name 0 folds'):
+        find_folds(str(tmp_path), "dataset_0.json")
+    with pytest.raises(InputError, match="no such folder"):
+        find_folds(str(tmp_path / "nothing"), None)

@@ -569,7 +569,7 @@ def flags_of_a_network() -> tuple[str, ...]:
 def testing_flags(flags: Mapping[str, Any]) -> list[str]:
     """As a command line, the flags of ``main.py`` that ``test.py`` has too and no checkpoint knows."""
     shared = _defaults(_add_data_flags, _add_inference_flags, _add_machine_flags)
-    given = {name: flags[name] for name in shared if flags[name] not in (None, False)}
+    given = {name: flags[name] for name in shared if flags[name] is not None and flags[name] is not False}
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
