@@ -81,7 +81,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         compile_blocks(network)
     if args.activation_checkpointing:  # around what is compiled, which is then computed twice as well
         recompute_activations(network)
-    precision = choose_precision(process.device, description.amp, settings.roi)
+    precision = choose_precision(process.device, description.amp, settings.roi, description.network)
     scaler = precision.scaler()
     groups = parameter_groups(network, args.vit_lr, args.vit_reg_weight)
     optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)

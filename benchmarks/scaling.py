@@ -106,7 +106,7 @@ def reference_learner(process: Process) -> Learner:
     args = parse_train([])
     options = network_options(vars(args))
     network = process.place(build_network(args.model_name, **options))
-    precision = choose_precision(process.device, True, options["img_size"])
+    precision = choose_precision(process.device, True, (args.roi_x, args.roi_y, args.roi_z), args.model_name)
     groups = parameter_groups(network, args.vit_lr, args.vit_reg_weight)
     optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
     return Learner(

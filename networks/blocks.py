@@ -4,13 +4,19 @@ from collections.abc import Callable
 
 import torch
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
+from monai.networks.blocks.segresnet_block import ResBlock
+from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import Tensor, nn
 
 from networks.vit import TransformerBlock
 
 Forward = Callable[..., Tensor]
 
-BLOCKS = (TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
+BLOCKS = (
+    *(TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock),
+    *(SwinTransformerBlock, ResBlock, UnetBasicBlock, UnetUpBlock),  # of MONAI's other networks
+)
 
 
 def train_blocks(network: nn.Module, way: Callable[[nn.Module, Forward], Forward]) -> None:
@@ -21,8 +27,10 @@ def train_blocks(network: nn.Module, way: Callable[[nn.Module, Forward], Forward
     Args:
         way: from a block and its forward pass to the one that takes its place.
     """
-    for block in network.modules():
-        if isinstance(block, BLOCKS):
+    blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
+    inside_others = {part for block in blocks for part in block.modules() if part is not block}
+    for block in blocks:
+        if block not in inside_others:
             block.forward = _Switch(block.forward, way(block, block.forward))  # type: ignore[assignment]
 
 

@@ -182,6 +182,11 @@ class UNETR(nn.Module):
         return logits
 
 
+def unetr_steps(patch_size: int) -> tuple[int, ...]:
+    """What the edges of a window must be multiples of."""
+    return (patch_size,) * 3
+
+
 def _check_arguments(
     sizes: dict[str, int],
     img_size: tuple[int, ...],

@@ -115,7 +115,7 @@ def test_json_list_defaults_to_the_name_of_the_fold() -> None:
 
 def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
     flags = {**recorded_flags(), "intensity": "zscore", "space_z": 3.5, "roi_y": 64, "res_block": False}
-    assert as_flags(network_options(flags), preprocessing(flags)) == flags
+    assert as_flags("unetr", network_options(flags), preprocessing(flags)) == flags
 
 
 @pytest.mark.parametrize(

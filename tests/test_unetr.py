@@ -152,7 +152,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], words: str) -> None:
 
 
 def test_an_unknown_network_is_named() -> None:
-    with pytest.raises(ValueError, match="model_name must be one of unetr, not 'vnet'"):
+    with pytest.raises(ValueError, match="model_name must be one of unetr, swin_unetr, segresnet, dynunet, not 'vnet'"):
         build_network("vnet")
 
 

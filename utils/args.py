@@ -98,7 +98,7 @@ probability = _number(float, 0, 1)
 def _flag_name(text: str) -> str:
     """The name of a flag that :func:`recorded_flags` or the data list stands for, with dashes before it or without."""
     name = text.lstrip("-")
-    names = [*recorded_flags(), "json_list"]
+    names = [*(name for name in recorded_flags() if name != "model_name"), "json_list"]
     if name not in names:
         raise argparse.ArgumentTypeError(f"must be among {', '.join(names)}, not {text!r}")
     return name
@@ -120,30 +120,42 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network")
+    group = parser.add_argument_group("network (flags with names behind them are for these networks alone)")
+    group.add_argument("--model_name", choices=tuple(NETWORKS), default="unetr", help="which network")
     group.add_argument("--in_channels", type=count, default=1, help="channels of a scan")
     group.add_argument("--out_channels", type=count, default=14, help="classes, the background included")
-    group.add_argument("--feature_size", type=count, default=16, help="channels at full resolution")
-    group.add_argument("--hidden_size", type=count, default=768, help="length of a token")
-    group.add_argument("--mlp_dim", type=count, default=3072, help="width of the transformer's perceptron")
-    group.add_argument("--num_heads", type=count, default=12, help="attention heads")
-    group.add_argument("--pos_embed", choices=POSITION_EMBEDDINGS, default="perceptron", help="patch embedding")
-    group.add_argument("--norm_name", choices=tuple(NORMS), default="instance", help="the decoder's normalisation")
-    boolean = argparse.BooleanOptionalAction
-    group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths")
-    group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks")
-    group.add_argument("--dropout_rate", type=probability, default=0.0, help="dropout in the transformer")
     group.add_argument(
-        "--patch_size", type=int, choices=PATCH_SIZES, default=PATCH_SIZE, help="edge of a patch in voxels"
+        "--feature_size",
+        type=count,
+        default=16,
+        help="channels at full resolution; by default 24 for swin_unetr, 32 for segresnet and dynunet",
+    )
+    group.add_argument("--hidden_size", type=count, default=768, help="length of a token (unetr)")
+    group.add_argument("--mlp_dim", type=count, default=3072, help="width of the transformer's perceptron (unetr)")
+    group.add_argument("--num_heads", type=count, default=12, help="attention heads (unetr)")
+    group.add_argument("--pos_embed", choices=POSITION_EMBEDDINGS, default="perceptron", help="patch embedding (unetr)")
+    group.add_argument(
+        "--norm_name", choices=tuple(NORMS), default="instance", help="the decoder's normalisation (unetr)"
+    )
+    boolean = argparse.BooleanOptionalAction
+    group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths (unetr)")
+    group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks (unetr)")
+    group.add_argument(
+        "--dropout_rate", type=probability, default=0.0, help="dropout in the transformer (unetr, swin_unetr)"
+    )
+    group.add_argument(
+        "--patch_size", type=int, choices=PATCH_SIZES, default=PATCH_SIZE, help="edge of a patch in voxels (unetr)"
     )
     group.add_argument(
         "--drop_path_rate",
         type=probability,
         default=0.0,
-        help="how often training leaves out a branch of the last transformer block; less often in earlier ones",
+        help="how often training leaves out a branch of the last transformer block; less often in earlier ones (unetr)",
     )
     group.add_argument(
-        "--deep_supervision", action="store_true", help="also train the decoder's coarser resolutions by the labels"
+        "--deep_supervision",
+        action="store_true",
+        help="also train the decoder's coarser resolutions by the labels (unetr)",
     )
 
 
@@ -329,9 +341,6 @@ def train_parser() -> Parser:
     _add_flips_flag(parser)
     _add_augment_flag(parser)
 
-    parser.add_argument_group("model").add_argument(
-        "--model_name", choices=tuple(NETWORKS), default="unetr", help="which network"
-    )
     _add_network_flags(parser)
 
     _add_weights_flags(parser)
@@ -430,7 +439,7 @@ def test_parser() -> Parser:
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
     parser = train_parser()
-    args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
+    args = _parsed(parser, parser.with_files(sys.argv[1:] if argv is None else argv))
     faults = _train_faults(args)
     if faults:
         parser.error("; ".join(faults))
@@ -445,7 +454,7 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     """
     parser = crossval_parser()
     given = parser.with_files(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(given)
+    args = _parsed(parser, given)
     faults = _train_faults(args)
     if args.fold is not None:
         faults.append("--fold is for one run of main.py; give --folds, or leave it out for all of them")
@@ -461,6 +470,12 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     _add_folds_flag(own)
     own.add_argument("--overwrite", action="store_true")
     return args, own.parse_known_args(given)[1]
+
+
+def _parsed(parser: Parser, flags: Sequence[str]) -> argparse.Namespace:
+    """The flags by name, those that were not given with the defaults of the network that is named."""
+    parser.set_defaults(**recorded_flags(parser.parse_args(flags).model_name))
+    return parser.parse_args(flags)
 
 
 def _train_faults(args: argparse.Namespace) -> list[str]:
@@ -503,13 +518,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _faults(flags: Mapping[str, Any]) -> list[str]:
     """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
     given = {name: value for name, value in flags.items() if value is not None}
-    rois = [f"roi_{axis}" for axis in "xyz"]
-    patch_size = given.get("patch_size", min(PATCH_SIZES))
-    faults = [
-        f"--{name} must be a multiple of {patch_size}, not {given[name]}"
-        for name in rois
-        if name in given and given[name] % patch_size
-    ]
+    faults = network_faults(given)
     for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
         if {low, high} <= given.keys() and given[high] <= given[low]:
             faults.append(f"--{high} {given[high]:g} must be above --{low} {given[low]:g}")
@@ -523,12 +532,41 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def network_faults(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with flags for the network that they name; nothing where they name none.
+
+    Args:
+        given: the flags by name, without those that were not given.
+    """
+    network = given.get("model_name")
+    if network is None:
+        return []
+    foreign = [name for name, default in recorded_flags(network).items() if default is None and name in given]
+    faults = [f"--{name} is not for {network}; leave it out" for name in foreign]
+    rois, spaces = ([f"{name}_{axis}" for axis in "xyz"] for name in ("roi", "space"))
+    if {*rois, *spaces} <= given.keys():
+        window = [given[name] for name in rois]
+        grid = {"img_size": window, "spacing": [given[name] for name in spaces]}
+        try:
+            steps = NETWORKS[network].steps_of({**NETWORKS[network].defaults, **given, **grid})
+        except ValueError as error:
+            return [*faults, f"{', '.join(f'--{name} {given[name]}' for name in rois)}: {error}"]
+        faults += [
+            f"--{name} must be a multiple of {step}, not {edge} ({network})"
+            for name, edge, step in zip(rois, window, steps, strict=True)
+            if edge % step
+        ]
+    return faults
+
+
 def network_options(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The network's own keywords, from the flags by name."""
-    names = ("in_channels", "out_channels", "feature_size", "hidden_size", "mlp_dim", "num_heads", "pos_embed")
-    more = ("norm_name", "conv_block", "res_block", "dropout_rate", "patch_size", "drop_path_rate", "deep_supervision")
-    roi = (flags["roi_x"], flags["roi_y"], flags["roi_z"])
-    return {"img_size": roi, **{name: flags[name] for name in (*names, *more)}}
+    settings = preprocessing(flags)
+    of_the_window = {"img_size": settings.roi, "spacing": settings.spacing}
+    return {
+        name: of_the_window[name] if name in of_the_window else flags[name]
+        for name in NETWORKS[flags["model_name"]].keywords
+    }
 
 
 def preprocessing(flags: Mapping[str, Any]) -> Preprocessing:
@@ -544,10 +582,15 @@ def preprocessing(flags: Mapping[str, Any]) -> Preprocessing:
     )
 
 
-def as_flags(options: Mapping[str, Any], settings: Preprocessing) -> dict[str, Any]:
+def as_flags(network: str, options: Mapping[str, Any], settings: Preprocessing) -> dict[str, Any]:
     """The flags that :func:`network_options` and :func:`preprocessing` were made from."""
-    flags = {name: value for name, value in options.items() if name != "img_size"}
-    flags |= {name: getattr(settings, name) for name in ("intensity", "a_min", "a_max", "b_min", "b_max")}
+    own = {name: value for name, value in options.items() if name not in ("img_size", "spacing")}
+    return {"model_name": network, **own, **preprocessing_flags(settings)}
+
+
+def preprocessing_flags(settings: Preprocessing) -> dict[str, Any]:
+    """The flags that :func:`preprocessing` was made from."""
+    flags = {name: getattr(settings, name) for name in ("intensity", "a_min", "a_max", "b_min", "b_max")}
     flags |= {f"space_{axis}": value for axis, value in zip("xyz", settings.spacing, strict=True)}
     flags |= {f"roi_{axis}": value for axis, value in zip("xyz", settings.roi, strict=True)}
     return flags
@@ -579,9 +622,14 @@ def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {f"--{name}": value for name, value in flags.items() if name not in of_a_machine}
 
 
-def recorded_flags() -> dict[str, Any]:
-    """The flags that a checkpoint records, with the defaults that hold for weights that record nothing."""
-    return _defaults(_add_network_flags, _add_preprocessing_flags)
+def recorded_flags(network: str = "unetr") -> dict[str, Any]:
+    """The flags that a checkpoint records, with the defaults that hold for weights that record nothing.
+
+    A flag that is no keyword of the network is None.
+    """
+    made, flags = NETWORKS[network], _defaults(_add_network_flags)
+    own = {name: default for name, default in flags.items() if name in made.keywords} | made.defaults
+    return {**dict.fromkeys(flags), **own, "model_name": network, **_defaults(_add_preprocessing_flags)}
 
 
 def _defaults(*groups: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:

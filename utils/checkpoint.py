@@ -46,9 +46,17 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 import utils
-from networks import build_network
+from networks import NETWORKS, build_network
 from networks.unetr import UNETR
-from utils.args import as_flags, network_options, preprocessing, recorded_flags, training_flags
+from utils.args import (
+    as_flags,
+    network_faults,
+    network_options,
+    preprocessing,
+    preprocessing_flags,
+    recorded_flags,
+    training_flags,
+)
 from utils.data_list import DataList
 from utils.errors import DamagedError, InputError, blame_flags
 from utils.files import replacing
@@ -65,17 +73,10 @@ NUMPY_SCALARS: list[Any] = [
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
 ]
-# flags of the network that its tensors' shapes don't show, or that adapting can't change
-FIXED_OPTIONS = (
-    "num_heads",
-    "pos_embed",
-    "norm_name",
-    "conv_block",
-    "res_block",
-    "feature_size",
-    "hidden_size",
-    "mlp_dim",
-    "patch_size",
+# keywords of networks that follow from the data, that adapting can change, or on which no weight depends
+FREE_OPTIONS = (
+    *("img_size", "spacing", "in_channels", "out_channels", "deep_supervision"),
+    *("dropout_rate", "drop_path_rate"),
 )
 # what the readers of zip files and of torch raise on files that are damaged or none of theirs
 UNREADABLE = (
@@ -386,7 +387,7 @@ def describe(content: Mapping[str, Any]) -> Description | None:
     return Description(
         network=content["network"]["name"],
         # those of an older file have no place for what came later
-        options={**network_options(recorded_flags()), **_with_tuples(content["network"]["options"])},
+        options={**NETWORKS[content["network"]["name"]].defaults, **_with_tuples(content["network"]["options"])},
         preprocessing=Preprocessing(**_with_tuples(content["preprocessing"])),
         labels=tuple(content["labels"]),
         amp=content["amp"],
@@ -456,7 +457,7 @@ def start(
     if args.resume_jit:
         module, content = read_torchscript(weights)
         source = _transfer(args, weights, content, description, network)
-        shape = (1, description.options["in_channels"], *description.options["img_size"])
+        shape = (1, description.options["in_channels"], *description.preprocessing.roi)
         if not args.adapt_weights and not same_logits(network, module, shape):
             raise InputError(
                 f"{weights}: its network gives other logits than the one that the flags describe has with its weights. "
@@ -491,14 +492,19 @@ def _transfer(
     """Start a new run from a file's weights; what was done to them, in words."""
     recorded = describe(content)
     if recorded is not None:
-        given = {name: description.options[name] for name in FIXED_OPTIONS}
-        refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
+        given = {name: value for name, value in description.options.items() if name not in FREE_OPTIONS}
+        refuse_contradictions(
+            path,
+            {"model_name": description.network, **given},
+            {"model_name": recorded.network, **recorded.options},
+            "Give the flags that it was trained with.",
+        )
     transfer = load_weights(
         network,
         content["state_dict"],
         str(path),
         kind=_kind(content),
-        img_size=recorded.options["img_size"] if recorded is not None else None,
+        img_size=recorded.preprocessing.roi if recorded is not None else None,
         adapt=args.adapt_weights,
     )
     return transfer.table() if args.adapt_weights else transfer.line()
@@ -515,14 +521,12 @@ def _continue(
     recorded = require_continuable(path, content)
     state = content["resume"]
     ours = {
-        "model_name": description.network,
         "optim_name": args.optim_name,
-        **as_flags(description.options, description.preprocessing),
+        **as_flags(description.network, description.options, description.preprocessing),
     }
     theirs = {
-        "model_name": recorded.network,
         "optim_name": state["flags"]["optim_name"],
-        **as_flags(recorded.options, recorded.preprocessing),
+        **as_flags(recorded.network, recorded.options, recorded.preprocessing),
     }
     refuse_contradictions(
         path,
@@ -534,7 +538,7 @@ def _continue(
         _refuse_other_scans(path, data.files(), state["scans"])
         _refuse_other_labels(path, description.labels, recorded.labels)
     transfer = load_weights(
-        network, content["state_dict"], str(path), kind=_kind(content), img_size=recorded.options["img_size"]
+        network, content["state_dict"], str(path), kind=_kind(content), img_size=recorded.preprocessing.roi
     )
     progress = Progress(**{**state["progress"], "unfinished": UnfinishedEpoch(**state["progress"]["unfinished"])})
     notes = [
@@ -656,8 +660,8 @@ def load_ensemble(
         lines.append(line)
         if members:
             first = members[0][1]
-            given = {**as_flags({}, first.preprocessing), "labels": ", ".join(first.labels)}
-            theirs = {**as_flags({}, description.preprocessing), "labels": ", ".join(description.labels)}
+            given = {**preprocessing_flags(first.preprocessing), "labels": ", ".join(first.labels)}
+            theirs = {**preprocessing_flags(description.preprocessing), "labels": ", ".join(description.labels)}
             if args.tta:  # by which they are mirrored alike
                 given["flips"], theirs["flips"] = first.flips, description.flips
             refuse_contradictions(path, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
@@ -682,9 +686,9 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     given = {name: value for name in recorded_flags() if (value := getattr(args, name)) is not None}
     description = describe(content)
     if description is None:
-        flags = {**recorded_flags(), **given}
+        flags = {**recorded_flags(args.model_name or "unetr"), **given}
         description = Description(
-            network="unetr",
+            network=flags["model_name"],
             options=network_options(flags),
             preprocessing=preprocessing(flags),
             labels=data.label_names(flags["out_channels"]),
@@ -694,10 +698,13 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
         refuse_contradictions(
             path,
             given,
-            as_flags(description.options, description.preprocessing),
+            as_flags(description.network, description.options, description.preprocessing),
             "Leave these flags out, or give the weights that they describe.",
         )
         data.label_names(len(description.labels))
+        flags = {**given, "model_name": description.network}
+    if faults := network_faults({name: value for name, value in flags.items() if value is not None}):
+        raise InputError(f"{path}: {'; '.join(faults)}.")
     if module is not None:
         _require_shapes(module, description, path)
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32"

@@ -94,7 +94,9 @@ def place_networks(
     Raises:
         UnfitError: if ``openvino`` is asked for and can't be had.
     """
-    formats = [choose_precision(process.device, amp and one.amp, one.preprocessing.roi) for _, one in members]
+    formats = [
+        choose_precision(process.device, amp and one.amp, one.preprocessing.roi, one.network) for _, one in members
+    ]
     networks = [network.eval() for network, _ in members]
     compiled: list[nn.Module] = []
     fault = None

@@ -63,8 +63,12 @@ def export(weights: Path, format_name: str, output: Path) -> float:
 
 
 def _write_torchscript(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
+    try:
+        script = torch.jit.script(network)
+    except torch.jit.frontend.NotSupportedError as error:  # MONAI's Swin UNETR
+        raise InputError("--format torchscript: torch can't write this network so. Give --format onnx.") from error
     with open(path, "wb") as file:  # torch's own writer hides a full disk behind another error
-        torch.jit.save(torch.jit.script(network), file, _extra_files={METADATA: metadata})
+        torch.jit.save(script, file, _extra_files={METADATA: metadata})
     return checkpoint.read_torchscript(path)[0]
 
 
@@ -87,7 +91,7 @@ def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) 
                 (windows,),
                 input_names=["volume"],
                 output_names=["logits"],
-                dynamic_shapes={"volume": {0: torch.export.Dim("batch")}},
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
                 dynamo=True,
                 verbose=False,
             )

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.amp.autocast_mode import autocast
 
-from networks.unetr import PATCH_SIZES
+from networks import NETWORKS
 
 AMPERE = (8, 0)
-# one patch along x becomes two voxels, and where a volume is two voxels deep oneDNN's bfloat16 kernel for the weights'
-# gradient of a 3×3×3 convolution (jit_bf16:avx512_core_bf16 in torch 2.13) reads memory that nobody wrote: noise or NaN
-UNSOUND_ROI_X = PATCH_SIZES
 
 
 @dataclass(frozen=True)
@@ -33,18 +30,21 @@ class Precision:
         return str(self.dtype).removeprefix("torch.")
 
 
-def choose_precision(device: torch.device, amp: bool, roi: tuple[int, int, int]) -> Precision:
+def choose_precision(device: torch.device, amp: bool, roi: tuple[int, int, int], network: str = "unetr") -> Precision:
     """float32 without ``amp``; with it bfloat16 where the hardware multiplies it, float16 on GPUs before Ampere.
 
     Args:
         roi: the network's window in voxels.
+        network: its name.
     """
     if not amp:
         return Precision(device, torch.float32)
     if device.type == "cuda":
         newer = torch.cuda.get_device_capability(device) >= AMPERE
         return Precision(device, torch.bfloat16 if newer else torch.float16)
-    fits = roi[0] not in UNSOUND_ROI_X and _cpu_multiplies_bfloat16()
+    # where a volume is two voxels deep oneDNN's bfloat16 kernel for the weights' gradient of a 3×3×3 convolution
+    # (jit_bf16:avx512_core_bf16 in torch 2.13) reads memory that nobody wrote: noise or NaN
+    fits = roi[0] not in NETWORKS[network].unsound_roi_x and _cpu_multiplies_bfloat16()
     return Precision(device, torch.bfloat16 if fits else torch.float32)
 
 

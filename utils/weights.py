@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +20,30 @@ DEAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 POSITIONS = "vit.patch_embedding.position_embeddings"
 PATCH_LINEAR = "vit.patch_embedding.patch_embeddings.1.weight"
 FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
-INPUT_WEIGHTS = (
-    PATCH_LINEAR,
-    "vit.patch_embedding.patch_embeddings.weight",
-    FIRST_CONVOLUTION,
-    "encoder1.layer.conv3.conv.weight",
+INPUT_WEIGHTS = re.compile(
+    r"vit\.patch_embedding\.patch_embeddings\.(1\.)?weight|encoder1\.layer\.conv[13]\.conv\.weight"
+    r"|swinViT\.patch_embed\.proj\.weight"  # Swin UNETR, whose convolutions have UNETR's names
+    r"|convInit\.conv\.weight"  # SegResNet
+    r"|(input_block|skip_layers\.downsample)\.conv1\.conv\.weight"  # DynUNet, which has its first block twice
 )
 INPUT_SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # is there only where it changes the channels
 COARSE_OUTPUT = re.compile(r"coarse_outs\..+")
 OPTIONAL = {INPUT_SHORTCUT: "the other number of channels", COARSE_OUTPUT: "--deep_supervision"}
-OUTPUT_LAYER = re.compile(r"(out|coarse_outs\.\d+)\.conv\.conv\.(weight|bias)")
-# where a flag shows in the weights: a tensor's name and the dimension
-FLAGS_IN_SHAPES = {
-    "feature_size": (FIRST_CONVOLUTION, 0),
-    "hidden_size": ("vit.norm.weight", 0),
-    "mlp_dim": ("vit.blocks.0.mlp.linear1.weight", 0),
-    "in_channels": (FIRST_CONVOLUTION, 1),
-    "out_channels": ("out.conv.conv.weight", 0),
-}
+OUTPUT_LAYER = re.compile(r"((out|coarse_outs\.\d+)\.conv|output_block\.conv|conv_final\.2)\.conv\.(weight|bias)")
+# where a flag shows in the weights of the network that has such a tensor: its name and the dimension
+FLAGS_IN_SHAPES = (
+    ("feature_size", FIRST_CONVOLUTION, 0),
+    ("hidden_size", "vit.norm.weight", 0),
+    ("mlp_dim", "vit.blocks.0.mlp.linear1.weight", 0),
+    ("in_channels", FIRST_CONVOLUTION, 1),
+    ("out_channels", "out.conv.conv.weight", 0),
+    ("feature_size", "convInit.conv.weight", 0),
+    ("in_channels", "convInit.conv.weight", 1),
+    ("out_channels", "conv_final.2.conv.weight", 0),
+    ("feature_size", "input_block.conv1.conv.weight", 0),
+    ("in_channels", "input_block.conv1.conv.weight", 1),
+    ("out_channels", "output_block.conv.conv.weight", 0),
+)
 ADAPTABLE = ("in_channels", "out_channels", "deep_supervision")
 
 
@@ -93,8 +98,8 @@ def load_weights(
         InputError: if names or shapes don't fit; all that don't are listed.
     """
     wanted = network.state_dict()
-    window: tuple[int, ...] = tuple(network.img_size)  # type: ignore[arg-type]
-    patch_size = cast(int, network.patch_size)
+    window = tuple(getattr(network, "img_size", ()))  # of one that has position embeddings
+    patch_size: int = getattr(network, "patch_size", 1)
     given, origins = _without_prefixes(state_dict, source)
     transfer = Transfer(f"{source} ({' of '.join([kind, *origins])})")
     transfer.left_out = [name for name in given if name not in wanted and _is_dead(name, given)]
@@ -157,7 +162,7 @@ def _refuse_misfits(
 ) -> None:
     flags = [
         (flag, given[name].shape[dimension], wanted[name].shape[dimension])
-        for flag, (name, dimension) in FLAGS_IN_SHAPES.items()
+        for flag, name, dimension in FLAGS_IN_SHAPES
         if name in given and name in wanted and given[name].ndim == wanted[name].ndim
     ]
     coarse = [any(COARSE_OUTPUT.fullmatch(name) for name in names) for names in (given, wanted)]
@@ -220,7 +225,7 @@ def _adapted(
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
                 transfer.adapted[name] = f"interpolated from {size_text(old)} to {size_text(new)} patches"
-        elif name in INPUT_WEIGHTS and theirs.shape != ours.shape:
+        elif INPUT_WEIGHTS.fullmatch(name) and theirs.shape != ours.shape:
             per_patch = patch_size**3 if name == PATCH_LINEAR else 1
             channels = ours.shape[1] // per_patch
             task[name] = average_channels(theirs, channels, per_patch)
