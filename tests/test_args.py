@@ -133,6 +133,7 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--infer_overlap 1", "--infer_overlap must be below 1"),
         ("--ema_decay 1", "--ema_decay must be below 1"),
         ("--drop_path_rate 1", "--drop_path_rate must be below 1"),
+        ("--model_name segresnet --vit_lr 1", "--vit_lr: segresnet has no ViT; leave it out"),
         ("--patch_size 4", "argument --patch_size: invalid choice: 4 (choose from"),
         ("--patch_size 8 --roi_x 20", "--roi_x must be a multiple of 8, not 20"),
         ("--ema_decay 0", "argument --ema_decay: must be above 0 and at most 1, not 0"),

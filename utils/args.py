@@ -485,6 +485,9 @@ def _train_faults(args: argparse.Namespace) -> list[str]:
     starts = [f"--{name}" for name in ways if getattr(args, name)]
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
+    of_a_vit = [f"--{name}" for name in ("vit_lr", "vit_reg_weight", "vit_weights") if getattr(args, name) is not None]
+    if of_a_vit and args.model_name != "unetr":
+        faults.append(f"{' and '.join(of_a_vit)}: {args.model_name} has no ViT; leave it out")
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
     if goes_on and args.overwrite:
         faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")

@@ -471,8 +471,7 @@ def start(
 
 def _start_encoder(path: Path, description: Description, network: nn.Module) -> Start:
     """Start a new run with the encoder from a file's ViT."""
-    if not isinstance(network, UNETR):
-        raise InputError(f"--vit_weights is for --model_name unetr; {description.network} has no such ViT.")
+    assert isinstance(network, UNETR)
     content = read_vit(path)
     recorded = describe(content) if "preprocessing" in content else None  # others may call something network
     if recorded is not None:
