@@ -145,6 +145,7 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--out_channels 1", "--out_channels must be at least 2"),
         ("--no_such_flag", "unrecognized arguments: --no_such_flag"),
         ("--max_epoch 3", "unrecognized arguments: --max_epoch"),
+        ("recipes/demo.args", "recipes/demo.args; a file of flags is named with an @ before it"),
     ],
 )
 def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +167,20 @@ def test_a_file_of_flags_is_read_as_a_shell_would(tmp_path: Path) -> None:
     assert (args.logdir, args.optim_lr, args.noamp, args.max_epochs) == ("two words", 3e-4, True, 7)
     assert args.data_dir == "x#1"
     assert parse_train([f"@{recipe}", "--optim_lr=1"]).optim_lr == 1  # what comes last counts
+
+
+def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "task.args").write_text("--fold 3 --optim_lr 0.5\n")
+    (tmp_path / "some.args").write_text("--fold 2\n@tasks/task.args --optim_lr 0.25\n")
+    args = parse_train([f"@{tmp_path}/some.args"])
+    assert (args.fold, args.optim_lr) == (3, 0.25)
+
+    (tmp_path / "tasks" / "task.args").write_text("--fold 3 @../some.args\n")
+    with pytest.raises(SystemExit):
+        parse_train([f"@{tmp_path}/some.args"])
+    words = f"@{tmp_path}/tasks/../some.args: comes back to itself by way of the files that it names"
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

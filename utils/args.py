@@ -39,30 +39,43 @@ class Parser(argparse.ArgumentParser):
     def with_files(self, argv: Sequence[str]) -> list[str]:
         """A command line with the flags of a file in place of each ``@FILE``.
 
-        A line has as many as it likes, in quotes where a shell wants them, and ``#`` before a comment.
+        A line has as many as it likes, in quotes where a shell wants them, and ``#`` before a comment. ``@OTHER`` in a
+        file is another one, named from its folder.
         """
         flags: list[str] = []
         for argument in argv:
-            flags += self._of_file(argument[1:]) if argument.startswith("@") else [argument]
+            flags += self._of_file(argument[1:], ()) if argument.startswith("@") else [argument]
         return flags
 
-    def _of_file(self, path: str) -> list[str]:
+    def _of_file(self, path: str, around: tuple[str, ...]) -> list[str]:
+        """The flags in a file that others ``around`` it have named."""
         place = f"@{path}"
+        if os.path.realpath(path) in around:
+            self.error(f"{place}: comes back to itself by way of the files that it names. Take it out of one of them")
         try:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
-            flags = []
+            words = []
             for number, line in enumerate(lines, 1):
                 place = f"@{path}, line {number}"
-                flags += shlex.split(re.split(r"(?:^|\s)#", line)[0])
+                words += shlex.split(re.split(r"(?:^|\s)#", line)[0])
         except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
             reason = error.strerror if isinstance(error, OSError) else error
             self.error(f"{place}: can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them")
+        flags: list[str] = []
+        for word in words:
+            if word.startswith("@"):
+                other = os.path.join(os.path.dirname(path), word[1:])
+                flags += self._of_file(other, (*around, os.path.realpath(path)))
+            else:
+                flags.append(word)
         return flags
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone, once on a machine, and exit with status 2."""
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
+        if re.match(r"unrecognized arguments:.*\.args\b", message):
+            message += "; a file of flags is named with an @ before it"
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
             print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
