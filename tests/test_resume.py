@@ -20,10 +20,18 @@ from utils.checkpoint import read
 FLAGS = ("--max_epochs=4", "--val_every=2", "--save_every=1", "--dropout_rate=0.1")
 
 
-@pytest.fixture
-def whole(run_main: Run, phantoms: Path, in_tmp: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(run_main: Run, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four epochs with four steps each that nothing disturbs."""
-    return train(run_main, phantoms, "whole", *FLAGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        return train(run_main, phantoms, "whole", *FLAGS).absolute()
+
+
+@pytest.fixture
+def whole(trained: Path, in_tmp: Path) -> Path:
+    """The run of :func:`trained`, for a test to do with as it likes."""
+    return Path(shutil.copytree(trained, "runs/whole"))
 
 
 class InStep:
