@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from tests.conftest import Run
+from utils.crops import Augmentation
 from utils.data_check import check_scans
 from utils.data_list import read_data_list
-from utils.data_utils import Caching, validation_loader
+from utils.data_utils import Caching, training_loader, validation_loader
 from utils.distributed import Process
 from utils.metrics import dice_per_label
+from utils.mirroring import trained_mirrorings
 from utils.preprocessing import Preprocessing
 
 CPU = Process(torch.device("cpu"))
@@ -41,6 +43,32 @@ def test_the_chain_keeps_btcv_labels_and_organ_volumes(real_data: Path) -> None:
     dice = dice_per_label(batch["label"], batch["label"], 14)
     assert torch.isnan(dice).tolist() == [value == 5 for value in range(1, 14)]  # the esophagus is absent
     assert torch.nanmean(dice) == 1
+
+
+@pytest.mark.parametrize("flips", ["anatomical", "published"])
+def test_what_lies_to_the_right_in_a_mirrored_body_is_called_right(real_data: Path, flips: str) -> None:
+    """Crops of the whole scan, half of them mirrored across x, which the liver's side tells."""
+    data = read_data_list(str(real_data / "abdomen_ct"), None, 0)
+    settings = Preprocessing(spacing=(6.0, 6.0, 6.0), roi=(64, 64, 16))
+    labels = data.label_names(14)
+    places = {name: value for value, name in enumerate(labels)}
+
+    def sides(label: torch.Tensor, *names: str) -> list[bool]:
+        """For each pair of organs, whether the first lies where x is larger."""
+        x = [torch.nonzero(label == places[name])[:, 1].float().mean() for name in names]
+        return [bool(one > other) for one, other in zip(x[::2], x[1::2], strict=True)]
+
+    plain = next(iter(validation_loader(data.validation, settings, Caching(), CPU, workers=0)))["label"][0]
+    pairs = ("right kidney", "left kidney", "right adrenal gland", "left adrenal gland")
+    chances = Augmentation(0.5, 0, 0, 0, trained_mirrorings(flips, labels)[-1])
+    loader = training_loader(
+        data.training, settings, chances, Caching(), CPU, batch_size=1, crops_per_scan=12, workers=0, seed=0
+    )
+    crops = next(iter(loader))["label"]
+    mirrored = [sides(crop, "liver", "spleen") != sides(plain, "liver", "spleen") for crop in crops]
+    assert 2 < sum(mirrored) < 10
+    right = [sides(crop, *pairs) == sides(plain, *pairs) for crop in crops]
+    assert right == ([True] * 12 if flips == "anatomical" else [not flipped for flipped in mirrored])
 
 
 def test_training_on_real_ct_lowers_the_loss(real_data: Path, run_main: Run, in_tmp: Path) -> None:
