@@ -423,7 +423,10 @@ def crossval_parser() -> Parser:
 
 def test_parser() -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
-    parser = Parser(description="Segment scans with a trained network, and score them where they have labels.")
+    parser = Parser(
+        description="Segment scans with a trained network, and score them where they have labels.",
+        epilog="A checkpoint tells its network, preprocessing and augmentation. Their flags are for weights that don't.",
+    )
     _add_weights_flags(parser, several=True)
     parser.add_argument_group("format").add_argument(
         "--saved_checkpoint",
