@@ -425,7 +425,7 @@ def test_parser() -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(
         description="Segment scans with a trained network, and score them where they have labels.",
-        epilog="A checkpoint tells its network, preprocessing and augmentation. Their flags are for weights that don't.",
+        epilog="A checkpoint tells its network and preprocessing. Their flags are for weights that tell nothing.",
     )
     _add_weights_flags(parser, several=True)
     parser.add_argument_group("format").add_argument(
