@@ -132,6 +132,8 @@ def notes(
     """What is allowed and may still surprise."""
     fixed = [axis for number, axis in enumerate("xyz") if number not in augmentation.mirroring.axes]
     both = sum(scan in data.training for scan in data.validation)
+    anatomical = args.flips == "anatomical" and args.RandFlipd_prob > 0
+    sided = ", ".join(augmentation.mirroring.pairs(data.label_names(args.out_channels)))
     remarks = {
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
         "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
@@ -149,7 +151,14 @@ def notes(
             not augmentation.mirroring.allows_turns and args.RandRotate90d_prob > 0
         ),
         f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (
-            args.flips == "anatomical" and data.labels is None
+            anatomical and data.labels is None
+        ),
+        f"flips along x swap {sided}": anatomical and bool(sided),
+        "no label has a side by its name, and flips along x swap none": (
+            anatomical and data.labels is not None and 0 in augmentation.mirroring.axes and not sided
+        ),
+        "--flips anatomical does nothing, since --RandFlipd_prob is 0": (
+            args.flips == "anatomical" and args.RandFlipd_prob == 0
         ),
         f"an epoch is one step, since it has fewer batches of each process ({batches}) than --accumulate": (
             args.accumulate > batches

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from utils.args import as_flags, network_options, parse_test, parse_train, preprocessing, recorded_flags
+from utils.args import (
+    as_flags,
+    network_options,
+    parse_test,
+    parse_train,
+    preprocessing,
+    recorded_flags,
+    train_parser,
+)
 
 # name, default in 2021, in main.py, in test.py; what a checkpoint knows has no default in test.py here
 FLAGS_OF_2021 = """
@@ -191,7 +199,7 @@ def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys
             "some.args, line 2: can't be read as flags (No closing quotation). Give a text",
         ),
         (b"\xff\xfe\x00", "some.args: can't be read as flags ('utf-8' codec can't decode"),
-        ("--nothing 3", "unrecognized arguments: --nothing 3"),
+        ("--nothing 3", "unrecognized arguments: --nothing 3; flags of @"),
         ("--feature_size 0", "argument --feature_size: must be at least 1, not 0"),
         (None, "some.args: can't be read as flags (No such file or directory). Give a text file of flags, as recipes/"),
     ],
@@ -221,8 +229,8 @@ def test_a_recipe_names_neither_data_nor_run(recipe: Path) -> None:
 
 def test_btcv_2021_says_what_was_published_flag_by_flag() -> None:
     """Also where a default says the same, so that the recipe holds whatever becomes of that."""
-    text = re.sub("#.*", "", (REPOSITORY / "recipes" / "btcv_2021.args").read_text(encoding="utf-8"))
-    said = dict(re.findall(r"--(\w+) (\S+)", text))
+    words = train_parser().with_files([f"@{REPOSITORY}/recipes/btcv_2021.args"])
+    said = dict(zip([word.lstrip("-") for word in words[::2]], words[1::2], strict=True))
     published = dict(line.split()[:2] for line in FLAGS_OF_2021.split("\n")[1:-1])
     of_the_result = said.keys() & published.keys()
     assert published.keys() - said.keys() == {

@@ -31,6 +31,9 @@ OPTIONS: dict[str, Any] = {
     "conv_block": True,
     "res_block": True,
     "dropout_rate": 0.0,
+    "patch_size": 16,
+    "drop_path_rate": 0.0,
+    "deep_supervision": False,
 }
 DESCRIPTION = Description(
     network="unetr",

@@ -77,6 +77,22 @@ def test_labels_decide_which_axes_are_mirrored(labels: tuple[str, ...], axes: se
         assert (one.classes is not None) == (0 in one.axes)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("kidney_left", "kidney_right"),
+        ("KidneyLeft", "KidneyRight"),
+        ("lung_L", "lung_R"),
+        ("Rt kidney", "Lt kidney"),
+        ("lh-thalamus", "rh-thalamus"),
+    ],
+)
+def test_sides_are_known_in_the_ways_in_which_they_are_written(one: str, other: str) -> None:
+    mirroring = mirrorings(("background", one, "vertebra L1", "spleen", other))[-1]
+    assert (mirroring.axes, mirroring.classes) == ((0, 1, 2), (0, 4, 2, 3, 1))
+    assert mirroring.pairs(("background", one, "vertebra L1", "spleen", other)) == [f"{one} with {other}"]
+
+
 def test_btcvs_kidneys_and_adrenal_glands_swap() -> None:
     order = next(one.classes for one in mirrorings(LABELS) if one.axes == (0,))
     assert order is not None

@@ -282,18 +282,22 @@ def test_anatomical_flips_tell_what_they_leave_out(
     train(run_main, phantoms, "anatomical", "--max_epochs=1", "--flips=anatomical")
     screen = capsys.readouterr().out
     assert "note: crops are not rotated by 90°, which would mix labels up" in screen
+    pairs = "right kidney with left kidney, right adrenal gland with left adrenal gland"
+    assert f"note: flips along x swap {pairs}" in screen
     assert "crops are not flipped" not in screen
     assert torch.load("runs/anatomical/model.pt", weights_only=True)["flips"] == "anatomical"
     train(run_main, phantoms, "plain", "--max_epochs=1", "--flips=anatomical", "--RandFlipd_prob=0")
     assert torch.load("runs/plain/model.pt", weights_only=True)["flips"] == "none"
-    capsys.readouterr()
+    assert "note: --flips anatomical does nothing, since --RandFlipd_prob is 0" in capsys.readouterr().out
     listed = json.loads((phantoms / "dataset_0.json").read_text())
     labels = {**listed["labels"], "1": "upper spleen", "4": "lower spleen"}
     nameless = {name: part for name, part in listed.items() if name != "labels"}
-    for name, content in (("z", {**listed, "labels": labels}), ("nameless", nameless)):
+    sideless = {**listed, "labels": {str(value): f"label {value}" for value in range(14)}}
+    for name, content in (("z", {**listed, "labels": labels}), ("nameless", nameless), ("sideless", sideless)):
         path = Path(f"{name}.json").resolve()
         path.write_text(json.dumps(content))
         train(run_main, phantoms, name, "--max_epochs=1", "--flips=anatomical", f"--json_list={path}")
     screen = capsys.readouterr().out
     assert screen.count("note: crops are not flipped along z, which would mix labels up") == 1
     assert screen.count("names no labels, so that --flips anatomical can't tell left from right") == 1
+    assert screen.count("note: no label has a side by its name, and flips along x swap none") == 1

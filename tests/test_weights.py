@@ -236,9 +236,16 @@ def test_deep_supervision_comes_and_goes() -> None:
     assert list(transfer.dropped) == coarse
     assert transfer.dropped[coarse[0]] == "there is no place for it without --deep_supervision"
     assert same(network.state_dict(), {name: tensor for name, tensor in with_it.items() if name not in coarse})
-    words = "--deep_supervision is True, but its weights have False. Give --adapt_weights"
+    words = "doesn't fit: its weights are not of --deep_supervision. Give --adapt_weights"
     with pytest.raises(InputError, match=re.escape(words)):
         load(without, adapt=False, deep_supervision=True)
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+def test_another_patch_size_is_named_and_nothing_else(adapt: bool) -> None:
+    words = "doesn't fit: --patch_size is 16, but its weights have 8. Give the flags that it was trained with."
+    with pytest.raises(InputError, match=re.escape(words)):
+        load(build(patch_size=8).state_dict(), adapt=adapt)
 
 
 def test_adapting_what_fits_changes_nothing() -> None:

@@ -20,6 +20,7 @@ AUGMENTATIONS = ("published", "strong")
 FLIPS = ("published", "anatomical")
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
+FILES = "@FILE stands for the flags in a file, as recipes/ has some for main.py."
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self.files: list[str] = []  # whose flags are among those that are parsed
 
     def with_files(self, argv: Sequence[str]) -> list[str]:
         """A command line with the flags of a file in place of each ``@FILE``.
@@ -62,6 +64,7 @@ class Parser(argparse.ArgumentParser):
         except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
             reason = error.strerror if isinstance(error, OSError) else error
             self.error(f"{place}: can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them")
+        self.files.append(f"@{path}")
         flags: list[str] = []
         for word in words:
             if word.startswith("@"):
@@ -76,6 +79,8 @@ class Parser(argparse.ArgumentParser):
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
         if re.match(r"unrecognized arguments:.*\.args\b", message):
             message += "; a file of flags is named with an @ before it"
+        if self.files and "can't be read" not in message:
+            message += f"; flags of {', '.join(self.files)} are among them"
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
             print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
@@ -342,7 +347,7 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
 
 def train_parser() -> Parser:
     """The parser of ``main.py``."""
-    parser = Parser(description="Train a network on the scans of a data list.")
+    parser = Parser(description="Train a network on the scans of a data list.", epilog=FILES)
     _add_data_flags(parser)
     check = parser.add_argument_group("check")
     check.add_argument("--skip_data_check", action="store_true", help="start without reading every file first")
@@ -417,6 +422,9 @@ def crossval_parser() -> Parser:
     parser.prog = "python -m utils.crossval"
     parser.description = "Train every fold of a task, score each on the scans that it didn't see, and sum up."
     _add_folds_flag(parser)
+    for action in parser._actions:
+        if action.dest in ("fold", "save_checkpoint", "resume"):  # one of the first is an error, the others always hold
+            action.help = argparse.SUPPRESS
     parser.set_defaults(fold=None, save_checkpoint=True)
     return parser
 
@@ -425,7 +433,8 @@ def test_parser() -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(
         description="Segment scans with a trained network, and score them where they have labels.",
-        epilog="A checkpoint tells its network and preprocessing. Their flags are for weights that tell nothing.",
+        epilog="A checkpoint tells its network and preprocessing. Their flags are for weights that tell nothing. "
+        + FILES,
     )
     _add_weights_flags(parser, several=True)
     parser.add_argument_group("format").add_argument(

@@ -743,14 +743,15 @@ def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mappin
     Raises:
         InputError: naming each flag that differs, with both values.
     """
-    faults = [
-        f"--{name} {_flag_text(value)} contradicts its {_flag_text(recorded[name])}"
-        for name, value in given.items()
-        if name in recorded and value != recorded[name]
-    ]
+    differing = [name for name, value in given.items() if name in recorded and value != recorded[name]]
+    if "model_name" in differing:  # from which the others follow
+        differing = ["model_name"]
+    faults = [f"--{name} {_flag_text(given[name])} contradicts its {_flag_text(recorded[name])}" for name in differing]
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}. {remedy}")
 
 
 def _flag_text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from utils.errors import InputError
 
 SIDES = {"left": "right", "right": "left"}
+# which say a side only where the other one is a label too: L1 is a vertebra
+ABBREVIATIONS = ({"l": "r", "r": "l"}, {"lt": "rt", "rt": "lt"}, {"lh": "rh", "rh": "lh"})
 # labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
 OPPOSITES = {
     1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
@@ -26,6 +28,10 @@ class Mirroring:
 
     axes: tuple[int, ...] = ()
     classes: tuple[int, ...] | None = None
+
+    def pairs(self, labels: Sequence[str]) -> list[str]:
+        """The labels that swap, a text for each two."""
+        return [f"{labels[one]} with {labels[other]}" for one, other in enumerate(self.classes or ()) if one < other]
 
     @property
     def allows_turns(self) -> bool:
@@ -65,7 +71,7 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
     Across x the labels of left and right organs swap; a side without its counterpart forbids it. Across y and z
     labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
     """
-    order = [_counterpart(label, labels, SIDES) for label in labels]
+    order = [_other_side(label, labels) for label in labels]
     axes = [0] if None not in order else []
     for axis, words in OPPOSITES.items():
         both = {**words, **{other: word for word, other in words.items()}}
@@ -79,9 +85,18 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
     )
 
 
+def _other_side(label: str, labels: Sequence[str]) -> int | None:
+    """The place of the label of the other side; its own where it has no side; None where the other is no label."""
+    place = _counterpart(label, labels, SIDES)
+    if place is not None and labels[place] == label:
+        others = [_counterpart(label, labels, words) for words in ABBREVIATIONS]
+        return next((other for other in others if other not in (None, place)), place)
+    return place
+
+
 def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> int | None:
     """The place of the label with the opposite word; its own where it has no such word; None where it has none."""
-    pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])", re.IGNORECASE)
-    other = pattern.sub(lambda match: words[match[0].lower()], label)
-    names = [name.lower() for name in labels]
-    return names.index(other.lower()) if other.lower() in names else None
+    pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])")
+    own, *names = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in (label, *labels)]
+    other = pattern.sub(lambda match: words[match[0]], own)
+    return names.index(other) if other in names else None

@@ -29,6 +29,7 @@ INPUT_WEIGHTS = re.compile(
 INPUT_SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # is there only where it changes the channels
 COARSE_OUTPUT = re.compile(r"coarse_outs\..+")
 OPTIONAL = {INPUT_SHORTCUT: "the other number of channels", COARSE_OUTPUT: "--deep_supervision"}
+DEEPEST_STAGE = "decoder5.transp_conv.conv.weight"  # that patches of 8 voxels leave out
 OUTPUT_LAYER = re.compile(r"((out|coarse_outs\.\d+)\.conv|output_block\.conv|conv_final\.2)\.conv\.(weight|bias)")
 # where a flag shows in the weights of the network that has such a tensor: its name and the dimension
 FLAGS_IN_SHAPES = (
@@ -44,7 +45,7 @@ FLAGS_IN_SHAPES = (
     ("in_channels", "input_block.conv1.conv.weight", 1),
     ("out_channels", "output_block.conv.conv.weight", 0),
 )
-ADAPTABLE = ("in_channels", "out_channels", "deep_supervision")
+ADAPTABLE = ("in_channels", "out_channels")
 
 
 @dataclass
@@ -111,7 +112,7 @@ def load_weights(
             "Give weights of that network."
         )
     task: dict[str, Tensor] = {}
-    if adapt:
+    if adapt and len(set(_patch_sizes(given, wanted))) <= 1:  # for other patches nothing can be
         task = _adapted(given, wanted, source, img_size, window, patch_size, transfer)
         given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits({**given, **task}, wanted, source, img_size, window, adapt)
@@ -152,6 +153,11 @@ def _is_dead(name: str, given: Mapping[str, Tensor]) -> bool:
     return DEAD_OF_PUBLISHED.fullmatch(name) is not None or DEAD_OF_MONAI_1.fullmatch(name) is not None
 
 
+def _patch_sizes(*weights: Mapping[str, Tensor]) -> list[int]:
+    """The edges of patches that UNETR's weights are for; nothing for those of another network."""
+    return [16 if DEEPEST_STAGE in names else 8 for names in weights if POSITIONS in names]
+
+
 def _refuse_misfits(
     given: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
@@ -165,17 +171,23 @@ def _refuse_misfits(
         for flag, name, dimension in FLAGS_IN_SHAPES
         if name in given and name in wanted and given[name].ndim == wanted[name].ndim
     ]
-    coarse = [any(COARSE_OUTPUT.fullmatch(name) for name in names) for names in (given, wanted)]
-    flags.append(("deep_supervision", coarse[0], coarse[1]))
     differing = [(flag, theirs, ours) for flag, theirs, ours in flags if theirs != ours]
     faults = [f"--{flag} is {ours}, but its weights have {theirs}" for flag, theirs, ours in differing]
+    coarse = [any(COARSE_OUTPUT.fullmatch(name) for name in names) for names in (given, wanted)]
+    if coarse[0] != coarse[1]:
+        faults.append(f"its weights are {'of' if coarse[0] else 'not of'} --deep_supervision")
+    positions = [names[POSITIONS].shape[1] for names in (given, wanted) if POSITIONS in names]
+    patch_sizes = _patch_sizes(given, wanted)
+    other_patches = len(set(patch_sizes)) > 1
+    if other_patches:
+        faults.append(f"--patch_size is {patch_sizes[1]}, but its weights have {patch_sizes[0]}")
     windows_differ = img_size is not None and img_size != network_size
-    if not adapt and POSITIONS in given and (windows_differ or given[POSITIONS].shape[1] != wanted[POSITIONS].shape[1]):
+    if not adapt and POSITIONS in given and (windows_differ or (len(set(positions)) > 1 and not other_patches)):
         theirs = size_text(img_size) if img_size is not None else f"{given[POSITIONS].shape[1]} patches"
         faults.append(f"--roi_x, --roi_y, --roi_z are {size_text(network_size)}, but its weights are for {theirs}")
     if faults:
         remedy = "Give the flags that it was trained with"
-        if adapt is False and all(flag in ADAPTABLE for flag, _, _ in differing):
+        if adapt is False and not other_patches and all(flag in ADAPTABLE for flag, _, _ in differing):
             remedy = "Give --adapt_weights to adapt them to the new task, or the flags that it was trained with"
         raise InputError(f"{source}: doesn't fit: {'; '.join(faults)}. {remedy}.")
 
