@@ -129,13 +129,18 @@ def test_the_tables_sum_up_the_scans_of_all_folds(finished: tuple[Path, list[str
     assert {score for score, _ in table} == {"dice", "nsd", "hd95_mm"}
 
 
-def test_what_is_finished_is_passed_over(again: list[str], run_main: Run, run_test: Run) -> None:
+def test_what_is_finished_is_passed_over(
+    again: list[str], run_main: Run, run_test: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     programs = Programs(run_main, run_test)
     before = Path("runs/all/crossval.csv").read_text()
     Path("runs/all/crossval.csv").unlink()
     cross_validate(programs, *again)
     assert programs.log == []
     assert Path("runs/all/crossval.csv").read_text() == before
+    assert "the tables leave out" not in capsys.readouterr().out
+    cross_validate(programs, *again, "--folds", "1")
+    assert "note: the tables leave out fold0; without --folds they are of all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,10 @@ def sum_up(
         ],
     }  # fmt: skip
     write_json(group / "crossval.json", {**facts, "scores": {which: fold_record(tables[which]) for which in TABLES}})
+    here = {fold.folder.name for fold in folds}
+    others = sorted(path.name for path in group.glob("fold*") if path.name not in here)
+    if others:
+        process.say(f"note: the tables leave out {', '.join(others)}; without --folds they are of all")
     process.say(f"{group} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
 
 
