@@ -24,13 +24,13 @@ def test_kill_9_at_30_random_moments(laboratory: Laboratory) -> None:
 
 
 def test_sigterm_at_random_moments_most_of_them_within_an_epoch(laboratory: Laboratory) -> None:
-    outcome = laboratory.signals(signal.SIGTERM, 10)
-    check(outcome, 10)
+    outcome = laboratory.signals(signal.SIGTERM, 6)
+    check(outcome, 6)
     assert outcome.within_epochs > 0
 
 
 def test_writes_that_hit_the_file_size_limit(laboratory: Laboratory) -> None:
-    check(laboratory.full_disks(5), 5)
+    check(laboratory.full_disks(3), 3)
 
 
 def test_kill_9_of_one_of_two_processes_within_an_epoch_three_times_in_a_run(laboratory: Laboratory) -> None:
