@@ -92,7 +92,7 @@ def dynunet(
 ) -> DynUNet:
     """The U-Net that nnU-Net's rules make (Isensee et al., arXiv 1809.10486), with affine instance norm.
 
-    Neither residual blocks nor deep supervision, which the other networks haven't either.
+    It has neither residual blocks nor deep supervision.
 
     Args:
         in_channels: channels of the volume.
