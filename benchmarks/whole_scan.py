@@ -210,7 +210,7 @@ def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
     watch(checkpoint, "load_ensemble")
     for name in ("read_scan", "to_network_grid", "_predict", "to_scan_grid", "write_mask", "measure"):
         watch(segmentation, name)
-    for name in ("_picture", "save_picture"):
+    for name in ("_picture", "pixels", "save_picture"):
         watch(segmentation, name)
     watch(results, "write_report")
     sys.argv = our_command(folder, weights, device, *flags)[1:]

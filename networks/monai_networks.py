@@ -104,12 +104,12 @@ def dynunet(
     Raises:
         ValueError: if window or ``feature_size`` can't make a network.
     """
-    steps = dynunet_steps(img_size, spacing)
+    kernels, strides = kernels_and_strides(img_size, spacing)
+    steps = _products(strides)
     if any(edge % step for edge, step in zip(img_size, steps, strict=True)):
         raise ValueError(f"img_size must be multiples of {steps} for dynunet, not {tuple(img_size)}")
     if not 1 <= feature_size <= DYNUNET_MOST_FILTERS:
         raise ValueError(f"feature_size must be 1 to {DYNUNET_MOST_FILTERS} for dynunet, not {feature_size}")
-    kernels, strides = kernels_and_strides(img_size, spacing)
     return DynUNet(
         spatial_dims=3,
         in_channels=in_channels,
@@ -128,7 +128,10 @@ def dynunet_steps(img_size: Sequence[int], spacing: Sequence[float]) -> tuple[in
     Raises:
         ValueError: if it is halved less than twice, which MONAI's class can't be built for.
     """
-    strides = kernels_and_strides(img_size, spacing)[1]
+    return _products(kernels_and_strides(img_size, spacing)[1])
+
+
+def _products(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     if len(strides) < 3:
         raise ValueError("dynunet halves a window at least twice, which takes 16 voxels along an axis of fine spacing")
     return tuple(math.prod(along_axis) for along_axis in zip(*strides, strict=True))

@@ -1,6 +1,7 @@
 """What the tests share: the real data, small phantoms, and the two programs run in this process."""
 
 import importlib.util
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -60,6 +61,7 @@ def run_test() -> Run:
 def _one_thread() -> None:
     """Tiny tensors are slower on many threads, and the tests run side by side."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that they launch
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from utils.pictures import save_picture
+from utils.pictures import pixels, save_picture
 from utils.report import worst_first, write_report
 
 ABSENT = {"volume_ml": 0.0, "mean": None, "std": None, "bounding_box_mm": None, "touches_edge": False}
@@ -39,7 +39,7 @@ def ranking(records: list[Record]) -> list[tuple[str, list[str]]]:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    save_picture(Figure(figsize=(1, 1)), tmp_path / "picture.png")
+    save_picture(pixels(Figure(figsize=(1, 1))), tmp_path / "picture.png")
     return tmp_path / "picture.png"
 
 

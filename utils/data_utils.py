@@ -186,9 +186,9 @@ def _compact() -> list[Transform]:
     """Plain tensors without the history that MONAI keeps to invert a transform, in the smallest types without loss."""
     return [
         transforms.CastToTyped(KEYS, dtype=(np.float32, np.int16)),
-        transforms.ToTensord(KEYS, track_meta=False),
         transforms.Lambdad("label", _in_a_byte),
         transforms.Lambdad(KEYS, _own_memory),
+        transforms.ToTensord(KEYS, track_meta=False),  # last, since Lambdad makes MetaTensors of plain ones
         transforms.SelectItemsd((*KEYS, "name")),
     ]
 
@@ -209,7 +209,7 @@ def _prepared(
     """The scans after the transforms that aren't random, kept on disk where ``folder`` is given."""
     if folder is not None:
         # a folder for each set of settings: changed settings never meet scans that others made
-        text = json.dumps({**description, "layout": 3, "monai": monai.__version__}, sort_keys=True)
+        text = json.dumps({**description, "layout": 4, "monai": monai.__version__}, sort_keys=True)
         folder = os.path.join(folder, hashlib.sha256(text.encode()).hexdigest()[:16])
     items = [_item(scan) for scan in scans]
     return ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
 from utils.files import replacing
@@ -127,14 +128,14 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 def pixels(figure: Figure) -> np.ndarray:
     """(height, width, 3), 0 … 255."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw()  # once, where Figure.savefig would draw twice
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a PNG in one step."""
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write pixels (height, width, 3) as a PNG in one step."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        imsave(temporary, picture, format="png")
 
 
 def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:

@@ -102,12 +102,11 @@ class RunFolder:
         metrics, drawing, picture = (self.path / name for name in ("metrics.jsonl", "progress.png", "validation.png"))
         self._try(metrics, lambda: write_text(metrics, _json_lines(progress)))
         if "dice" in progress.history[-1]:
-            self._try(drawing, lambda: save_picture(curves(progress.history), drawing))
-        figure = None
+            self._try(drawing, lambda: save_picture(pixels(curves(progress.history)), drawing))
+        image = None
         if example is not None:
-            figure = overlay(example, self.description.labels, self.description.preprocessing.spacing)
-            self._try(picture, lambda: save_picture(figure, picture))
-        image = None if figure is None else pixels(figure)
+            image = pixels(overlay(example, self.description.labels, self.description.preprocessing.spacing))
+            self._try(picture, lambda: save_picture(image, picture))
         self._try(self.path, lambda: self.events.plot(progress.history, image))
 
     def save_best(self, network: nn.Module, progress: Progress) -> bool:

@@ -30,7 +30,7 @@ from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_gri
 from utils.mask_files import write_mask, write_probabilities
 from utils.measurements import agreement, measure, number
 from utils.metrics import dice_per_label
-from utils.pictures import orthogonal, save_picture
+from utils.pictures import orthogonal, pixels, save_picture
 from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid
 from utils.scan_files import Found
 from utils.volume import Volume, read_label, read_scan
@@ -386,7 +386,7 @@ def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
         "organs": organs,
         "made_with": _as_json(_made_with(scan, order)),
     }
-    save_picture(_picture(prepared, mask, order), order.picture(scan.name))
+    save_picture(pixels(_picture(prepared, mask, order)), order.picture(scan.name))
     write_json(order.record(scan.name), record)
     return record
 
