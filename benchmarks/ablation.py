@@ -15,15 +15,13 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from utils.args import Parser, count
 from utils.machine import machine
 from utils.run_folder import RUNS
 
-REPOSITORY = Path(__file__).parent.parent
-TASK = f"@{REPOSITORY}/recipes/hippocampus_task.args"
+TASK = "@recipes/hippocampus_task.args"
 NETWORK = "--feature_size 8 --hidden_size 192 --mlp_dim 384 --num_heads 6"
 # what recipes/hippocampus.args has beyond the two above, each to be left out
 CHOSEN = {
@@ -106,7 +104,7 @@ def train(args: argparse.Namespace, option: Option, seed: int) -> None:
     flags += [f"--logdir={folder}", "--overwrite"]
     print(f"{folder}: {epochs} epochs", flush=True)
     subprocess.run(
-        [sys.executable, str(REPOSITORY / "main.py"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
+        [sys.executable, "main.py", *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
 
