@@ -120,7 +120,7 @@ def table(args: argparse.Namespace, options: Sequence[Option]) -> str:
         seconds = statistics.fmean(sum(line["seconds"] for line in lines) for lines, _ in runs)
         cells = [option.title, str(len(runs[0][0])), f"{seconds:.0f}", *(f"{mean:.4f}" for mean in means)]
         rows.append([*cells, f"{apart:.4f}"])
-        heads = ["option", "epochs", "seconds", *organs, "sd over seeds"]
+    heads = ["option", "epochs", "seconds", *organs, "sd over seeds"]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
