@@ -73,6 +73,9 @@ OPTIONS = (
     with_("vit_decay", "--vit_reg_weight 1e-2"),
     with_("flips", "--flips anatomical --RandFlipd_prob 0.5"),
     with_("features", "--feature_size 16", pace=0.4),
+    with_("steps", "--batch_size 1"),
+    with_("one_crop", "--crops_per_scan 1", pace=2),
+    with_("whole", "--roi_x 40 --roi_y 56 --roi_z 40 --crops_per_scan 1"),
 )
 
 

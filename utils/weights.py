@@ -100,7 +100,6 @@ def load_weights(
     """
     wanted = network.state_dict()
     window = tuple(getattr(network, "img_size", ()))  # of one that has position embeddings
-    patch_size: int = getattr(network, "patch_size", 1)
     given, origins = _without_prefixes(state_dict, source)
     transfer = Transfer(f"{source} ({' of '.join([kind, *origins])})")
     transfer.left_out = [name for name in given if name not in wanted and _is_dead(name, given)]
@@ -113,7 +112,7 @@ def load_weights(
         )
     task: dict[str, Tensor] = {}
     if adapt and len(set(_patch_sizes(given, wanted))) <= 1:  # for other patches nothing can be
-        task = _adapted(given, wanted, source, img_size, window, patch_size, transfer)
+        task = _adapted(given, wanted, source, img_size, window, transfer)
         given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits({**given, **task}, wanted, source, img_size, window, adapt)
     without_weights = any(tensor.is_meta for tensor in wanted.values())
@@ -215,11 +214,11 @@ def _adapted(
     source: str,
     img_size: tuple[int, ...] | None,
     network_size: tuple[int, ...],
-    patch_size: int,
     transfer: Transfer,
 ) -> dict[str, Tensor]:
     """The tensors that take the place of those that are for another task; ``transfer`` notes each."""
     task: dict[str, Tensor] = {}
+    patch_size = next(iter(_patch_sizes(wanted)), 1)
     for name, ours in wanted.items():
         theirs = given.get(name)
         if theirs is None:
