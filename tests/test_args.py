@@ -138,6 +138,7 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--optim_lr nan", "argument --optim_lr: must be above 0, not nan"),
         ("--space_z 0", "argument --space_z: must be above 0, not 0"),
         ("--RandFlipd_prob 1.5", "argument --RandFlipd_prob: must be at least 0 and at most 1, not 1.5"),
+        ("--seed 99999999999999999999", "argument --seed: must be at least 0 and at most 9.22337e+18"),
         ("--infer_overlap 1", "--infer_overlap must be below 1"),
         ("--ema_decay 1", "--ema_decay must be below 1"),
         ("--drop_path_rate 1", "--drop_path_rate must be below 1"),

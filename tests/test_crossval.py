@@ -139,7 +139,11 @@ def test_what_is_finished_is_passed_over(
     assert programs.log == []
     assert Path("runs/all/crossval.csv").read_text() == before
     assert "the tables leave out" not in capsys.readouterr().out
+    for name in ("model.pt", "metrics.jsonl"):  # a fold of another machine, of which only what is scored was copied
+        Path(f"runs/all/fold1/{name}").unlink()
     cross_validate(programs, *again, "--folds", "1")
+    assert programs.log == []
+    assert json.loads(Path("runs/all/crossval.json").read_text())["folds"][0]["seconds of training steps"] is None
     assert "note: the tables leave out fold0; without --folds they are of all" in capsys.readouterr().out
 
 
@@ -149,11 +153,10 @@ def test_what_is_finished_is_passed_over(
         # a mask that is missing, or was made with another overlap, is made again
         ([], "out_of_fold/img0002.nii.gz", {"test.py --fold=1": 7}, ["test.py --fold=1"]),
         (["--infer_overlap=0.25"], None, {"test.py --fold=0": 7}, ["test.py --fold=0"]),
-        # a run with fewer epochs, without its latest checkpoint or without its best goes on
+        # a run with fewer epochs or without its latest checkpoint goes on
         (["--max_epochs=2"], None, {"main.py --fold=0": 7}, ["main.py --fold=0"]),
         (["--max_epochs=2", "--folds", "1"], None, {"main.py --fold=1": 7}, ["main.py --fold=1"]),
         ([], "fold1/model_final.pt", {"main.py --fold=1": 7}, ["main.py --fold=1"]),
-        ([], "fold1/model.pt", {"main.py --fold=1": 7}, ["main.py --fold=1"]),
     ],
 )
 def test_what_is_not_finished_goes_on(
@@ -219,6 +222,7 @@ def test_overwrite_begins_all_folds_anew(again: list[str], run_main: Run, run_te
     [
         (["--seed=5"], "--seed 5 contradicts its 0. Give the flags of its run"),
         (["--hidden_size=24"], "--hidden_size 24 contradicts its 12"),
+        (["--vit_weights=vit.pth"], r"--vit_weights vit\.pth contradicts its off"),
         (["--folds", "0", "9"], "--fold can be one of 0, 1"),
         (["--logdir=all/fold0"], "holds a run of main.py. Give another name"),
     ],
@@ -226,6 +230,15 @@ def test_overwrite_begins_all_folds_anew(again: list[str], run_main: Run, run_te
 def test_what_does_not_fit_the_folds_there(again: list[str], flags: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         cross_validate(Programs(pytest.fail, pytest.fail), *again, *flags)
+
+
+def test_flags_that_an_older_run_does_not_record_had_their_defaults(again: list[str]) -> None:
+    path = Path("runs/all/fold0/model_final.pt")
+    content = torch.load(path, weights_only=True)
+    del content["resume"]["flags"]["augment"]
+    torch.save(content, path)
+    with pytest.raises(InputError, match="--augment strong contradicts its published"):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again, "--augment=strong")
 
 
 def test_other_scans_than_a_finished_fold_had(again: list[str]) -> None:

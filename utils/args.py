@@ -255,7 +255,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
     group.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
     group.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan at each use")
-    group.add_argument("--seed", type=whole, default=0, help="seed of all that is random")
+    group.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="seed of all that is random")
 
 
 def _add_inference_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
@@ -633,7 +633,7 @@ def training_flags() -> tuple[str, ...]:
 def flags_of_a_network() -> tuple[str, ...]:
     """The flags that networks have to share to be of one cross-validation; their epochs may grow."""
     apart = {"max_epochs", *_defaults(_add_inference_flags)}
-    starts = ("resume_ckpt", "resume_jit", "adapt_weights")
+    starts = ("resume_ckpt", "resume_jit", "adapt_weights", "vit_weights")
     return ("model_name", *starts, *recorded_flags(), *(name for name in training_flags() if name not in apart))
 
 

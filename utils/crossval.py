@@ -29,7 +29,7 @@ import torch
 
 import utils
 from utils import checkpoint
-from utils.args import flags_of_a_network, parse_crossval, parse_test, testing_flags
+from utils.args import flags_of_a_network, parse_crossval, parse_test, parse_train, testing_flags
 from utils.checkpoint import Description
 from utils.data_check import check_scans
 from utils.data_list import DataList, Scan, find_folds, read_data_list
@@ -40,7 +40,7 @@ from utils.machine import machine
 from utils.measurements import scores_of
 from utils.metrics import FoldScores
 from utils.results import save_results
-from utils.run_folder import BEST, LATEST, RUNS, claim_group, remove_run
+from utils.run_folder import LATEST, RUNS, claim_group, remove_run
 from utils.score_tables import fold_record, fold_table, save_fold_scores
 from utils.segmentation import Order, Outcome, finished, wanted
 from utils.stop_request import StopRequest, forwarded_to
@@ -192,12 +192,16 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
     state = content["resume"]
     given = {name: getattr(args, name) for name in flags_of_a_network()}
-    checkpoint.refuse_contradictions(latest, given, state["flags"], remedy)
+    if args.resume_ckpt or args.resume_jit:
+        given["pretrained_model_name"] = args.pretrained_model_name
+    # an older run had what is newer at its default
+    recorded = {**vars(parse_train(["--model_name", description.network])), **state["flags"]}
+    checkpoint.refuse_contradictions(latest, given, recorded, remedy)
     if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
     if content["epoch"] > args.max_epochs:
         raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
-    return description if content["epoch"] == args.max_epochs and (fold.folder / BEST).exists() else None
+    return description if content["epoch"] == args.max_epochs else None
 
 
 def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, process: Process) -> Description:
@@ -289,6 +293,7 @@ def sum_up(
                 "sha256": hashlib.sha256(fold.data.path.read_bytes()).hexdigest(),
                 "training": len(fold.data.training),
                 "validation": len(fold.data.validation),
+                # none where only the checkpoints came here from the machine that trained it
                 "seconds of training steps": _seconds(fold.folder / "metrics.jsonl"),
                 "machines": known.get(str(fold.number)),  # none where main.py was launched by hand
             }
@@ -319,7 +324,9 @@ def _machines(group: Path) -> dict[str, list[str]]:
     return known
 
 
-def _seconds(metrics: Path) -> float:
+def _seconds(metrics: Path) -> float | None:
+    if not metrics.exists():
+        return None
     lines = metrics.read_text(encoding="utf-8").splitlines()
     return round(sum(json.loads(line)["seconds"] for line in lines), 1)
 
