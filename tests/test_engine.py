@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,18 @@ def test_each_thing_that_tells_networks_apart_is_in_the_name(
         monkeypatch.setattr(engine, "fingerprint", lambda path: "other code")
         compile_network(network, description, FLOAT32, PROCESS)
     assert len(compilations) == 5
+
+
+def test_a_network_that_takes_any_window_is_compiled_for_each() -> None:
+    options = {"in_channels": 1, "out_channels": 3, "feature_size": 8}
+    description = replace(DESCRIPTION, network="segresnet", options=options)
+    network = description.build().eval()
+    for roi in ((16, 16, 16), (16, 16, 32)):
+        of_window = replace(description, preprocessing=replace(description.preprocessing, roi=roi))
+        compiled = compile_network(network, of_window, FLOAT32, PROCESS)
+        volume = torch.randn(1, 1, *roi)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(volume), network(volume), atol=1e-4, rtol=0)
 
 
 def _with_weights(description: Description, network: nn.Module) -> nn.Module:

@@ -215,11 +215,12 @@ def _configuration(precision: Precision) -> dict[str, Any]:
 
 
 def _key(network: nn.Module, description: Description, precision: Precision) -> str:
-    """What differs wherever a compiled network would differ: weights, code, packages, format and CPU."""
+    """What differs wherever a compiled network would differ: weights, window, code, packages, format and CPU."""
     code = [fingerprint(path) for path in sorted((Path(__file__).parent.parent / "networks").glob("*.py"))]
     versions = [importlib.metadata.version("openvino"), torch.__version__, monai.__version__]
     cpu = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     about = [code, versions, cpu, str(precision), description.network, sorted(description.options.items())]
+    about.append(description.preprocessing.roi)  # of a window that not every network has among its options
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
