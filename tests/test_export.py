@@ -84,8 +84,12 @@ def test_torchscript_predicts_and_trains(variant: str, tmp_path: Path) -> None:
         assert not torch.equal(script(volume), script(volume))
 
 
-def test_a_bare_state_dict_has_the_published_names_and_describes_itself_to_us_alone(tmp_path: Path) -> None:
-    weights, network = saved(tmp_path)
+@pytest.mark.parametrize("changes", [{}, {"deep_supervision": True}])  # whose coarser outputs serve training alone
+def test_a_bare_state_dict_has_the_published_names_and_describes_itself_to_us_alone(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    weights, _ = saved(tmp_path, **changes)
+    network = DESCRIPTION.build()
     export.export(weights, "state_dict", tmp_path / "bare.pth")
     bare = torch.load(tmp_path / "bare.pth", weights_only=True)
     assert type(bare) is dict

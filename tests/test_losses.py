@@ -56,7 +56,8 @@ def test_two_even_voxels_of_two_classes() -> None:
     assert dice_ce(logits, label, 0.0, 0.0).item() == pytest.approx(1 / 3 + math.log(2))
 
 
-def test_each_resolution_counts_half_as_much_as_the_one_before() -> None:
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])  # of scans with labels above 255
+def test_each_resolution_counts_half_as_much_as_the_one_before(dtype: torch.dtype) -> None:
     values = {4: 7.0, 2: 4.0, 1: 14.0}  # by edge, what the loss is said to be there
     labels: list[Tensor] = []
 
@@ -64,7 +65,7 @@ def test_each_resolution_counts_half_as_much_as_the_one_before() -> None:
         labels.append(label)
         return torch.tensor(values[logits.shape[-1]])
 
-    label = torch.arange(64, dtype=torch.uint8).view(1, 1, 4, 4, 4)
+    label = torch.arange(64, dtype=dtype).view(1, 1, 4, 4, 4)
     logits = [torch.zeros(1, 2, *(edge,) * 3) for edge in values]
     assert at_each_resolution(loss)(logits, label).item() == pytest.approx((7 + 4 / 2 + 14 / 4) / 1.75)
     assert torch.equal(labels[0], label)

@@ -9,6 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from utils.args import Parser
 from utils.checkpoint import METADATA
 from utils.errors import InputError, one_line_errors
 from utils.files import replacing, writable_folder
-from utils.weights import load_weights
+from utils.weights import COARSE_OUTPUT, load_weights
 
 TOLERANCE = 1e-4
 ENDINGS = {"torchscript": "_torchscript.pt", "onnx": ".onnx", "state_dict": "_state_dict.pth"}
@@ -46,9 +47,13 @@ def export(weights: Path, format_name: str, output: Path) -> float:
     description = checkpoint.describe(content)
     if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
+    if description.options.get("deep_supervision"):  # its outputs at coarser resolutions serve training alone
+        description = replace(description, options={**description.options, "deep_supervision": False})
     network = description.build().eval()
-    load_weights(network, content["state_dict"], str(weights))
+    read = {name: tensor for name, tensor in content["state_dict"].items() if not COARSE_OUTPUT.fullmatch(name)}
+    load_weights(network, read, str(weights))
     told = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
+    told["network"] = {"name": description.network, "options": description.options}
     metadata = json.dumps(told, indent=2)
 
     generator = torch.Generator().manual_seed(0)

@@ -20,6 +20,8 @@ def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[li
     weighted = DeepSupervisionLoss(loss, weight_mode="exp")  # type: ignore[arg-type]
 
     def of_all(logits: list[Tensor], label: Tensor) -> Tensor:
+        if label.dtype != torch.uint8:  # torch takes the nearest of bytes and of floats alone; float32 holds any label
+            label = label.float()
         total: Tensor = weighted(logits, label)
         return total / sum(weighted.get_weights(len(logits)))
 
