@@ -85,6 +85,8 @@ def test_labels_decide_which_axes_are_mirrored(labels: tuple[str, ...], axes: se
         ("lung_L", "lung_R"),
         ("Rt kidney", "Lt kidney"),
         ("lh-thalamus", "rh-thalamus"),
+        ("rkid", "lkid"),
+        ("rad", "lad"),
     ],
 )
 def test_sides_are_known_in_the_ways_in_which_they_are_written(one: str, other: str) -> None:

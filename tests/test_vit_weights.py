@@ -99,6 +99,8 @@ def test_a_volume_that_is_an_image_in_all_slices_gets_the_tokens_of_the_image(po
         (ViTAutoEnc, "", {}, "perceptron"),
         (ViTAutoEnc, "module.", {}, "conv"),
         (MonaiViT, "vit.", {"proj_type": "perceptron", "qkv_bias": False, "in_channels": 2}, "perceptron"),
+        # a flattened patch of 8 voxels and 8 channels is as long as one of 16 voxels
+        (MonaiViT, "", {"proj_type": "perceptron", "patch_size": 8, "in_channels": 8}, "perceptron"),
     ],
 )
 def test_a_vit_of_volumes_gives_the_hidden_states_that_monai_computes(
@@ -106,7 +108,7 @@ def test_a_vit_of_volumes_gives_the_hidden_states_that_monai_computes(
 ) -> None:
     theirs = vit_of(3, make, **options)
     channels = options.get("in_channels", 1)
-    ours = build((32, 32, 32), pos_embed=pos_embed, in_channels=channels)
+    ours = build((32, 32, 32), pos_embed=pos_embed, in_channels=channels, patch_size=options.get("patch_size", 16))
     state = {prefix + name: tensor for name, tensor in theirs.state_dict().items()}
     text, notes = load_vit_weights(ours, {"epoch": 3, "state_dict": state, "optimizer": {}}, "file.pt")
     assert f"(a ViT of volumes with names of MONAI below state_dict{'.' * bool(prefix)}{prefix[:-1]})" in text

@@ -9,7 +9,11 @@ from utils.errors import InputError
 
 SIDES = {"left": "right", "right": "left"}
 # which say a side only where the other one is a label too: L1 is a vertebra
-ABBREVIATIONS = ({"l": "r", "r": "l"}, {"lt": "rt", "rt": "lt"}, {"lh": "rh", "rh": "lh"})
+ABBREVIATIONS = (
+    {"l": "r", "r": "l"}, {"lt": "rt", "rt": "lt"}, {"lh": "rh", "rh": "lh"},
+    # kidneys and adrenal glands in the BTCV lists that research repositories share
+    {"rkid": "lkid", "lkid": "rkid"}, {"rad": "lad", "lad": "rad"},
+)  # fmt: skip
 # labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
 OPPOSITES = {
     1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},

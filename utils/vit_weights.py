@@ -16,7 +16,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.unetr import UNETR
+from networks.unetr import PATCH_SIZES, UNETR
 from utils.errors import InputError, size_text
 from utils.weights import average_channels, interpolate_positions
 
@@ -36,7 +36,6 @@ NAMES = (
     (re.compile(r"(blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)"), r"\1.linear\2.\3"),
 )
 UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # MONAI 1 saves it, and no forward pass reads it
-PERCEPTRON_EDGES = (16, 8)  # a flattened patch doesn't tell its edge: the first whose voxels divide its length
 
 
 @dataclass
@@ -74,7 +73,7 @@ def load_vit_weights(
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
     encoder = _read_encoder(content, source)
     _refuse_other_sizes(encoder, wanted, source)
-    edge = network.img_size[0] // network.grid[0]
+    edge = network.patch_size
     of_images = _adapt_patches(encoder, wanted[PATCHES], edge, source)
     grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
     _adapt_positions(encoder, of_images, grid, network.grid, source)
@@ -213,7 +212,8 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
     kernel = encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
     if kernel.ndim == 2:
-        theirs = next((size for size in PERCEPTRON_EDGES if kernel.shape[1] % size**3 == 0), 1)
+        # a flattened patch doesn't tell its edge, and is taken for one of ours where its length allows that
+        theirs = next((size for size in (edge, *PATCH_SIZES) if kernel.shape[1] % size**3 == 0), 1)
         kernel = kernel.unflatten(1, (theirs, theirs, theirs, -1)).permute(0, 4, 1, 2, 3)  # (E, p³ · C) -> as below
     if kernel.ndim not in (4, 5) or kernel.shape[0] != ours.shape[0] or set(kernel.shape[2:]) != {edge}:
         raise InputError(
