@@ -122,7 +122,7 @@ def _intensity_changes() -> list[Any]:
     return [
         transforms.RandGaussianNoise(0.1, std=0.1),  # of a deviation up to there, which nnU-Net calls its variance
         RandBlur(sigmas, sigmas, sigmas, blur),
-        transforms.RandScaleIntensity(0.25, 0.15),  # brightness
+        transforms.RandScaleIntensity(0.25, 0.15),  # brightness, of a crop whose mean is 0 here
         transforms.RandScaleIntensityFixedMean(0.15, 0.25, preserve_range=True),  # contrast
         # "nearest" would move the image by up to half a voxel against its label
         transforms.RandSimulateLowResolution(low_resolution, downsample_mode="nearest-exact", zoom_range=(0.5, 1)),
