@@ -1,8 +1,8 @@
 """What each option of the hippocampus recipe does: ``python -m benchmarks.ablation --data_dir DATA``.
 
-One option at a time is left out of the recipe or added to it, and each network trains on fold 0 for about the same
-seconds, with several seeds. The runs are ordinary ones, ``runs/NAME/OPTION_seedN``, on one thread each; those that are
-finished are passed over. The table has the mean over seeds, and how far seeds lie apart.
+One option of the recipe at a time is changed, and each network trains on fold 0 for about the same seconds, with
+several seeds. The runs are ordinary ones, ``runs/NAME/OPTION_seedN``, on one thread each; those that are finished, by
+the same flags, are passed over. The table has the mean over seeds, and how far seeds lie apart.
 """
 
 import argparse
@@ -17,19 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from utils.args import Parser, count
+from utils.args import Parser, count, parse_train
 from utils.machine import machine
 from utils.run_folder import RUNS
 
-TASK = "@recipes/hippocampus_task.args"
-NETWORK = "--feature_size 8 --hidden_size 192 --mlp_dim 384 --num_heads 6"
-# what recipes/hippocampus.args has beyond the two above, each to be left out
-CHOSEN = {
-    "patches": "--patch_size 8",
-    "supervision": "--deep_supervision",
-    "augmentation": "--augment strong",
-    "rate": "--optim_lr 4e-3",
-}
+RECIPE = "@recipes/hippocampus.args"
 
 
 @dataclass(frozen=True)
@@ -37,45 +29,37 @@ class Option:
     """A recipe to train.
 
     Attributes:
-        title: what the table calls it.
         name: what its runs are called.
-        flags: of ``main.py``.
+        flags: of ``main.py``, beside the recipe's.
         pace: epochs in the time in which the recipe takes one.
     """
 
-    title: str
     name: str
-    flags: str
+    flags: str = ""
     pace: float = 1.0
 
-
-def without(part: str, instead: str = "", title: str = "", pace: float = 1.0) -> Option:
-    """The recipe without one of its parts, or with another in its place."""
-    others = " ".join(flags for name, flags in CHOSEN.items() if name != part)
-    return Option(title or f"without `{CHOSEN[part]}`", f"without_{part}", f"{others} {instead}", pace)
-
-
-def with_(name: str, flags: str, pace: float = 1.0) -> Option:
-    """The recipe with something more."""
-    return Option(f"with `{flags}`", f"with_{name}", f"{' '.join(CHOSEN.values())} {flags}", pace)
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        return f"`{self.flags}`" if self.flags else "the recipe"
 
 
 OPTIONS = (
-    Option("the recipe", "recipe", " ".join(CHOSEN.values())),
-    without("patches", pace=1.1),
-    without("supervision"),
-    without("augmentation"),
-    without("rate", "--optim_lr 2e-3", "`--optim_lr 2e-3` instead of 4e-3"),
-    with_("ema", "--ema_decay 0.99"),
-    with_("clip", "--clip_grad_norm 1"),
-    with_("drop_path", "--drop_path_rate 0.1"),
-    with_("vit_lr", "--vit_lr 1e-3"),
-    with_("vit_decay", "--vit_reg_weight 1e-2"),
-    with_("flips", "--flips anatomical --RandFlipd_prob 0.5"),
-    with_("features", "--feature_size 16", pace=0.4),
-    with_("steps", "--batch_size 1"),
-    with_("one_crop", "--crops_per_scan 1", pace=2),
-    with_("whole", "--roi_x 40 --roi_y 56 --roi_z 40 --crops_per_scan 1"),
+    Option("recipe"),
+    # what the recipe has, left out
+    Option("patches", "--patch_size 16", pace=1.1),
+    Option("supervision", "--no-deep_supervision"),
+    Option("augmentation", "--augment published"),
+    Option("rate", "--optim_lr 2e-3"),
+    # what it doesn't have
+    Option("ema", "--ema_decay 0.99"),
+    Option("clip", "--clip_grad_norm 1"),
+    Option("drop_path", "--drop_path_rate 0.1"),
+    Option("vit_lr", "--vit_lr 1e-3"),
+    Option("vit_decay", "--vit_reg_weight 1e-2"),
+    Option("flips", "--flips anatomical --RandFlipd_prob 0.5"),
+    Option("one_crop", "--crops_per_scan 1", pace=2),
+    Option("features", "--feature_size 16 --hidden_size 96 --mlp_dim 192", pace=0.5),
 )
 
 
@@ -85,11 +69,19 @@ def run_folder(name: str, option: Option, seed: int) -> str:
 
 
 def epochs_and_dice(folder: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Each epoch's line in a run's record, and the Dice by organ of the last, ``mean`` among them; empty if none."""
-    path = RUNS / folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    dice = lines[-1].get("dice") if lines else None
-    return lines, {"mean": dice["mean"], **dice["organs"]} if dice else {}
+    """Each epoch's line in a run's record, and the Dice by organ of the last, ``mean`` among them."""
+    lines = [json.loads(line) for line in (RUNS / folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return lines, {"mean": lines[-1]["dice"]["mean"], **lines[-1]["dice"]["organs"]}
+
+
+def finished(folder: str, flags: Sequence[str]) -> bool:
+    """Whether a run with just these flags came to its end."""
+    record, metrics = RUNS / folder / "args.json", RUNS / folder / "metrics.jsonl"
+    if not record.exists() or not metrics.exists():
+        return False
+    asked = vars(parse_train(flags))
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return json.loads(record.read_text(encoding="utf-8")) == asked and len(lines) == asked["max_epochs"]
 
 
 def train(args: argparse.Namespace, option: Option, seed: int) -> None:
@@ -98,13 +90,13 @@ def train(args: argparse.Namespace, option: Option, seed: int) -> None:
     Raises:
         CalledProcessError: if ``main.py`` fails; ``runs/…`` and its output say why.
     """
-    epochs = round(args.epochs * option.pace)
+    epochs = max(1, round(args.epochs * option.pace))
     folder = run_folder(args.logdir, option, seed)
-    if epochs_and_dice(folder)[1]:
-        return
-    flags = [TASK, *shlex.split(NETWORK), *shlex.split(option.flags), f"--data_dir={args.data_dir}", "--fold=0"]
-    flags += [f"--seed={seed}", f"--max_epochs={epochs}", f"--val_every={epochs}", "--workers=1", "--skip_data_check"]
+    flags = [RECIPE, *shlex.split(option.flags), f"--data_dir={args.data_dir}", "--fold=0", f"--seed={seed}"]
+    flags += [f"--max_epochs={epochs}", f"--val_every={epochs}", "--workers=1", "--skip_data_check"]
     flags += [f"--logdir={folder}", "--overwrite"]
+    if finished(folder, flags):
+        return
     print(f"{folder}: {epochs} epochs", flush=True)
     subprocess.run(
         [sys.executable, "main.py", *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,

@@ -116,6 +116,12 @@ def test_blocks_are_on_unless_turned_off() -> None:
     assert not args.conv_block
 
 
+def test_what_a_recipe_turns_on_can_be_turned_off() -> None:
+    recipe = f"@{REPOSITORY}/recipes/hippocampus.args"
+    assert parse_train([recipe]).deep_supervision
+    assert not parse_train([recipe, "--no-deep_supervision"]).deep_supervision
+
+
 def test_json_list_defaults_to_the_name_of_the_fold() -> None:
     assert parse_train([]).json_list is None
     assert parse_test([]).json_list is None

@@ -172,7 +172,8 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--deep_supervision",
-        action="store_true",
+        action=boolean,
+        default=False,
         help="also train the decoder's coarser resolutions by the labels (unetr)",
     )
 
