@@ -58,8 +58,9 @@ OPTIONS = (
     Option("vit_lr", "--vit_lr 1e-3"),
     Option("vit_decay", "--vit_reg_weight 1e-2"),
     Option("flips", "--flips anatomical --RandFlipd_prob 0.5"),
-    Option("one_crop", "--crops_per_scan 1", pace=2),
-    Option("features", "--feature_size 16 --hidden_size 96 --mlp_dim 192", pace=0.5),
+    Option("two_crops", "--crops_per_scan 2", pace=0.5),
+    Option("features", "--feature_size 8", pace=2),
+    Option("transformer", "--hidden_size 192 --mlp_dim 384", pace=0.9),
 )
 
 
