@@ -21,6 +21,7 @@ from tests.test_dicom import write_series
 from tests.test_training import train
 from utils import segmentation
 from utils.phantom import LABELS
+from utils.segmentation import _lesser_components
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +290,68 @@ def test_no_scan_is_replaced_and_no_mask_taken_for_a_scan(
     assert (out / "img0007.nii.gz").read_bytes() != mask
 
 
+def test_what_other_programs_wrote_stays(segment: Any, phantoms: Path) -> None:
+    theirs = [Path("out/img0007/liver.nii.gz"), Path("out/img0007.dcm"), Path("out/img0007_probabilities.nii.gz")]
+    theirs[0].parent.mkdir(parents=True)
+    for path in theirs:
+        path.write_text("theirs")
+    segment(f"--input={scan_of(phantoms)}")
+    assert [path.read_text() for path in theirs] == ["theirs"] * 3
+
+
+def test_results_of_two_scans_are_two_files(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    for name in ("a", "a_probabilities"):
+        shutil.copy(scan_of(phantoms), f"in/{name}.nii.gz")
+    message = failure(lambda: segment("--input=in", "--save_probabilities"), capsys)
+    assert "out/a_probabilities.nii.gz: would be written for a and for a_probabilities. Rename one" in message
+
+
+def test_scans_of_one_file_name_in_a_list_are_told_apart(segment: Any, phantoms: Path) -> None:
+    for number in (5, 7):
+        Path(f"data/case{number}").mkdir(parents=True)
+        shutil.copy(scan_of(phantoms, number), f"data/case{number}/ct.nii.gz")
+    entries = [{"image": f"case{number}/ct.nii.gz"} for number in (5, 7)]
+    Path("data/dataset_0.json").write_text(json.dumps({"test": entries}))
+    out = segment("--data_dir=data", "--split=test", "--one_file_per_organ")
+    assert voxels(out / "case7_ct.nii.gz").any()
+    assert (out / "case5_ct/liver.nii.gz").is_file()
+    scans = json.loads((out / "measurements.json").read_text())["scans"]
+    assert [record["scan"] for record in scans] == ["case5/ct", "case7/ct"]
+
+
+def test_what_is_gone_or_shows_nothing_is_told_and_the_rest_goes_on(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data").mkdir()
+    for number in (5, 7):
+        shutil.copy(scan_of(phantoms, number), "data")
+    air = np.random.default_rng(0).integers(-2000, -1000, (20, 20, 20)).astype(np.int16)
+    nib.save(nib.Nifti1Image(air, np.eye(4)), "data/air.nii.gz")
+    label = Path("data/label.nii.gz")
+    shutil.copy(str(scan_of(phantoms, 5)).replace("imagesTr/img", "labelsTr/label"), label)
+    entries = [{"image": "img0005.nii.gz", "label": label.name}, {"image": "img0007.nii.gz"}]
+    Path("data/dataset_0.json").write_text(json.dumps({"test": entries}))
+    segment("--data_dir=data", "--split=test")
+    assert Path("out/scores.csv").exists()
+    label.unlink()
+    Path("data/dataset_0.json").write_text(json.dumps({"test": [*entries, {"image": "air.nii.gz"}]}))
+    message = failure(lambda: segment("--data_dir=data", "--split=test"), capsys)
+    assert "error: 2 failed and 1 done" in message
+    assert "data/label.nii.gz: can't be read (No such file or directory)" in message
+    assert "data/air.nii.gz: has voxels of -2000 to -1001, of which none is inside the network's window of" in message
+    assert not Path("out/scores.csv").exists()  # which were of a scan that isn't among these
+
+
+def test_the_largest_component_counts_corners_as_neighbours() -> None:
+    organ = np.zeros((6, 6, 6), bool)
+    organ[:2, :2, :2] = organ[2, 2, 2] = True  # nine voxels, of which one touches the others at a corner
+    organ[4:, 4:, 4:] = True  # eight
+    lesser = _lesser_components(organ)
+    assert lesser.sum() == 8
+    assert lesser[4:, 4:, 4:].all()
+
+
 def test_nothing_of_an_earlier_command_stays(segment: Any, phantoms: Path) -> None:
     out = segment(f"--input={scan_of(phantoms)}", "--one_file_per_organ", "--save_probabilities")
     assert (out / "img0007_probabilities.nii.gz").exists()
@@ -372,7 +435,13 @@ def test_published_weights_take_label_names_from_a_data_list(
     torch.save(torch.load(trained / "model.pt", weights_only=True)["state_dict"], "bare.pth")
     flags = [f"--input={scan_of(phantoms)}", "--pretrained_dir=.", "--pretrained_model_name=bare.pth", *TINY]
     flags += ["--feature_size=4", "--norm_name=batch"]
-    run_test([*flags, "--output_dir=numbered"])
-    assert "label 1" in json.loads(Path("numbered/measurements.json").read_text())["scans"][0]["organs"]
-    run_test([*flags, "--output_dir=named", f"--json_list={REPOSITORY / 'dataset/btcv/dataset_0.json'}"])
-    assert "spleen" in json.loads(Path("named/measurements.json").read_text())["scans"][0]["organs"]
+
+    def organs(*more: str) -> Any:
+        run_test([*flags, "--output_dir=out", *more])
+        return json.loads(Path("out/measurements.json").read_text())["scans"][0]["organs"]
+
+    assert "label 1" in organs()
+    named = f"--json_list={REPOSITORY / 'dataset/btcv/dataset_0.json'}"
+    first = organs(named)  # into the same folder, where the scan was finished by other names
+    assert "spleen" in first
+    assert organs(named, "--a_max=5000") != first  # weights that don't know their preprocessing have it from flags

@@ -341,7 +341,7 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--one_file_per_organ", action="store_true", help="also write each organ as a mask of its own")
     group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
     group.add_argument(
-        "--largest_component", type=_names, help="organs of which only the largest component stays, or all"
+        "--largest_component", type=_names, help="organs of which only the largest component stays in the mask, or all"
     )
     group.add_argument("--nsd_mm", type=positive, default=2.0, help="tolerance of the normalised surface Dice in mm")
 

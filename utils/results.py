@@ -68,6 +68,9 @@ def save_results(outcome: Outcome, order: Order, engine: str) -> list[str]:
     if scores is not None:
         save_scores(folder, scores, {**facts, "grid": "network"})
         written += ["scores.csv", "scores.json"]
+    else:  # what an earlier command scored isn't of these scans
+        for name in ("scores.csv", "scores.json"):
+            (folder / name).unlink(missing_ok=True)
     save_measurements(folder, records, facts)
     write_label_tables(folder, order.organs)
     pictures = {record["scan"]: order.picture(record["scan"]) for record in records}

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,45 +68,70 @@ class Order:
 
     def mask(self, name: str) -> Path:
         """The mask's file of a scan."""
-        return self.folder / f"{name}.nii.gz"
+        return self.folder / f"{_stem(name)}.nii.gz"
 
     def record(self, name: str) -> Path:
         """What is known of a finished scan; written last, so that it is there only if all else is."""
-        return self.folder / RECORDS / f"{name}.json"
+        return self.folder / RECORDS / f"{_stem(name)}.json"
 
     def picture(self, name: str) -> Path:
         """The picture of a scan for the report."""
-        return self.folder / RECORDS / f"{name}.png"
+        return self.folder / RECORDS / f"{_stem(name)}.png"
 
     def probability_file(self, name: str) -> Path:
         """The class probabilities of a scan."""
-        return self.folder / f"{name}_probabilities.nii.gz"
+        return self.folder / f"{_stem(name)}_probabilities.nii.gz"
 
     def dicom_file(self, name: str) -> Path:
         """The DICOM segmentation of a series."""
-        return self.folder / f"{name}.dcm"
+        return self.folder / f"{_stem(name)}.dcm"
+
+    def organ_folder(self, name: str) -> Path:
+        """Where the masks of a scan's single organs are."""
+        return self.folder / _stem(name)
 
     def organ_file(self, name: str, organ: str) -> Path:
         """The mask of one organ of a scan."""
-        return self.folder / name / f"{organ.replace(' ', '_').replace('/', '_')}.nii.gz"
+        return self.organ_folder(name) / f"{organ.replace(' ', '_').replace('/', '_')}.nii.gz"
+
+    def results(self, scan: Scan) -> list[Path]:
+        """The files that may come of a scan, beside what is in :data:`RECORDS`."""
+        paths = [self.mask(scan.name)]
+        if scan.is_series:
+            paths.append(self.dicom_file(scan.name))
+        if self.probabilities:
+            paths.append(self.probability_file(scan.name))
+        if self.separate:
+            paths += [self.organ_file(scan.name, organ) for organ in self.organs.values()]
+        return paths
 
     def require_no_scan_replaced(self, scans: Sequence[Scan]) -> None:
-        """Check that no result takes the place of a scan or a label.
+        """Check that no result takes the place of a scan, a label or another result.
 
         Raises:
             InputError: naming the first that would.
         """
-        results = {
-            os.path.realpath(path)
-            for scan in scans
-            for path in (self.mask(scan.name), self.probability_file(scan.name), self.dicom_file(scan.name))
-        }
+        results: dict[str, str] = {}
+        for scan in scans:
+            for path in self.results(scan):
+                place = os.path.realpath(path)
+                if place in results:
+                    raise InputError(
+                        f"{path}: would be written for {results[place]} and for {scan.name}. Rename one of them, or "
+                        "one of two organs."
+                    )
+                results[place] = scan.name
         for scan in scans:
             for path in (*scan.image, *([scan.label] if scan.label is not None else [])):
                 if os.path.realpath(path) in results:
                     raise InputError(
                         f"--output_dir {self.folder}: {path} would be replaced by a mask. Give another folder."
                     )
+
+
+def _stem(name: str) -> str:
+    """What a scan's files are called; scans that share a file name are named by their path."""
+    return "_".join(part for part in Path(name).parts if part != "..")
 
 
 def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
@@ -125,7 +150,14 @@ def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Descr
         nsd_mm=args.nsd_mm,
         in_channels=description.options["in_channels"],
         preprocessing=description.preprocessing,
-        made_with={"weights": files, **{name: getattr(args, name) for name in (*flags, *more)}},
+        made_with={
+            "weights": files,
+            **{name: getattr(args, name) for name in (*flags, *more)},
+            # weights that describe nothing have these from flags and a data list
+            "labels": list(labels),
+            "network": [description.network, description.options],
+            "preprocessing": asdict(description.preprocessing),
+        },
     )
 
 
@@ -146,9 +178,14 @@ def _labels_of(flag: str, names: Sequence[str], labels: Sequence[str]) -> tuple[
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scan that was read, and what the network sees of it."""
+    """A scan that was read, and what the network sees of it.
+
+    Attributes:
+        made_with: what the record of its results says they were made with and from.
+    """
 
     scan: Scan
+    made_with: dict[str, Any]
     volume: Volume
     label: np.ndarray | None
     seen: OnNetworkGrid
@@ -281,8 +318,14 @@ def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
 
 def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
     """The record of what was finished under a scan's name before, else None."""
-    path = order.record(scan.name)
-    if not (path.exists() and order.mask(scan.name).exists() and order.picture(scan.name).exists()):
+    if not (order.mask(scan.name).exists() and order.picture(scan.name).exists()):
+        return None
+    return _read_record(order.record(scan.name))
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """What a file tells of a scan; None if it isn't there, or damaged."""
+    if not path.exists():
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +335,7 @@ def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
 
 
 def _is_as_ordered(record: Mapping[str, Any], scan: Scan, order: Order) -> bool:
-    return bool(record["source"] == _source(scan) and record["made_with"] == _as_json(_made_with(scan, order)))
+    return bool(record["source"] == _source(scan) and record["made_with"] == _made_with(scan, order))
 
 
 def _source(scan: Scan) -> str:
@@ -305,6 +348,7 @@ def prepare(scan: Scan, order: Order) -> Prepared:
     Raises:
         InputError: if it, or its label, isn't sound.
     """
+    made_with = _made_with(scan, order)  # before it is read, so that a change from now on shows at the next launch
     volume = read_scan(scan, order.in_channels)
     classes = len(order.labels)
     label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, classes)
@@ -315,7 +359,13 @@ def prepare(scan: Scan, order: Order) -> Prepared:
     except (RuntimeError, ValueError) as error:  # MONAI names its transform, and behind it the cause
         cause = error.__cause__ or error
         raise InputError(f"{scan.image[0]}: can't be preprocessed ({str(cause).splitlines()[0]}).") from error
-    return Prepared(scan, volume, label, seen)
+    if seen.image.numel() == 0:
+        low, high, settings = volume.voxels.min(), volume.voxels.max(), order.preprocessing
+        raise InputError(
+            f"{scan.image[0]}: has voxels of {low:g} to {high:g}, of which none is inside the network's window of "
+            f"{settings.a_min:g} to {settings.a_max:g}. Are they Hounsfield units?"
+        )
+    return Prepared(scan, made_with, volume, label, seen)
 
 
 def segment(prepared: Prepared, probabilities: Tensor, seconds: float, order: Order) -> Segmented:
@@ -384,7 +434,7 @@ def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
         "seconds": round(segmented.seconds, 2),
         "remarks": remarks,
         "organs": organs,
-        "made_with": _as_json(_made_with(scan, order)),
+        "made_with": prepared.made_with,
     }
     save_picture(pixels(_picture(prepared, mask, order)), order.picture(scan.name))
     write_json(order.record(scan.name), record)
@@ -412,11 +462,23 @@ def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, proce
 
 
 def _forget(scan: Scan, order: Order) -> None:
-    """Remove what another command left of a scan, its record first, so that nothing is mixed."""
-    results = [order.record(scan.name), order.probability_file(scan.name), order.dicom_file(scan.name)]
-    for path in (*results, *(order.organ_file(scan.name, organ) for organ in order.labels[1:])):
+    """Remove what another command left of a scan, its record first, so that nothing is mixed.
+
+    What no record tells of is somebody else's.
+    """
+    record = _read_record(order.record(scan.name))
+    if record is None:
+        return
+    order.record(scan.name).unlink()
+    earlier = replace(
+        order,
+        organs=dict(enumerate(record["organs"], start=1)),
+        separate=record["made_with"].get("one_file_per_organ", False),
+        probabilities=record["made_with"].get("save_probabilities", False),
+    )
+    for path in {*earlier.results(scan), order.dicom_file(scan.name)} - {order.mask(scan.name)}:
         path.unlink(missing_ok=True)
-    folder = order.folder / scan.name
+    folder = order.organ_folder(scan.name)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
@@ -443,13 +505,20 @@ def _lesser_components(organ: np.ndarray) -> np.ndarray:
 
 
 def _made_with(scan: Scan, order: Order) -> dict[str, Any]:
+    """The weights, flags and files of a scan's results, as they come back from a JSON file."""
     files = [*scan.image, *([scan.label] if scan.label is not None else [])]
-    return {**order.made_with, "files": [[str(file), file.stat().st_mtime_ns, file.stat().st_size] for file in files]}
+    content = {**order.made_with, "files": [_state(file) for file in files]}
+    as_json: dict[str, Any] = json.loads(json.dumps(content))
+    return as_json
 
 
-def _as_json(content: Any) -> Any:
-    """As it comes back from a JSON file."""
-    return json.loads(json.dumps(content))
+def _state(file: Path) -> list[Any]:
+    """What differs when a file has changed; of one that is gone its name alone, which reading then tells."""
+    try:
+        state = file.stat()
+    except OSError:
+        return [str(file)]
+    return [str(file), state.st_mtime_ns, state.st_size]
 
 
 def _picture(prepared: Prepared, mask: np.ndarray, order: Order) -> Any:
