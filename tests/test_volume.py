@@ -8,10 +8,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from pydicom.dataset import FileMetaDataset
 
 from tests.test_dicom import AXIAL, phantom, write_series
+from utils.data_check import scan_faults
 from utils.data_list import Scan
 from utils.dicom import find_series
 from utils.errors import InputError
@@ -154,7 +157,7 @@ def test_stored_numbers_are_scaled_by_slope_and_intercept(tmp_path: Path) -> Non
     assert struct.unpack_from("<2f", content, 112) == (0.5, -10)
     assert content[-2:] == b"\x17\0"  # 23 is stored as it is
     voxels = read(tmp_path / "scan.nii").voxels
-    assert voxels.dtype.kind == "f"
+    assert voxels.dtype == np.float32  # float64, as nibabel has them, would take twice the memory
     assert (voxels[0, 0, 0, 0], voxels[0, 0, 0, 3], voxels[0, 1, 2, 3]) == (-10, -8.5, 1.5)  # 0, 3 and 23 / 2 - 10
 
 
@@ -343,6 +346,14 @@ def dicom_slice(folder: Path) -> Path:
     return Path(write_series(folder, phantom(), AXIAL)[0].filename)
 
 
+def dicom_dataset(folder: Path) -> Path:
+    """A slice as old archives hold it, without the preamble and the meta header of a file."""
+    dataset = pydicom.dcmread(dicom_slice(folder))
+    dataset.preamble, dataset.file_meta = None, FileMetaDataset()
+    dataset.save_as(folder / "bare.dcm", implicit_vr=True, little_endian=True)
+    return folder / "bare.dcm"
+
+
 def several_times(folder: Path) -> Path:
     sitk.WriteImage(sitk.JoinSeries([image(), image()]), str(folder / "scan.nrrd"))
     return folder / "scan.nrrd"
@@ -437,6 +448,14 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no voxels, pair": (lone_pair_header, "scan.img: No such file or directory"),
     "Analyze": (analyze, "is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI."),
     "slice": (dicom_slice, "is a single DICOM file. Give the folder of its series."),
+    "slice without a preamble": (
+        lambda folder: text(folder, "slice.dcm", dicom_slice(folder).read_bytes()[132:]),
+        "slice.dcm: is no volume: neither NIfTI, DICOM",
+    ),
+    "slice without a meta header": (
+        dicom_dataset,
+        "is DICOM without the preamble that its files begin with. Export the series again.",
+    ),
 }
 
 
@@ -546,3 +565,9 @@ def test_lengths_are_in_mm_whatever_unit_the_header_has(unit: str, millimetres: 
     assert volume.spacing == pytest.approx((2 * millimetres, 3 * millimetres, 5 * millimetres))
     assert volume.header is not None
     assert volume.header.get_xyzt_units()[0] == unit
+
+
+def test_a_unit_that_there_is_not_is_taken_for_mm(tmp_path: Path) -> None:
+    path = patch(save(tmp_path / "scan.nii"), 123, "B", 5)
+    assert_is_the_phantom(read_file(path))
+    assert not any("measures in" in fault for fault in scan_faults(Scan("scan", (path,), path), 1, 3))

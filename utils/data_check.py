@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -46,7 +47,7 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
             continue
         channels += shape[3] if len(shape) == 4 else 1
         faults += affine_faults(path, image.affine)
-        unit = image.header.get_xyzt_units()[0] if hasattr(image.header, "get_xyzt_units") else "mm"
+        unit = unit_of(image.header)
         if unit in ("meter", "micron"):
             faults.append(f"{path}: its header measures in {unit}s; training takes mm. Convert it.")
         voxels = read_voxels(path, image, faults)
@@ -109,6 +110,14 @@ def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarra
         faults.append(f"{path}: has no voxels (shape {size_text(voxels.shape)}).")
         return None
     return voxels
+
+
+def unit_of(header: Any) -> str:
+    """The unit of length of a NIfTI header; of one that names none that there is, ``unknown``."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except (AttributeError, KeyError):  # of Analyze, and of a number that stands for no unit
+        return "unknown"
 
 
 def affine_faults(path: Path, affine: np.ndarray | None) -> list[str]:

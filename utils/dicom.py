@@ -151,12 +151,12 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
             reason = _not_a_slice(header)
+            uid = str(header.get("SeriesInstanceUID") or path.parent)
         except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
             reason = f"its header can't be read ({_brief(error)})"
         if reason:
             left_out[path.parent, reason].append(path)
             continue
-        uid = str(header.get("SeriesInstanceUID") or path.parent)
         grouped[uid].append(path)
         numbers.setdefault(uid, _whole_number(header, "SeriesNumber"))
     names = _names({uid: _folder(paths) for uid, paths in grouped.items()}, numbers)
@@ -253,6 +253,13 @@ def _header(path: Path) -> Dataset:
 
 def _planes(path: Path, header: Dataset) -> list[_Plane]:
     """The slices of a file: its one, or each frame's."""
+    try:
+        return _planes_of(path, header)
+    except NotImplementedError as error:  # pydicom's, which converts an element when it is asked for
+        raise InputError(f"{path}: its header can't be read ({_brief(error)}). Copy the file again.") from error
+
+
+def _planes_of(path: Path, header: Dataset) -> list[_Plane]:
     colours, kind = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
     if colours != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
@@ -315,7 +322,7 @@ def _numbers(dataset: Dataset, keyword: str) -> np.ndarray | None:
     """The finite numbers of an element, or None where it is missing, empty or holds something else."""
     try:
         numbers = np.atleast_1d(np.asarray(dataset.get(keyword), dtype=float))
-    except (ValueError, TypeError, OverflowError):  # pydicom converts an element when it is asked for
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom converts it when it is asked for
         return None
     return numbers if numbers.size and np.isfinite(numbers).all() else None
 
@@ -471,7 +478,6 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
     planes = [place[0] for place in _places(everything)]
     assert mask.shape == (*planes[0].size[::-1], len(planes)), "the mask isn't on the series' grid"
     values = [int(value) for value in np.unique(mask) if value]
-    sources = _sources(datasets, planes)
     empty = not values
     if empty:
         values, mask, planes = sorted(set(labels) - {0}), mask[..., :1], planes[:1]
@@ -479,7 +485,7 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
     numbers[values] = np.arange(1, len(values) + 1)
     try:
         segmentation = hd.seg.Segmentation(
-            source_images=sources,
+            source_images=_sources(datasets, planes),
             pixel_array=numbers[mask].transpose(2, 1, 0),  # slices, rows, columns
             plane_positions=[
                 hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, plane.position.tolist()) for plane in planes
@@ -499,7 +505,8 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
             content_label="SEGMENTATION",
             specific_character_set="ISO_IR 192",  # UTF-8, which has every label's letters
         )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom's, for headers against the standard
+    # highdicom's, for headers against the standard, and pydicom's
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"{path}: the series' headers don't allow a DICOM segmentation ({_brief(error)}). Write NIfTI instead."
         ) from error

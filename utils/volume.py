@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from utils.data_check import affine_faults, grid_faults
+from utils.data_check import affine_faults, grid_faults, unit_of
 from utils.data_list import Scan
 from utils.dicom import LPS_TO_RAS, Series, is_dicom, read_series
 from utils.errors import InputError, size_text
@@ -199,7 +199,9 @@ def _read_nifti(path: Path, head: bytes, size: int) -> Volume:
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: can't be read as NIfTI ({_brief(error)}). Copy or convert it again.") from error
     affine = image.affine.copy()
-    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= MILLIMETRES.get(unit_of(image.header), 1.0)
+    if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
+        voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
     return _from_array(path, voxels, affine, image.header)
 
 
@@ -211,6 +213,8 @@ def _read_with_simpleitk(path: Path) -> Volume:
     kind = reader.GetImageIOFromFileName(str(path))
     if not kind:
         raise InputError(f"{path}: is no volume: neither NIfTI, DICOM, nor another file that SimpleITK reads.")
+    if kind == "GDCMImageIO":  # which would make a scan of a slice
+        raise InputError(f"{path}: is DICOM without the preamble that its files begin with. Export the series again.")
     if kind == "NiftiImageIO":
         raise InputError(f"{path}: is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI.")
     reader.SetImageIO(kind)
