@@ -36,7 +36,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     folder = process.main_first("claiming the run's folder", partial(claim_folder, args))
     data = read_data_list(args.data_dir, args.json_list, args.fold)
     process.require_same(
-        {**run_flags(vars(args)), str(data.path): data.fingerprint()}, "Give every machine the same command and list."
+        {**run_flags(vars(args)), "the data list": data.fingerprint()}, "Give every machine the same command and list."
     )
     data.require("training", "validation")
     description = Description(
@@ -88,10 +88,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     start.restore(network, average, optimizer, scaler)
     progress = start.progress
     steps = -(-len(train_loader) // args.accumulate)
-    scans_in_step = args.batch_size * process.world_size * args.accumulate
     scheduler = build_scheduler(
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
-        steps_done=progress.epoch * steps + progress.unfinished.scans // scans_in_step,
+        steps_done=progress.steps_done(len(data.training), process.world_size, args.batch_size, args.accumulate),
     )  # fmt: skip
     loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
     if args.deep_supervision:

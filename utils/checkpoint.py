@@ -160,6 +160,18 @@ class Progress:
         """Whether not even a step is done."""
         return self.epoch == 0 and self.unfinished.scans == 0
 
+    def steps_done(self, scans: int, processes: int, batch_size: int, accumulate: int) -> int:
+        """Training steps that are done, in epochs of ``scans`` scans.
+
+        They are counted from the epoch's end, where the last step may have fewer scans than the others.
+        """
+
+        def steps(scans: int) -> int:
+            return math.ceil(math.ceil(math.ceil(scans / processes) / batch_size) / accumulate)
+
+        left = max(0, scans - self.unfinished.scans)
+        return (self.epoch + 1) * steps(scans) - steps(left)
+
     def __str__(self) -> str:
         return f"epoch {self.epoch}" + (
             f" and {self.unfinished.scans} scans of the next" if self.unfinished.scans else ""
@@ -431,7 +443,8 @@ class Start:
                 average.n_averaged.fill_(self.state["averaged"])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": self.state["optimizer"]["state"], "param_groups": groups})
-        scaler.load_state_dict(self.state["scaler"])
+        if self.state["scaler"]:  # a run without float16 had nothing to scale
+            scaler.load_state_dict(self.state["scaler"])
         self.state = None  # it is as large as the optimizer
 
 
