@@ -30,6 +30,15 @@ def test_a_signal_waits_where_it_is_deferred(number: int) -> None:
     assert signal.getsignal(number) == before
 
 
+def test_after_another_process_s_signal_its_own_is_a_copy() -> None:
+    stop = StopRequest()
+    with stop.listening():
+        with stop.deferred(), pytest.raises(Stopped):
+            stop.raise_if_asked(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # while the program saves, say
+    assert stop.number == signal.SIGTERM
+
+
 def test_elsewhere_it_ends_the_program_at_once() -> None:
     stop = StopRequest()
     with stop.listening(), pytest.raises(Stopped, match="stopped by SIGTERM"):

@@ -62,14 +62,15 @@ class StopRequest:
         finally:
             hook.remove()
 
-    @staticmethod
-    def raise_if_asked(number: int) -> None:
-        """Raise :class:`Stopped` unless the signal ``number`` is 0.
+    def raise_if_asked(self, number: int) -> None:
+        """Raise :class:`Stopped` unless the signal ``number`` is 0, be it one that another process got.
 
         Raises:
             Stopped: for the one who ends the program in good order.
         """
         if number:
+            if not self.number:  # this process's own is a copy when it comes
+                self.number, self._arrival = number, time.monotonic()
             raise Stopped(number)
 
     def leave_to_parent(self, *_: object) -> None:
