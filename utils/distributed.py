@@ -191,7 +191,10 @@ class Process:
             InputError: naming the first that differs, and for whom.
         """
         if self.world_size > 1:  # large weights are read for it
-            things = {str(path): fingerprint(path) for path in paths}
+            listed = list(paths)
+            # without their folders, which may have other names on other machines
+            names = [f"{path.name} (file {number} of {len(listed)})" for number, path in enumerate(listed, start=1)]
+            things = {name: fingerprint(path) for name, path in zip(names, listed, strict=True)}
             self.require_same(things, "All machines have to see the same file.")
 
 

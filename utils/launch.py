@@ -48,6 +48,8 @@ def launch(work: Work, args: argparse.Namespace) -> None:
             work(Process(choose_device(args.device), stop=stop), args)
     elif torchrun:
         seat, address = _seat_from_environment()
+        if seat.local_size > 1:
+            _refuse_one_gpu(args.device)
         # torchrun keeps the store itself; other starters leave that to rank 0
         keeps_store = seat.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         with _serving(address, seat) if keeps_store else nullcontext():
@@ -107,6 +109,11 @@ def _seat_from_environment() -> tuple[Seat, Address]:
     return seat, address
 
 
+def _refuse_one_gpu(device: str | None) -> None:
+    if device is not None and ":" in device:
+        raise InputError(f"--device {device}: with --distributed each process has a GPU of its own. Leave it out.")
+
+
 def _start_processes(work: Work, args: argparse.Namespace) -> None:
     """Start a process for each GPU of this machine, or one where it is to train on its CPU beside other machines."""
     on_cpu = args.device == "cpu"
@@ -117,8 +124,7 @@ def _start_processes(work: Work, args: argparse.Namespace) -> None:
             ". Leave it out to train in one process, or let torchrun start several on the CPU, which talk over gloo: "
             "torchrun --nproc_per_node=2 main.py --distributed --device cpu …"
         )
-    if args.device is not None and ":" in args.device:
-        raise InputError(f"--device {args.device}: with --distributed each process has a GPU of its own. Leave it out.")
+    _refuse_one_gpu(args.device)
     address = Address.of(args.dist_url)
     store = serve(address) if args.rank == 0 else None
     group = torch.multiprocessing.spawn(_work_as_spawned, (work, args, count, address), nprocs=count, join=False)
