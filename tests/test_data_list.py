@@ -93,6 +93,8 @@ def test_unnamed_labels_are_numbered(tmp_path: Path) -> None:
         ({"training": {"a": 1}}, '"training" must be a list'),
         ({"training": [{"label": "a"}]}, '"training" entry 0: needs an "image"'),
         ({"training": [entry(1), {"image": "a"}]}, '"training" entry 1: needs a "label"'),
+        ({"training": [{"image": "a", "label": ""}]}, '"training" entry 0: needs a "label"'),
+        ({"training": [entry(1)], "labels": {"1": "liver", "2": "liver"}}, '"labels" has a name twice'),
         ({"training": [{"image": 3, "label": "a"}]}, "must be file names"),
         ({"training": [entry(1, fold="one")]}, "must be a whole number, not 'one'"),
         ({"training": [entry(1)], "labels": {"1": "liver", "3": "spleen"}}, '"labels" must name the values'),

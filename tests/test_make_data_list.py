@@ -57,6 +57,19 @@ def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
         find_scans(tmp_path)
 
 
+def test_two_scans_of_one_number_are_not_taken_for_one(tmp_path: Path) -> None:
+    names = ("imagesTr/liver_1", "imagesTr/spleen_1", "labelsTr/liver_1_seg", "labelsTr/spleen_1_seg")
+    touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+    with pytest.raises(InputError, match=r"imagesTr/liver_1 and spleen_1 have the same number.*Rename them\."):
+        find_scans(tmp_path)
+
+
+def test_a_scan_that_is_there_packed_and_unpacked_is_no_scan_of_two_channels(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/a_1.nii", "imagesTr/a_1.nii.gz", "labelsTr/a_1.nii.gz")
+    with pytest.raises(InputError, match=r"imagesTr/a_1\.nii and imagesTr/a_1\.nii\.gz are one scan twice"):
+        find_scans(tmp_path)
+
+
 def test_an_unknown_layout_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds none of the known layouts"):
         find_scans(tmp_path)

@@ -236,7 +236,7 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
         raise ValueError('needs an "image"')
     images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     label = entry.get("label")
-    if needs_label and label is None:
+    if needs_label and not label:
         raise ValueError('needs a "label"')
     if not images or not all(isinstance(name, str) for name in [*images, label or ""]):
         raise ValueError('"image" and "label" must be file names')
@@ -265,4 +265,6 @@ def _read_labels(labels: Any) -> tuple[str, ...] | None:
     names.setdefault(0, "background")
     if sorted(names) != list(range(len(names))):
         raise ValueError(problem)
+    if len(set(names.values())) < len(names):
+        raise ValueError('"labels" has a name twice')
     return tuple(names[value] for value in range(len(names)))

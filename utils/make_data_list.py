@@ -7,10 +7,10 @@ belongs to the image of its own name, or, where names differ as in ``img0001`` a
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +27,8 @@ LAYOUTS = (
     ("RawData/Training/img", "RawData/Training/label", "RawData/Testing/img"),
     ("Training/img", "Training/label", "Testing/img"),
 )
+Files = TypeVar("Files")
+
 NIFTI = re.compile(r"(?P<stem>.+?)\.nii(\.gz)?")
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
 
@@ -45,8 +47,8 @@ def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     label_of = {stem: files[0] for stem, files in _scans(data_dir, labels, channels=False).items()}
     image_of = _scans(data_dir, images, channels=not set(label_of) & set(_scans(data_dir, images, channels=False)))
     if set(image_of) != set(label_of):
-        image_of = {_number(stem, images, data_dir): files for stem, files in image_of.items()}
-        label_of = {_number(stem, labels, data_dir): file for stem, file in label_of.items()}
+        image_of = _by_number(image_of, images, data_dir)
+        label_of = _by_number(label_of, labels, data_dir)
     alone = [str(image_of[key][0]) for key in sorted(set(image_of) - set(label_of))]
     alone += [str(label_of[key]) for key in sorted(set(label_of) - set(image_of))]
     if alone:
@@ -102,11 +104,26 @@ def _scans(data_dir: Path, folder: str, channels: bool) -> dict[str, list[str]]:
     for path in sorted((data_dir / folder).iterdir()):
         if path.name.startswith(".") or (match := NIFTI.fullmatch(path.name)) is None:
             continue
-        stem = match["stem"]
+        stem, name = match["stem"], f"{folder}/{path.name}"
         if channels and (channel := CHANNEL.fullmatch(stem)):
             stem = channel["scan"]
-        found.setdefault(stem, []).append(f"{folder}/{path.name}")
+        elif stem in found:
+            raise InputError(f"--data_dir {data_dir}: {found[stem][0]} and {name} are one scan twice. Remove one.")
+        found.setdefault(stem, []).append(name)
     return found
+
+
+def _by_number(files: Mapping[str, Files], folder: str, data_dir: Path) -> dict[str, Files]:
+    """The same by the numbers in their stems."""
+    stems: dict[str, str] = {}
+    for stem in files:
+        other = stems.setdefault(_number(stem, folder, data_dir), stem)
+        if other != stem:
+            raise InputError(
+                f"--data_dir {data_dir}: {folder}/{other} and {stem} have the same number, and not all images and "
+                "labels have names that are alike. Rename them."
+            )
+    return {number: files[stem] for number, stem in stems.items()}
 
 
 def _number(stem: str, folder: str, data_dir: Path) -> str:
