@@ -162,6 +162,9 @@ def run_training(run: Run, progress: Progress) -> None:
             while progress.epoch < plan.epochs:
                 process.end_if_asked()
                 run_epoch(run, progress)
+    except torch.OutOfMemoryError:
+        advice = "Give a smaller --batch_size (with --accumulate) or --crops_per_scan, or --activation_checkpointing."
+        raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     except TrainingError as error:
         raise TrainingError(f"{error} {_last_good(run)} Try a lower --optim_lr, or --noamp.") from None
     except LostError as error:

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from networks import build_network
 from tests.conftest import TINY, Run
+from trainer import Learner
 from utils import precision
 from utils.phantom import LABELS
 
@@ -150,6 +151,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(
     )
     assert "the loss is nan in epoch 1, in the batch of img000" in message
     assert "Last good checkpoint: none" in message
+
+
+def test_a_device_that_is_out_of_memory_is_one_line(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(Learner, "loss", full)
+    argv = [f"--data_dir={phantoms}", "--logdir=full", "--workers=0", "--max_epochs=2", *TINY]
+    message = error_of(run_main, argv, capsys)
+    assert "cpu is out of memory after " in message
+    assert "Last good checkpoint: none. Give a smaller --batch_size" in message
+    assert "--optim_lr" not in message
 
 
 def test_testing_gives_the_dice_of_training_s_validation(

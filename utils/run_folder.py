@@ -209,9 +209,9 @@ def _lock(path: Path) -> int:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(descriptor)
+            name = path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
             raise InputError(
-                f"--logdir {path.relative_to(RUNS)}: another program is training into {path}. Wait for its end, or "
-                "give another name."
+                f"--logdir {name}: another program is training into {path}. Wait for its end, or give another name."
             ) from None
         # a file system without locks: nothing can be told from it
     return descriptor
