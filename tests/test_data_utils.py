@@ -19,7 +19,7 @@ from utils.crops import Augmentation
 from utils.data_list import Scan, read_data_list
 from utils.data_utils import Caching, EpochSampler, training_loader, validation_loader
 from utils.distributed import Process
-from utils.errors import WriteError
+from utils.errors import InputError, WriteError
 from utils.preprocessing import Preprocessing
 from utils.rendezvous import Seat
 
@@ -192,6 +192,31 @@ def test_the_disk_cache_is_used_again_and_refreshed_when_something_changes(
     image.write_bytes(image.read_bytes())
     loader(phantoms, caching=caching)
     assert len(read) == 9  # one changed file
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, -10])
+def test_a_cached_scan_of_which_a_part_is_there_is_made_anew(
+    size: int, phantoms: Path, tmp_path: Path, loads: Iterator[list[str]]
+) -> None:
+    read = next(loads)
+    caching = Caching(folder=str(tmp_path / "cache"))
+    first = epoch(loader(phantoms, caching=caching), 0)
+    file = next((tmp_path / "cache").glob("*/*.pt"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:size])
+    assert same(first, epoch(loader(phantoms, caching=caching), 0))
+    assert len(read) == 5
+    assert file.stat().st_size == len(whole)
+
+
+def test_a_scan_that_is_gone_is_named_also_beside_a_cache(phantoms: Path, tmp_path: Path) -> None:
+    image = scans(phantoms)[0].image[0]
+    image.rename(image.with_name("elsewhere"))
+    try:
+        with pytest.raises(InputError, match=rf"{image}: is gone\. Put it back"):
+            loader(phantoms, caching=Caching(folder=str(tmp_path / "cache")))
+    finally:
+        image.with_name("elsewhere").rename(image)
 
 
 def test_without_a_memory_cache_scans_are_read_at_each_use(phantoms: Path, loads: Iterator[list[str]]) -> None:

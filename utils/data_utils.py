@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,8 +58,10 @@ class ReadableScans(Dataset):
             LostError: if that folder is gone, as where a process that shares it has failed.
         """
         try:
-            return self.scans[index]
+            return self._read_or_made_anew(index)
         except FileNotFoundError as error:
+            if self.scans.cache_dir is None or self.scans.cache_dir.is_dir():
+                raise InputError(f"{error.filename}: is gone. Put it back, or mend the data list.") from error
             raise LostError(f"{self.scans.cache_dir}: was removed while scans were prepared.") from error
         except (RuntimeError, OSError) as error:
             in_writing = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)  # of torch.save
@@ -73,6 +76,17 @@ class ReadableScans(Dataset):
                 f"{item['image']} with {item['label']}: can't be read ({str(cause).splitlines()[0]}). "
                 "Leave out --skip_data_check to see every fault."
             ) from error
+
+    def _read_or_made_anew(self, index: int) -> Any:
+        """The scan, also where a kill or another program's copying has left a part of its file."""
+        kept = None if self.scans.cache_dir is None else self.file(index)
+        if kept is None or not kept.is_file():
+            return self.scans[index]
+        try:
+            return self.scans[index]
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+            kept.unlink(missing_ok=True)
+            return self.scans[index]
 
     def file(self, index: int) -> Path:
         """Where scan ``index`` lies when it was preprocessed."""
