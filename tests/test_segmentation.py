@@ -265,6 +265,13 @@ def test_finished_scans_are_not_done_again_unless_something_changed(
     segment("--input=in", "--infer_overlap=0.25")
     assert all(value > third[name] for name, value in dates().items())
 
+    nib.save(nib.Nifti1Pair(voxels(scan_of(phantoms)), np.eye(4)), "pair.img")  # and pair.hdr
+    segment("--input=pair.hdr")
+    before = Path("out/pair.nii.gz").stat().st_mtime_ns
+    os.utime("pair.img")
+    segment("--input=pair.hdr")
+    assert Path("out/pair.nii.gz").stat().st_mtime_ns > before
+
 
 def test_no_scan_is_replaced_and_no_mask_taken_for_a_scan(
     segment: Any, run_test: Run, trained: Path, phantoms: Path, capsys: pytest.CaptureFixture[str]

@@ -33,7 +33,7 @@ from utils.metrics import dice_per_label
 from utils.pictures import orthogonal, pixels, save_picture
 from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid
 from utils.scan_files import Found
-from utils.volume import Volume, read_label, read_scan
+from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
 
@@ -506,7 +506,8 @@ def _lesser_components(organ: np.ndarray) -> np.ndarray:
 
 def _made_with(scan: Scan, order: Order) -> dict[str, Any]:
     """The weights, flags and files of a scan's results, as they come back from a JSON file."""
-    files = [*scan.image, *([scan.label] if scan.label is not None else [])]
+    named = [*scan.image, *([scan.label] if scan.label is not None else [])]
+    files = [file for path in named for file in (path, *voxel_files(path))]
     content = {**order.made_with, "files": [_state(file) for file in files]}
     as_json: dict[str, Any] = json.loads(json.dumps(content))
     return as_json

@@ -144,6 +144,17 @@ def header_file(path: Path) -> Path:
     return path
 
 
+def voxel_files(path: Path) -> list[Path]:
+    """The files of a header's name beside it that may have its voxels."""
+    beside = [
+        path.with_name(path.name.removesuffix(header) + ending)
+        for ending, headers in HEADERS.items()
+        for header in headers
+        if path.name.endswith(header)
+    ]
+    return [file for file in beside if file.is_file()]
+
+
 def is_image(path: Path) -> bool:
     """Whether a file looks like a volume that :func:`read_file` reads."""
     if _nifti_header_size(_head(path)):
