@@ -36,7 +36,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     folder = process.main_first("claiming the run's folder", partial(claim_folder, args))
     data = read_data_list(args.data_dir, args.json_list, args.fold)
     process.require_same(
-        {**run_flags(vars(args)), "the data list": data.fingerprint()}, "Give every machine the same command and list."
+        {**run_flags(vars(args)), str(data.path): data.fingerprint()}, "Give every machine the same command and list."
     )
     data.require("training", "validation")
     description = Description(

@@ -311,6 +311,15 @@ def test_processes_with_different_flags(phantoms: Path, in_tmp: Path) -> None:
     assert "--max_epochs: is 2 for rank 0 and 3 for rank 1. Give every machine the same command and list." in message
 
 
+def test_machines_may_call_the_data_s_folder_as_they_like(phantoms: Path, in_tmp: Path) -> None:
+    for rank in range(2):
+        Path(f"data{rank}").symlink_to(phantoms)
+    # two machines share no prepared scans, as these do unless each is read anew
+    more = ("--max_epochs=1", "--use_normal_dataset")
+    group = start_group(2, lambda rank: flags(Path(f"data{rank}"), "run", *more))
+    assert group.wait() == [0, 0], group.texts
+
+
 def _on_a_disk_of_its_own() -> None:
     if os.environ["RANK"] == "1":
         Path("elsewhere").mkdir()

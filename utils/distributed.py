@@ -171,16 +171,16 @@ class Process:
         """Check that all processes have the same.
 
         Args:
-            things: by what messages call them.
+            things: by what messages call them, which may differ, as folders do; their order may not.
             advice: what to do where they differ.
 
         Raises:
             InputError: naming the first that differs, and whose.
         """
-        everyones = self.collect(dict(things))
-        for name in things:
+        everyones = self.collect(list(things.values()))
+        for index, name in enumerate(things):
             for rank, theirs in enumerate(everyones):
-                first, other = _short(everyones[0][name]), _short(theirs[name])
+                first, other = _short(everyones[0][index]), _short(theirs[index])
                 if first != other:
                     raise InputError(f"{name}: is {first} for rank 0 and {other} for rank {rank}. {advice}")
 
@@ -191,10 +191,7 @@ class Process:
             InputError: naming the first that differs, and for whom.
         """
         if self.world_size > 1:  # large weights are read for it
-            listed = list(paths)
-            # without their folders, which may have other names on other machines
-            names = [f"{path.name} (file {number} of {len(listed)})" for number, path in enumerate(listed, start=1)]
-            things = {name: fingerprint(path) for name, path in zip(names, listed, strict=True)}
+            things = {str(path): fingerprint(path) for path in paths}
             self.require_same(things, "All machines have to see the same file.")
 
 
