@@ -87,10 +87,10 @@ def main(process: Process, args: argparse.Namespace) -> None:
     optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
     start.restore(network, average, optimizer, scaler)
     progress = start.progress
-    steps = -(-len(train_loader) // args.accumulate)
+    sizes = (len(data.training), process.world_size, args.batch_size, args.accumulate)
     scheduler = build_scheduler(
-        args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, steps,
-        steps_done=progress.steps_done(len(data.training), process.world_size, args.batch_size, args.accumulate),
+        args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs,
+        checkpoint.steps_for(*sizes), steps_done=progress.steps_done(*sizes),
     )  # fmt: skip
     loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
     if args.deep_supervision:

@@ -136,6 +136,11 @@ class UnfinishedEpoch:
     seconds: float = 0.0
 
 
+def steps_for(scans: int, processes: int, batch_size: int, accumulate: int) -> int:
+    """Training steps in which ``scans`` scans are used once, over all processes."""
+    return math.ceil(math.ceil(math.ceil(scans / processes) / batch_size) / accumulate)
+
+
 @dataclass
 class Progress:
     """How far a run has come.
@@ -165,12 +170,9 @@ class Progress:
 
         They are counted from the epoch's end, where the last step may have fewer scans than the others.
         """
-
-        def steps(scans: int) -> int:
-            return math.ceil(math.ceil(math.ceil(scans / processes) / batch_size) / accumulate)
-
         left = max(0, scans - self.unfinished.scans)
-        return (self.epoch + 1) * steps(scans) - steps(left)
+        whole, rest = (steps_for(count, processes, batch_size, accumulate) for count in (scans, left))
+        return (self.epoch + 1) * whole - rest
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}" + (
