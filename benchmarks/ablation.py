@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import markdown
 from utils.args import Parser, count, parse_train
 from utils.machine import machine
 from utils.run_folder import RUNS
@@ -117,7 +118,7 @@ def table(args: argparse.Namespace, options: Sequence[Option]) -> str:
         cells = [option.title, str(len(runs[0][0])), f"{seconds:.0f}", *(f"{mean:.4f}" for mean in means)]
         rows.append([*cells, f"{apart:.4f}"])
     heads = ["option", "epochs", "seconds", *organs, "sd over seeds"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
+    return markdown.table(heads, rows)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import markdown
 from utils.args import Parser, count
 from utils.files import write_json
 from utils.machine import machine
@@ -75,9 +76,8 @@ def main(args: argparse.Namespace) -> None:
     single = np.mean([scores.scan_means for scores in singles], axis=0)
     better = int((tested["all five"].scan_means > single).sum())
     print(f"{machine(gpu=True)}; {args.epochs} epochs; {len(single)} scans that none saw, Dice on their own grid")
-    print(f"| network | mean | {' | '.join(organs)} |\n| --- | --- |{' --- |' * len(organs)}")
-    for name, values in {**rows, "mean of the five": means}.items():
-        print(f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |")
+    cells = [[name, *(f"{value:.4f}" for value in dice)] for name, dice in {**rows, "mean of the five": means}.items()]
+    print(markdown.table(["network", "mean", *organs], cells))
     print(f"the five together are above the mean of the five on {better} of {len(single)} scans")
 
 
