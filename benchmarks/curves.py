@@ -7,6 +7,7 @@ far other crops are is what chance does. Takes half an hour on two cores.
 
 import argparse
 import itertools
+import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -57,8 +58,7 @@ def our_learner(precision: Precision) -> Learner:
 def peers_learner() -> Learner:
     """MONAI's network and loss, and torch's AdamW as it is, at our learning rates and from our weights."""
     ours = our_learner(FLOAT32)
-    network = peers_network()
-    network.load_state_dict({**network.state_dict(), **ours.network.state_dict()})
+    network = peers_network(weights=ours.network.state_dict())
     args = parse_train([])
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.optim_lr, weight_decay=args.reg_weight)
     scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1)
@@ -74,8 +74,8 @@ def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]],
         losses.append(learner.add_gradients(learner.loss(image, label), 1))
         learner.update()
         if number % MEAN_OF == 0:
-            print(f"{name}, step {number}: {sum(losses[-MEAN_OF:]) / MEAN_OF:.4f}", flush=True)
-    return [sum(losses[first : first + MEAN_OF]) / MEAN_OF for first in range(0, steps, MEAN_OF)]
+            print(f"{name}, step {number}: {statistics.fmean(losses[-MEAN_OF:]):.4f}", flush=True)
+    return [statistics.fmean(losses[first : first + MEAN_OF]) for first in range(0, steps, MEAN_OF)]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"means of {MEAN_OF} steps, up to step  " + "  ".join(curves))
     for place, losses in enumerate(zip(*curves.values(), strict=True)):
         row = (f"{loss:>{len(name)}.4f}" for name, loss in zip(curves, losses, strict=True))
-        print(f"{(place + 1) * MEAN_OF:>30}  " + "  ".join(row))
+        print(f"{min((place + 1) * MEAN_OF, args.steps):>30}  " + "  ".join(row))
     exact = curves["ours float32"]
     for name, found in list(curves.items())[1:]:
         most = max(abs(loss - other) for loss, other in zip(found, exact, strict=True))
@@ -105,5 +105,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.curves", description="Compare the losses of training, step by step.")
-    parser.add_argument("--steps", type=count, default=200, help=f"of each run, in whole {MEAN_OF}s")
+    parser.add_argument("--steps", type=count, default=200, help=f"of each run; the means are of {MEAN_OF}")
     main(parser.parse_args())

@@ -34,12 +34,13 @@ from utils.checkpoint import Description
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.engine import place_networks
+from utils.errors import InputError
 from utils.launch import choose_device
 from utils.phantom import LABELS
 from utils.precision import Precision, choose_precision
 from utils.preprocessing import to_network_grid
 from utils.volume import read_scan
-from utils.weights import load_weights
+from utils.weights import COARSE_OUTPUT, load_weights
 
 ROI = (96, 96, 96)
 RECOMPUTED = "recomputed step"  # with --activation_checkpointing
@@ -49,10 +50,26 @@ FORMATS = ("bfloat16", "float32")
 CPU = torch.device("cpu")
 
 
-def peers_network(options: Mapping[str, Any] | None = None) -> nn.Module:
-    """MONAI's own, with our ``options``, or the reference network's."""
+def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """MONAI's own.
+
+    Args:
+        options: of ours; those of the reference network unless given.
+        weights: of ours; random ones unless given.
+
+    Raises:
+        InputError: if MONAI has no such network.
+    """
     theirs = dict(network_options(vars(parse_train([]))) if options is None else options)
-    return nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)
+    if theirs.pop("patch_size", 16) != 16:
+        raise InputError("MONAI's UNETR has patches of 16 voxels alone. Give weights of such a network.")
+    for of_training in ("drop_path_rate", "deep_supervision"):
+        theirs.pop(of_training, None)
+    network = nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)
+    if weights is not None:
+        known = {name: tensor for name, tensor in weights.items() if not COARSE_OUTPUT.fullmatch(name)}
+        network.load_state_dict({**network.state_dict(), **known})  # which has some that no forward pass reads
+    return network
 
 
 def peers_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
@@ -208,8 +225,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
         raise SystemExit(f"error: {weights}: doesn't describe its network. Give a checkpoint of main.py.")
     ours = description.build()
     load_weights(ours, content["state_dict"], str(weights))
-    peer = peers_network(description.options)
-    peer.load_state_dict({**peer.state_dict(), **ours.state_dict()})
+    peer = peers_network(description.options, ours.state_dict())
     ours = Process(CPU).place(ours)
     volume = read_scan(Scan(scan.name, (scan,), None), 1)
     image = to_network_grid(volume.voxels, volume.affine, None, description.preprocessing).image[None]

@@ -120,8 +120,7 @@ def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
     from benchmarks.network import peers_network
 
     content = torch.load(weights, weights_only=True)
-    network = peers_network(content["network"]["options"]).to(device).eval()
-    network.load_state_dict({**network.state_dict(), **content["state_dict"]})
+    network = peers_network(content["network"]["options"], content["state_dict"]).to(device).eval()
     settings = content["preprocessing"]
     del content
     before = transforms.Compose(
