@@ -163,10 +163,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     """Read a data list and split it by ``fold``.
 
     Entries of ``training`` that carry a ``"fold"`` are split by it: those of ``fold`` validate, the rest train.
-    A list without folds is used with its own ``training`` and ``validation``.
+    A list without folds is used with its own ``training`` and ``validation``; ``fold`` is then 0, or in its name.
 
     Raises:
-        InputError: if the list is missing or isn't one; every faulty entry is named.
+        InputError: if the list is missing or isn't one, every faulty entry is named, or if it has no such fold.
     """
     path = find_data_list(data_dir, json_list, fold)
     content = _read_content(path)
@@ -197,6 +197,8 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         faults.append(str(error))
     if folds and fold not in folds:
         faults.append(f'no entry has "fold": {fold}; --fold can be one of {", ".join(map(str, sorted(folds)))}')
+    if fold > 0 and not folds and str(fold) not in re.findall(r"\d+", path.stem):  # else each fold would be the same
+        faults.append(f'--fold {fold} means nothing, since no entry has a "fold"; leave it out, or add them')
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
     named = _distinct_names(parts, folder)
