@@ -198,6 +198,14 @@ def test_what_is_missing_beside_the_blocks_stays_as_it_was_and_is_said() -> None
     assert all(torch.equal(ours.state_dict()[name], fresh[name]) for name in (POSITIONS, "vit.norm.weight"))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flattened_patch_of_16_voxels_is_not_taken_for_8_channels_of_8_voxels(channels: int) -> None:
+    theirs = build((32, 32, 32), pos_embed="perceptron", patch_size=16)
+    ours = build((32, 32, 32), pos_embed="perceptron", patch_size=8, in_channels=channels)
+    with pytest.raises(InputError, match=r"\(12, 4096\) doesn't read patches with an edge of 8, as the network"):
+        load_vit_weights(ours, theirs.state_dict(), "file.pth")
+
+
 CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
     "sizes": (
         lambda: named_as_timm(vit_of(2, hidden_size=24, mlp_dim=40)),

@@ -490,7 +490,7 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
     content = read_vit(path)
     recorded = describe(content) if "preprocessing" in content else None  # others may call something network
     if recorded is not None:
-        given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads")}
+        given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads", "patch_size")}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
     img_size = None if recorded is None else recorded.options.get("img_size")
     source, notes = load_vit_weights(network, content, str(path), img_size)

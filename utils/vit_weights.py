@@ -211,16 +211,18 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
     """
     kernel = encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
+    channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.ndim == 2:
-        # a flattened patch doesn't tell its edge, and is taken for one of ours where its length allows that
-        theirs = next((size for size in (edge, *PATCH_SIZES) if kernel.shape[1] % size**3 == 0), 1)
+        # a flattened patch doesn't tell its edge: it is one of ours, else a patch of our channels, else of few channels
+        sizes = (edge, *sorted(PATCH_SIZES, reverse=True))
+        exact = [size for size in sizes if kernel.shape[1] == size**3 * channels]
+        theirs = next(iter([*exact, *(size for size in sizes[1:] if kernel.shape[1] % size**3 == 0)]), 1)
         kernel = kernel.unflatten(1, (theirs, theirs, theirs, -1)).permute(0, 4, 1, 2, 3)  # (E, p³ · C) -> as below
     if kernel.ndim not in (4, 5) or kernel.shape[0] != ours.shape[0] or set(kernel.shape[2:]) != {edge}:
         raise InputError(
             f"{source}: its patch embedding {shape} doesn't read patches with an edge of {edge}, as the network that "
             "the flags describe does. Give a ViT with such patches."
         )
-    channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.shape[1] != channels:
         encoder.notes.append(
             f"the weights of {kernel.shape[1]} channels became those of {channels}; a scan whose channels are alike "
