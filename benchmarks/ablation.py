@@ -1,8 +1,8 @@
 """What each option of the hippocampus recipe does: ``python -m benchmarks.ablation --data_dir DATA``.
 
 One option of the recipe at a time is changed, and each network trains on fold 0 for about the same seconds, with
-several seeds. The runs are ordinary ones, ``runs/NAME/OPTION_seedN``, on one thread each; those that are finished, by
-the same flags, are passed over. The table has the mean over seeds, and how far seeds lie apart.
+several seeds. The runs are ordinary ones, ``runs/NAME/OPTION_seedN``, on one thread each; those that are finished are
+passed over. The table has the mean over seeds, and how far seeds lie apart.
 """
 
 import argparse
@@ -13,12 +13,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import markdown
 from utils.args import Parser, count, parse_train
+from utils.errors import InputError, TrainingError, one_line_errors
 from utils.machine import machine
 from utils.run_folder import RUNS
 
@@ -77,20 +78,36 @@ def epochs_and_dice(folder: str) -> tuple[list[dict[str, Any]], dict[str, float]
 
 
 def finished(folder: str, flags: Sequence[str]) -> bool:
-    """Whether a run with just these flags came to its end."""
+    """Whether a run with these flags came to its end.
+
+    Raises:
+        InputError: if one with others did, which a new one would replace.
+    """
     record, metrics = RUNS / folder / "args.json", RUNS / folder / "metrics.jsonl"
     if not record.exists() or not metrics.exists():
         return False
-    asked = vars(parse_train(flags))
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return json.loads(record.read_text(encoding="utf-8")) == asked and len(lines) == asked["max_epochs"]
+    asked, had = vars(parse_train(flags)), json.loads(record.read_text(encoding="utf-8"))
+    if len(metrics.read_text(encoding="utf-8").splitlines()) < had["max_epochs"]:
+        return False
+    differing = [name for name in asked if _plain(name, had.get(name)) != _plain(name, asked[name])]
+    if differing:
+        raise InputError(
+            f"{RUNS / folder}: holds a run with other flags ({', '.join(f'--{name}' for name in differing)}). Give "
+            "another --logdir, or remove it."
+        )
+    return True
+
+
+def _plain(name: str, value: Any) -> Any:
+    return os.path.realpath(value) if name == "data_dir" else value
 
 
 def train(args: argparse.Namespace, option: Option, seed: int) -> None:
     """Train one option with one seed, unless that is done.
 
     Raises:
-        CalledProcessError: if ``main.py`` fails; ``runs/…`` and its output say why.
+        InputError: if a run with other flags is there.
+        TrainingError: if ``main.py`` fails; its output says why.
     """
     epochs = max(1, round(args.epochs * option.pace))
     folder = run_folder(args.logdir, option, seed)
@@ -100,10 +117,10 @@ def train(args: argparse.Namespace, option: Option, seed: int) -> None:
     if finished(folder, flags):
         return
     print(f"{folder}: {epochs} epochs", flush=True)
-    subprocess.run(
-        [sys.executable, "main.py", *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    status = subprocess.run([sys.executable, "main.py", *flags], env=one_thread, stdout=subprocess.DEVNULL).returncode
+    if status != 0:
+        raise TrainingError(f"{folder}: main.py ended with status {status}. What is finished is kept.")
 
 
 def table(args: argparse.Namespace, options: Sequence[Option]) -> str:
@@ -125,8 +142,13 @@ def main(args: argparse.Namespace) -> None:
     """Train what isn't trained, and print the table."""
     options = [option for option in OPTIONS if args.options is None or option.name in args.options]
     with ThreadPoolExecutor(args.jobs) as pool:  # seed by seed, so that an interruption leaves whole rounds
-        for done in [pool.submit(train, args, option, seed) for seed in args.seeds for option in options]:
-            done.result()
+        runs = [pool.submit(train, args, option, seed) for seed in args.seeds for option in options]
+        try:
+            for done in as_completed(runs):
+                done.result()
+        except BaseException:  # else those that wait would be trained before it gets out of here
+            pool.shutdown(cancel_futures=True)
+            raise
     print(f"{machine(gpu=False)}, {args.jobs} runs at a time on one thread each, seeds {args.seeds}")
     print(table(args, options))
 
@@ -139,4 +161,5 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=count, default=6, help="of the recipe; others have as many as the time allows")
     parser.add_argument("--jobs", type=count, default=2, help="runs at a time")
     parser.add_argument("--logdir", default="ablation")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

@@ -1,14 +1,20 @@
-"""What the benchmarks compare with."""
+"""What the benchmarks compare with, and how the ablation goes on."""
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import markdown
+from benchmarks import ablation, markdown
 from benchmarks.network import peers_network
 from networks.unetr import UNETR
 from tests.conftest import TINY
 from utils.args import network_options, parse_train
-from utils.errors import InputError
+from utils.errors import InputError, TrainingError
 
 OPTIONS = network_options(vars(parse_train(TINY)))
 
@@ -40,3 +46,40 @@ def test_a_network_that_the_peer_can_not_be_is_refused() -> None:
 
 def test_a_table_is_one_that_markdown_reads() -> None:
     assert markdown.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def _run(folder: Path, epochs: int, **flags: object) -> None:
+    """What a run of ``epochs`` epochs leaves."""
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(
+        json.dumps({**vars(parse_train(["--data_dir=scans", "--max_epochs=3"])), **flags})
+    )
+    (folder / "metrics.jsonl").write_text("{}\n" * epochs)
+
+
+def test_the_ablation_passes_over_what_is_finished_and_replaces_no_other_run(in_tmp: Path) -> None:
+    flags = [f"--data_dir={in_tmp}/scans/", "--max_epochs=3"]
+    _run(Path("runs/whole"), 3)
+    _run(Path("runs/part"), 2)
+    _run(Path("runs/other"), 3, optim_lr=0.5)
+    assert ablation.finished("whole", flags)
+    assert not ablation.finished("part", flags)
+    assert not ablation.finished("none", flags)
+    with pytest.raises(InputError, match=r"runs/other: holds a run with other flags \(--optim_lr\)"):
+        ablation.finished("other", flags)
+
+
+def test_after_a_failure_the_ablation_trains_no_further(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    def fails(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        launched.append(command)
+        time.sleep(0.1)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    monkeypatch.setattr(ablation, "RECIPE", "--data_dir=scans")
+    args = argparse.Namespace(options=None, seeds=[0, 1, 2], epochs=6, jobs=2, logdir="ablation", data_dir="scans")
+    with pytest.raises(TrainingError, match=r"ablation/\w+_seed0: main.py ended with status 1"):
+        ablation.main(args)
+    assert len(launched) <= 4
