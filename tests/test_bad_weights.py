@@ -96,6 +96,12 @@ def bare(*flags: str) -> Callable[[Path], object]:
     return lambda path: torch.save(describe(*flags).build().state_dict(), path)
 
 
+def of_a_later_network(path: Path) -> None:
+    write_checkpoint(path)
+    content = checkpoint.read(path)
+    torch.save({**content, "network": {"name": "unetr_of_2030", "options": {}}}, path)
+
+
 # what was made, and the words of each program's line; a program that isn't named reads the file
 DAMAGED = "it is damaged, or of another kind. Copy it again, or give another file."
 AS_WEIGHTS, AS_TORCHSCRIPT = "can't be read as weights: ", "can't be read as TorchScript: "
@@ -125,6 +131,10 @@ OTHER_CLASSES = "Give --adapt_weights to adapt them to the new task, or the flag
 OF_A_RUN = "Give the flags of its run, or name those that change on purpose after --allow_change."
 ALONE = "holds weights alone, nothing to continue from. Give the run's model_final.pt"
 CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
+    "a network of a later version": (
+        of_a_later_network,
+        dict.fromkeys(TAKES_WEIGHTS, "was made by a newer version of this program. Update it."),
+    ),
     "a truncated checkpoint": (cut_off, everywhere(DAMAGED)),
     "truncated TorchScript": (cut_off_torchscript, everywhere(DAMAGED)),
     "a checkpoint with another bit": (flip_a_bit, everywhere(DAMAGED)),
@@ -250,3 +260,11 @@ def test_each_program_says_what_is_wrong_in_one_line(
         assert screen.err.count("\n") == 1, program
         assert "code was run" not in screen.out, program
         assert not list(Path(".").glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    "others", [{"network": "unetr"}, {"network": {"name": "unetr"}}, {"format": "pt"}, {"format": 7, "network": "vnet"}]
+)
+def test_what_other_programs_call_network_or_format_is_not_ours(others: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(1)}, **others}, tmp_path / FILE)
+    assert checkpoint.describe(checkpoint.read(tmp_path / FILE)) is None

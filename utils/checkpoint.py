@@ -246,7 +246,9 @@ def read(path: Path) -> dict[str, Any]:
         _refuse_newer(path, content)
         return dict(content)
     if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return {**_metadata(path), "state_dict": content}
+        metadata = _metadata(path)
+        _refuse_newer(path, metadata)
+        return {**metadata, "state_dict": content}
     raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
 
 
@@ -262,13 +264,18 @@ def read_vit(path: Path) -> dict[str, Any]:
     content = _load(path, if_torchscript="Save its state_dict() alone")
     if not isinstance(content, Mapping):
         raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
-    if "preprocessing" in content:  # one of ours
-        _refuse_newer(path, content)
-    return {**_metadata(path), **content}
+    content = {**_metadata(path), **content}
+    _refuse_newer(path, content)
+    return content
+
+
+def _describes_itself(content: Mapping[str, Any]) -> bool:
+    """Whether it is one of ours; others may call something network, or format."""
+    return isinstance(content.get("format"), int) and "preprocessing" in content
 
 
 def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
-    if content.get("format", FORMAT) > FORMAT:
+    if _describes_itself(content) and (content["format"] > FORMAT or content["network"]["name"] not in NETWORKS):
         raise InputError(f"{path}: was made by a newer version of this program. Update it.")
 
 
@@ -341,7 +348,9 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
         if _is_of_torch_save(path):
             reason = "it is a checkpoint or a state dict. Give --resume_ckpt, or to test.py --saved_checkpoint=ckpt"
         raise InputError(f"{path}: can't be read as TorchScript: {reason}.") from error
-    return module, {**_metadata(path), "state_dict": module.state_dict()}
+    metadata = _metadata(path)
+    _refuse_newer(path, metadata)
+    return module, {**metadata, "state_dict": module.state_dict()}
 
 
 def _require_file(path: Path) -> None:
@@ -396,7 +405,7 @@ def _require_whole(path: Path) -> None:
 
 def describe(content: Mapping[str, Any]) -> Description | None:
     """What a checkpoint says of its network; None for bare weights, which say nothing."""
-    if "network" not in content:
+    if not _describes_itself(content):
         return None
     return Description(
         network=content["network"]["name"],
@@ -488,7 +497,7 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
     """Start a new run with the encoder from a file's ViT."""
     assert isinstance(network, UNETR)
     content = read_vit(path)
-    recorded = describe(content) if "preprocessing" in content else None  # others may call something network
+    recorded = describe(content)
     if recorded is not None:
         given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads", "patch_size")}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
