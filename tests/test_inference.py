@@ -65,6 +65,9 @@ def test_left_and_right_swap_in_the_mirror_across_x() -> None:
         (("background", "anterior", "posterior"), {0, 2}),
         (("background", "upper lobe", "lower lobe"), {0, 1}),
         (("background", "Left Lung", "Right Lung"), {0, 1, 2}),
+        (("background", "heart_ventricle_left", "heart_ventricle_right"), {1, 2}),  # whose walls differ
+        (("background", "right atrium", "left atrium", "spleen"), {1, 2}),
+        (("background", "Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), {0, 1, 2}),
         (("background", "bright spot"), {0, 1, 2}),  # "right" is no word of its own in it
     ],
 )

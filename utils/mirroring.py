@@ -14,6 +14,8 @@ ABBREVIATIONS = (
     # kidneys and adrenal glands in the BTCV lists that research repositories share
     {"rkid": "lkid", "lkid": "rkid"}, {"rad": "lad", "lad": "rad"},
 )  # fmt: skip
+# a heart's right half mirrored is no left one; the brain's ventricles are alike
+HEART = re.compile(r"atrium|atrial|(?<!lateral )ventric")
 # labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
 OPPOSITES = {
     1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
@@ -72,8 +74,8 @@ def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
 def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
     """Every combination of axes that labels allow to mirror, none mirrored first.
 
-    Across x the labels of left and right organs swap; a side without its counterpart forbids it. Across y and z
-    labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
+    Across x the labels of left and right organs swap; a side without its counterpart, or of the heart, forbids it.
+    Across y and z labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
     """
     order = [_other_side(label, labels) for label in labels]
     axes = [0] if None not in order else []
@@ -90,8 +92,10 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
 
 
 def _other_side(label: str, labels: Sequence[str]) -> int | None:
-    """The place of the label of the other side; its own where it has no side; None where the other is no label."""
+    """The place of the label of the other side; its own where it has no side; None where nothing mirrors it."""
     place = _counterpart(label, labels, SIDES)
+    if HEART.search(re.sub(r"[_-]", " ", label.lower())) and (place is None or labels[place] != label):
+        return None
     if place is not None and labels[place] == label:
         others = [_counterpart(label, labels, words) for words in ABBREVIATIONS]
         return next((other for other in others if other not in (None, place)), place)
