@@ -121,6 +121,10 @@ class Learner:
             self.average.update_parameters(self.network)
         return lr
 
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+
     def state(self) -> dict[str, Any]:
         """What the run needs to go on beside the network that is kept."""
         return checkpoint.learner_state(self.network, self.average, self.optimizer, self.scaler)
@@ -149,7 +153,7 @@ def run_training(run: Run, progress: Progress) -> None:
     """Train from where ``progress`` stands to the end of the plan.
 
     Raises:
-        TrainingError: when a loss isn't finite, or the end of the run could not be saved.
+        TrainingError: when a loss or a weight isn't finite, or the end of the run could not be saved.
         LostError: when another process has died.
         Stopped: after a signal; the step that was under way has ended and everything is saved.
     """
@@ -215,7 +219,7 @@ def train_epoch(run: Run, progress: Progress) -> None:
     """What is left of a pass over the training scans, noted in ``progress`` step by step.
 
     Raises:
-        TrainingError: when a loss isn't finite, with the epoch and the scans of the batch.
+        TrainingError: when a loss isn't finite, with the epoch and the scans of the batch, or the weights in the end.
         Stopped: after the step in which a signal came.
     """
     plan, learner, loader, process = run.plan, run.learner, run.train_loader, run.process
@@ -249,6 +253,8 @@ def train_epoch(run: Run, progress: Progress) -> None:
         start = now
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
         process.stop.raise_if_asked(stop)
+    if not learner.is_finite():  # a next step's loss would tell, when they have been saved
+        raise TrainingError(f"the weights aren't finite after the last step of epoch {progress.epoch + 1}.")
 
 
 def add_gradients(

@@ -342,6 +342,7 @@ def test_another_network_or_preprocessing_is_refused_unless_named(
     assert "--optim_name sgd contradicts its adamw" in message
     assert "--allow_change" in message
     assert message.count("\n") == 1
+    assert "--allow_change" not in error_of(run_main, [*argv, *TINY, *FLAGS, "--optim_name=sgd"], capsys)
 
     flags = ("--resume", "--max_epochs=5", "--a_max=300", "--allow_change", "a_max")
     train(run_main, phantoms, "whole", *FLAGS, *flags)

@@ -153,6 +153,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(
     assert "Last good checkpoint: none" in message
 
 
+def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Learner.update
+
+    def breaks(learner: Learner) -> float:
+        lr = update(learner)
+        next(learner.network.parameters()).data.view(-1)[0] = float("inf")
+        return lr
+
+    monkeypatch.setattr(Learner, "update", breaks)
+    argv = [f"--data_dir={phantoms}", "--logdir=bad", "--workers=0", "--max_epochs=1", "--batch_size=4", *TINY]
+    message = error_of(run_main, [*argv, "--save_checkpoint", "--skip_data_check"], capsys)
+    assert "the weights aren't finite after the last step of epoch 1. Last good checkpoint: none" in message
+    assert not Path("runs/bad/model_final.pt").exists()
+
+
 def test_a_device_that_is_out_of_memory_is_one_line(
     run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -551,12 +551,12 @@ def _continue(
         "optim_name": state["flags"]["optim_name"],
         **as_flags(recorded.network, recorded.options, recorded.preprocessing),
     }
-    refuse_contradictions(
-        path,
-        {name: value for name, value in ours.items() if name not in args.allow_change},
-        theirs,
-        "Give the flags of its run, or name those that change on purpose after --allow_change.",
-    )
+    given = {name: value for name, value in ours.items() if name not in args.allow_change}
+    differing = {name for name, value in given.items() if name in theirs and value != theirs[name]}
+    remedy = "Give the flags of its run, or name those that change on purpose after --allow_change."
+    if "model_name" in differing or differing == {"optim_name"}:  # after which nothing can go on
+        remedy = "Give the flags of its run."
+    refuse_contradictions(path, given, theirs, remedy)
     if "json_list" not in args.allow_change:
         _refuse_other_scans(path, data.files(), state["scans"])
         _refuse_other_labels(path, description.labels, recorded.labels)
