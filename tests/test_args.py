@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from utils import args as declared
 from utils.args import (
     as_flags,
     network_options,
+    parse_crossval,
     parse_test,
     parse_train,
     preprocessing,
@@ -184,6 +186,20 @@ def test_a_file_of_flags_is_read_as_a_shell_would(tmp_path: Path) -> None:
     assert parse_train([f"@{recipe}", "--optim_lr=1"]).optim_lr == 1  # what comes last counts
 
 
+def test_quotes_keep_what_would_be_a_comment_and_a_mark_of_the_encoding_is_none(tmp_path: Path) -> None:
+    recipe = tmp_path / "some.args"
+    recipe.write_text("\ufeff--data_dir 'my scans # 3' # 'mine'\n--logdir \"a # b\"\n", encoding="utf-8")
+    args = parse_train([f"@{recipe}"])
+    assert (args.data_dir, args.logdir) == ("my scans # 3", "a # b")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "a/../.."])
+def test_a_run_without_a_folder_of_its_own_below_runs_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_train([f"--logdir={name}"])
+    assert f"argument --logdir: must be a name below runs/, not {name!r}" in capsys.readouterr().err
+
+
 def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "task.args").write_text("--fold 3 --optim_lr 0.5\n")
@@ -194,7 +210,17 @@ def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys
     (tmp_path / "tasks" / "task.args").write_text("--fold 3 @../some.args\n")
     with pytest.raises(SystemExit):
         parse_train([f"@{tmp_path}/some.args"])
-    words = f"@{tmp_path}/tasks/../some.args: comes back to itself by way of the files that it names"
+    words = (
+        f"@{tmp_path}/tasks/../some.args: comes back to itself by way of the files that it names. Take it out of one"
+    )
+    message = capsys.readouterr().err
+    assert words in message
+    assert "are among them" not in message
+
+    (tmp_path / "tasks" / "task.args").unlink()
+    with pytest.raises(SystemExit):
+        parse_train([f"@{tmp_path}/some.args"])
+    words = f"@{tmp_path}/tasks/task.args, which @{tmp_path}/some.args names, can't be read as flags"
     assert words in capsys.readouterr().err
 
 
@@ -270,3 +296,29 @@ def test_the_readme_names_every_flag() -> None:
     flags = {name for name in {**vars(parse_train([])), **vars(parse_test([]))} if not name.startswith("dist_")}
     assert flags <= documented, f"not in the README: {sorted(flags - documented)}"
     assert {"dist-url", "dist-backend"} <= documented
+
+
+def test_the_readme_tells_each_flags_default_and_program() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(--[\w-]+)`.*? \| (.*?) \| (both|main|test|crossval) \|", readme, re.MULTILINE)
+    parsers = {"main": train_parser(), "test": declared.test_parser(), "crossval": declared.crossval_parser()}
+    options = {name: parser._option_string_actions for name, parser in parsers.items()}
+    values = {"main": vars(parse_train([])), "test": vars(parse_test([])), "crossval": vars(parse_crossval([])[0])}
+    having = {"both": {"main", "test"}, "main": {"main"}, "test": {"test"}, "crossval": set()}
+    words = {None: ("–", "all", "`--optim_lr`", "`--reg_weight`"), True: ("on",), False: ("off",)}
+    assert len(rows) > 90
+    for flag, text, program in rows:
+        if flag != "--overwrite":  # which two rows have
+            assert {name for name in ("main", "test") if flag in options[name]} == having[program], flag
+        first = "main" if program == "both" else program
+        value = values[first][options[first][flag].dest]
+        if value is None or isinstance(value, bool):
+            assert text in words[value], flag
+        elif value == []:
+            assert text == "–", flag
+        elif isinstance(value, str):
+            assert text.strip("`") == value, flag
+        elif flag == "--fast":  # stands for another one
+            assert text == "off"
+        else:
+            assert float(text.strip("`")) == value, flag

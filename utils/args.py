@@ -31,6 +31,10 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if hidden else super()._get_help_string(action)
 
 
+# in a line of a file of flags; what is in quotes is none
+COMMENT = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*')|(?:^|(?<=\s))#.*""")
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, and takes no shortened flags."""
 
@@ -52,24 +56,27 @@ class Parser(argparse.ArgumentParser):
     def _of_file(self, path: str, around: tuple[str, ...]) -> list[str]:
         """The flags in a file that others ``around`` it have named."""
         place = f"@{path}"
-        if os.path.realpath(path) in around:
+        if os.path.realpath(path) in map(os.path.realpath, around):
             self.error(f"{place}: comes back to itself by way of the files that it names. Take it out of one of them")
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:  # as some editors mark a text file
                 lines = file.read().splitlines()
             words = []
             for number, line in enumerate(lines, 1):
                 place = f"@{path}, line {number}"
-                words += shlex.split(re.split(r"(?:^|\s)#", line)[0])
+                words += shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", line))
         except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
             reason = error.strerror if isinstance(error, OSError) else error
-            self.error(f"{place}: can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them")
+            named = f", which @{around[-1]} names," if around else ":"
+            self.error(
+                f"{place}{named} can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them"
+            )
         self.files.append(f"@{path}")
         flags: list[str] = []
         for word in words:
             if word.startswith("@"):
                 other = os.path.join(os.path.dirname(path), word[1:])
-                flags += self._of_file(other, (*around, os.path.realpath(path)))
+                flags += self._of_file(other, (*around, path))
             else:
                 flags.append(word)
         return flags
@@ -79,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
         if re.match(r"unrecognized arguments:.*\.args\b", message):
             message += "; a file of flags is named with an @ before it"
-        if self.files and "can't be read" not in message:
+        if self.files and not message.startswith("@"):
             message += f"; flags of {', '.join(self.files)} are among them"
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
             print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
@@ -111,6 +118,13 @@ real = _number(float, -math.inf)
 positive = _number(float, 0, above=True)
 not_negative = _number(float, 0)
 probability = _number(float, 0, 1)
+
+
+def _run_name(text: str) -> str:
+    """What a run is called: a folder of its own, below runs/ or by an absolute path."""
+    if os.path.normpath(text).split(os.sep)[0] in (".", ".."):
+        raise argparse.ArgumentTypeError(f"must be a name below runs/, not {text!r}")
+    return text
 
 
 def _flag_name(text: str) -> str:
@@ -390,7 +404,7 @@ def train_parser() -> Parser:
     _add_optimization_flags(parser)
 
     run = parser.add_argument_group("run")
-    run.add_argument("--logdir", default="test", help="name of the run: its folder below runs/")
+    run.add_argument("--logdir", type=_run_name, default="test", help="name of the run: its folder below runs/")
     run.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     run.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
     run.add_argument("--save_every", type=count, default=10, help="epochs between saves of model_final.pt")
@@ -424,7 +438,8 @@ def crossval_parser() -> Parser:
     parser.description = "Train every fold of a task, score each on the scans that it didn't see, and sum up."
     _add_folds_flag(parser)
     for action in parser._actions:
-        if action.dest in ("fold", "save_checkpoint", "resume"):  # one of the first is an error, the others always hold
+        # two always hold, and of the others one is an error
+        if action.dest in ("save_checkpoint", "resume", "fold", "checkpoint", "allow_change", "world_size", "rank"):
             action.help = argparse.SUPPRESS
     parser.set_defaults(fold=None, save_checkpoint=True)
     return parser
