@@ -18,6 +18,8 @@ import numpy as np
 
 from benchmarks import markdown
 from utils.args import Parser, count
+from utils.data_list import find_data_list
+from utils.errors import TrainingError, one_line_errors
 from utils.files import write_json
 from utils.machine import machine
 from utils.measurements import scores_of
@@ -28,9 +30,13 @@ RECIPE = "@recipes/hippocampus.args"
 FOLDS = 5
 
 
-def split(data_dir: Path) -> dict[str, Any]:
-    """Fold 0 as one list whose training scans name a fold each, and whose validation scans are a part of their own."""
-    content: dict[str, Any] = json.loads((data_dir / "dataset_0.json").read_text(encoding="utf-8"))
+def split(data_dir: str) -> dict[str, Any]:
+    """Fold 0 as one list whose training scans name a fold each, and whose validation scans are a part of their own.
+
+    Raises:
+        InputError: if there is no such list.
+    """
+    content: dict[str, Any] = json.loads(find_data_list(data_dir, None, 0).read_text(encoding="utf-8"))
     training = [{**entry, "fold": number % FOLDS} for number, entry in enumerate(content["training"])]
     return {"labels": content["labels"], "training": training, "test": content["validation"]}
 
@@ -39,9 +45,11 @@ def run(command: str, *flags: str) -> None:
     """Run a program of this repository to its end.
 
     Raises:
-        CalledProcessError: if it fails, which it says why.
+        TrainingError: if it fails; its output says why.
     """
-    subprocess.run([sys.executable, *shlex.split(command), *flags], check=True)
+    status = subprocess.run([sys.executable, *shlex.split(command), *flags]).returncode
+    if status != 0:
+        raise TrainingError(f"{command} ended with status {status}. What is finished is kept.")
 
 
 def own_grid_dice(folder: Path) -> Scores:
@@ -54,10 +62,11 @@ def own_grid_dice(folder: Path) -> Scores:
 
 def main(args: argparse.Namespace) -> None:
     """Train, test, and print a Markdown table."""
+    content = split(args.data_dir)
     group = RUNS / args.logdir
     group.mkdir(parents=True, exist_ok=True)
     data_list = group / "data_list.json"
-    write_json(data_list, split(Path(args.data_dir)))
+    write_json(data_list, content)
     data = [f"--data_dir={args.data_dir}", f"--json_list={data_list}"]
     epochs = [f"--max_epochs={args.epochs}", f"--val_every={args.epochs}"]
     run("-m utils.crossval", RECIPE, *data, *epochs, f"--logdir={args.logdir}", "--skip_data_check")
@@ -86,4 +95,5 @@ if __name__ == "__main__":
     parser.add_argument("--data_dir", required=True, help="the hippocampus scans with their lists")
     parser.add_argument("--epochs", type=count, default=10)
     parser.add_argument("--logdir", default="ensemble")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

@@ -60,6 +60,8 @@ def test_a_fold_of_a_list_without_folds_is_an_error_unless_its_name_has_it(tmp_p
 def test_the_default_list_is_named_after_the_fold(tmp_path: Path) -> None:
     write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
     assert read_data_list(str(tmp_path), None, fold=3).path.name == "dataset_3.json"
+    with pytest.raises(InputError, match=r"dataset_7.json: no such data list. --fold can be one of 3\."):
+        read_data_list(str(tmp_path), None, fold=7)
 
 
 def test_a_list_may_lie_outside_the_data_folder(tmp_path: Path) -> None:
@@ -157,6 +159,12 @@ def test_folds_of_files_and_of_entries(tmp_path: Path) -> None:
     entries = [{"image": str(number), "fold": fold} for number, fold in enumerate((1, 0, 1, 3))]
     (tmp_path / "one.json").write_text(json.dumps({"training": [*entries, {"image": "5"}]}))
     assert find_folds(str(tmp_path), "one.json") == [0, 1, 3]
+
+
+def test_a_fold_that_is_no_number_is_an_error_for_all_of_them_too(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1, fold="0"), entry(2, fold="1")]}, "folds.json")
+    with pytest.raises(InputError, match=r'folds.json: "fold" must be a whole number, not \'[01]\''):
+        find_folds(str(tmp_path), "folds.json")
 
 
 def test_fewer_than_two_folds_are_refused(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_at_the_shell(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith(f"{tmp_path / 'model_state_dict.pth'}: 0.")
     assert done.stderr == ""
-    done = run(str(tmp_path / "nothing.pt"))
+    done = run(str(tmp_path / "no" / "nothing.pt"))
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'nothing.pt'}: no such file")
+    assert done.stderr.startswith(f"error: {tmp_path / 'no' / 'nothing.pt'}: no such file")
+    assert not (tmp_path / "no").exists()
     assert done.stderr.count("\n") == 1

@@ -105,6 +105,9 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
     for path in (folder / name, Path(name)):
         if path.is_file():
             return path
+    others = _numbered_lists(folder) if json_list is None else []
+    if others:
+        raise InputError(f"{folder / name}: no such data list. --fold can be one of {', '.join(map(str, others))}.")
     raise InputError(
         f"{folder / name}: no such data list. Give --json_list, or write one with "
         f"`python -m utils.make_data_list --data_dir {data_dir}`."
@@ -122,11 +125,11 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
         entries = _read_content(path).get("training", [])
         folds = {entry.get("fold") for entry in entries if isinstance(entry, dict)}
         found = sorted(fold for fold in folds if isinstance(fold, int))
+        if wrong := [fold for fold in folds if fold is not None and not isinstance(fold, int)]:
+            raise InputError(f'{path}: "fold" must be a whole number, not {wrong[0]!r}. Mend the list.')
         where = f'{path}: its "training" entries name'
     else:
-        folder = _existing_folder(data_dir)
-        matches = [re.fullmatch(r"dataset_(\d+)\.json", file.name) for file in folder.glob("dataset_*.json")]
-        found = sorted(int(match[1]) for match in matches if match is not None and str(int(match[1])) == match[1])
+        found = _numbered_lists(_existing_folder(data_dir))
         where = f"--data_dir {data_dir}: dataset_0.json, dataset_1.json, … there give"
     if len(found) < 2:
         raise InputError(
@@ -134,6 +137,12 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
             f"utils.make_data_list --data_dir {data_dir}`, or give --json_list for one list whose entries name folds."
         )
     return found
+
+
+def _numbered_lists(folder: Path) -> list[int]:
+    """The numbers N of the files dataset_N.json in a folder."""
+    matches = [re.fullmatch(r"dataset_(\d+)\.json", file.name) for file in folder.glob("dataset_*.json")]
+    return sorted(int(match[1]) for match in matches if match is not None and str(int(match[1])) == match[1])
 
 
 def _existing_folder(data_dir: str) -> Path:

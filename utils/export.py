@@ -134,6 +134,8 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
 def main(args: argparse.Namespace) -> None:
     """Export, and say what came of it."""
     weights = Path(args.weights)
+    if not weights.is_file():
+        raise InputError(f"{weights}: no such file. Give a checkpoint of main.py: its runs hold model.pt.")
     output = weights.with_name(weights.stem + ENDINGS[args.format]) if args.output is None else Path(args.output)
     writable_folder(output.parent, "--output")
     difference = export(weights, args.format, output)
