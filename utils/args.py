@@ -147,7 +147,7 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=whole,
         default=8,
-        help="threads or processes that load data, at most one per core; 0 makes nothing ahead",
+        help="threads or processes that load data, at most one per core; 0 prepares nothing ahead",
     )
 
 
