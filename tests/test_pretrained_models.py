@@ -34,12 +34,12 @@ def test_each_network_segments_hippocampi_of_its_validation_fold(
 ) -> None:
     """Two raters agree to about 0.9 on this task; a network that is read or fed wrongly is far from it."""
     content = json.loads((real_data / "hippocampus" / f"dataset_{fold}.json").read_text())
-    Path("some.json").write_text(json.dumps({**content, "validation": content["validation"][:3]}))
+    Path("some.json").write_text(json.dumps({**content, "validation": content["validation"][:2]}))
     weights = [f"--pretrained_dir={HIPPOCAMPUS}", f"--pretrained_model_name=fold{fold}.pt"]
     data = [f"--data_dir={real_data / 'hippocampus'}", f"--json_list={Path('some.json').absolute()}"]
     run_test([*data, *weights, "--output_dir=out", "--workers=0"])
     scans = json.loads(Path("out/measurements.json").read_text())["scans"]
     dice = [organ["dice"] for scan in scans for organ in scan["organs"].values()]
-    assert len(dice) == 6
+    assert len(dice) == 4
     assert sum(dice) / len(dice) > 0.8
     assert min(dice) > 0.65
