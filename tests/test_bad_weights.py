@@ -15,6 +15,7 @@ from tests.conftest import TINY, Run
 from utils import checkpoint
 from utils.args import network_options, parse_train, preprocessing
 from utils.checkpoint import Description, Progress
+from utils.errors import InputError
 from utils.phantom import LABELS
 
 FILE = "weights.pt"
@@ -268,3 +269,10 @@ def test_each_program_says_what_is_wrong_in_one_line(
 def test_what_other_programs_call_network_or_format_is_not_ours(others: dict[str, Any], tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(1)}, **others}, tmp_path / FILE)
     assert checkpoint.describe(checkpoint.read(tmp_path / FILE)) is None
+
+
+def test_a_name_that_is_missing_is_told_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("fold1.pt", "fold0.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"model.pt: no such file, but there are fold0.pt, fold1.pt. Mend its path"):
+        checkpoint.read(tmp_path / "model.pt")

@@ -276,7 +276,7 @@ def fold(number: int, trains: str, validates: str, **changes: Any) -> Fold:
 def test_folds_that_share_the_scans_out() -> None:
     assert check_folds([fold(0, "bc", "a"), fold(1, "ac", "b"), fold(2, "ab", "c")], 2) == []
     notes = check_folds([fold(0, "bcdefg", "a"), fold(1, "acdefg", "b")], 2)
-    assert notes == ["no fold validates 5 of the scans that train (c, d, e, …)"]
+    assert notes == ["none of folds 0, 1 validates 5 of the scans that train (c, d, e, …)"]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,8 @@ def check_folds(folds: Sequence[Fold], out_channels: int) -> list[str]:
     if not unseen:
         return []
     some = ", ".join(sorted(unseen.values())[:3]) + ", …" * (len(unseen) > 3)
-    return [f"no fold validates {len(unseen)} of the scans that train ({some})"]
+    numbers = ", ".join(str(fold.number) for fold in folds)
+    return [f"none of folds {numbers} validates {len(unseen)} of the scans that train ({some})"]
 
 
 def _files(scan: Scan) -> tuple[str, ...]:

@@ -57,10 +57,8 @@ class DataList:
         """
         empty = [f'"{part}"' for part in parts if not getattr(self, part)]
         if empty:
-            raise InputError(
-                f'{self.path}: lists no scans under {" and ".join(empty)}. Add some, or give entries of "training" '
-                'a "fold".'
-            )
+            folds = "" if parts == ("test",) else ', or give entries of "training" a "fold"'
+            raise InputError(f"{self.path}: lists no scans under {' and '.join(empty)}. Add some{folds}.")
 
     def files(self) -> dict[str, list[list[str]]]:
         """The files of the scans that train and validate, below the folder, in the list's order."""
