@@ -136,6 +136,7 @@ def notes(
     remarks = {
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
         "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
+        f'--fold {args.fold} changes nothing, since no entry of {data.path} has a "fold"': data.ignores(args.fold),
         f"{both} of the validation scans train as well; their Dice tells nothing about other scans": both > 0,
         f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (
             args.lrschedule == "warmup_cosine" and args.warmup_epochs >= args.max_epochs

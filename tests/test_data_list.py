@@ -48,13 +48,15 @@ def test_a_fold_that_no_entry_has_is_an_error(tmp_path: Path) -> None:
         read_data_list(str(tmp_path), "folds.json", 7)
 
 
-def test_a_fold_of_a_list_without_folds_is_an_error_unless_its_name_has_it(tmp_path: Path) -> None:
+def test_a_fold_changes_nothing_in_a_list_without_folds_unless_its_name_has_it(tmp_path: Path) -> None:
     """Five runs by hand, --fold 0 to 4, would all be of one split."""
-    for name in ("split.json", "dataset_3.json"):
-        write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, name)
-    with pytest.raises(InputError, match=r'split.json: --fold 3 means nothing, since no entry has a "fold"'):
-        read_data_list(str(tmp_path), "split.json", fold=3)
-    assert len(read_data_list(str(tmp_path), "dataset_3.json", fold=3).validation) == 1
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "split.json")
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=3)]}, "folds.json")
+    data = {name: read_data_list(str(tmp_path), f"{name}.json", fold=3) for name in ("split", "dataset_3", "folds")}
+    assert {name: one.ignores(3) for name, one in data.items()} == {"split": True, "dataset_3": False, "folds": False}
+    assert not data["split"].ignores(0)
+    assert [scan.name for scan in data["split"].validation] == ["img2"]
 
 
 def test_the_default_list_is_named_after_the_fold(tmp_path: Path) -> None:

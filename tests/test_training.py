@@ -129,10 +129,12 @@ def test_what_may_surprise_is_said(
 ) -> None:
     content = json.loads((phantoms / "dataset_0.json").read_text())
     Path("both.json").write_text(json.dumps({**content, "validation": content["training"][:1]}))
-    flags = ["--json_list=both.json", "--workers=0", "--max_epochs=1", "--save_checkpoint", *TINY, "--roi_y=32"]
+    flags = ["--json_list=both.json", "--fold=2", "--workers=0", "--max_epochs=1", "--save_checkpoint", *TINY]
+    flags.append("--roi_y=32")
     run_main([f"--data_dir={phantoms}", *flags])
     screen = capsys.readouterr().out
     assert "note: 1 of the validation scans train as well" in screen
+    assert 'note: --fold 2 changes nothing, since no entry of both.json has a "fold"' in screen
     assert "note: the run ends within its 50 epochs of warm-up" in screen
     assert "note: crops are not rotated by 90°, since --roi_x and --roi_y differ" in screen
     assert "no weights will be kept" not in screen

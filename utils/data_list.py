@@ -40,6 +40,7 @@ class DataList:
         folder: what its files lie below, absolute.
         training, validation, test: its scans.
         labels: names of the values 0, 1, …, or None where the list doesn't name them.
+        folds: those that its entries name.
     """
 
     path: Path
@@ -48,6 +49,11 @@ class DataList:
     validation: list[Scan]
     test: list[Scan]
     labels: tuple[str, ...] | None
+    folds: frozenset[int] = frozenset()
+
+    def ignores(self, fold: int) -> bool:
+        """Whether ``--fold`` changed nothing, since no entry names a fold, nor the list's own name this one."""
+        return fold > 0 and not self.folds and str(fold) not in re.findall(r"\d+", self.path.stem)
 
     def require(self, *parts: str) -> None:
         """Check that these parts of the list have scans.
@@ -170,10 +176,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     """Read a data list and split it by ``fold``.
 
     Entries of ``training`` that carry a ``"fold"`` are split by it: those of ``fold`` validate, the rest train.
-    A list without folds is used with its own ``training`` and ``validation``; ``fold`` is then 0, or in its name.
+    A list without folds is used with its own ``training`` and ``validation``.
 
     Raises:
-        InputError: if the list is missing or isn't one, every faulty entry is named, or if it has no such fold.
+        InputError: if the list is missing or isn't one; every faulty entry is named.
     """
     path = find_data_list(data_dir, json_list, fold)
     content = _read_content(path)
@@ -204,12 +210,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         faults.append(str(error))
     if folds and fold not in folds:
         faults.append(f'no entry has "fold": {fold}; --fold can be one of {", ".join(map(str, sorted(folds)))}')
-    if fold > 0 and not folds and str(fold) not in re.findall(r"\d+", path.stem):  # else each fold would be the same
-        faults.append(f'--fold {fold} means nothing, since no entry has a "fold"; leave it out, or add them')
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
     named = _distinct_names(parts, folder)
-    return DataList(path, folder, named["training"], named["validation"], named["test"], labels)
+    return DataList(path, folder, named["training"], named["validation"], named["test"], labels, frozenset(folds))
 
 
 def _read_content(path: Path) -> dict[str, Any]:
