@@ -554,9 +554,9 @@ def _continue(
         **as_flags(recorded.network, recorded.options, recorded.preprocessing),
     }
     given = {name: value for name, value in ours.items() if name not in args.allow_change}
-    differing = {name for name, value in given.items() if name in theirs and value != theirs[name]}
+    differing = _differing(given, theirs)
     remedy = "Give the flags of its run, or name those that change on purpose after --allow_change."
-    if "model_name" in differing or differing == {"optim_name"}:  # after which nothing can go on
+    if differing in (["model_name"], ["optim_name"]):  # after which nothing can go on
         remedy = "Give the flags of its run."
     refuse_contradictions(path, given, theirs, remedy)
     if "json_list" not in args.allow_change:
@@ -769,12 +769,18 @@ def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mappin
     Raises:
         InputError: naming each flag that differs, with both values.
     """
-    differing = [name for name, value in given.items() if name in recorded and value != recorded[name]]
-    if "model_name" in differing:  # from which the others follow
-        differing = ["model_name"]
-    faults = [f"--{name} {_flag_text(given[name])} contradicts its {_flag_text(recorded[name])}" for name in differing]
+    faults = [
+        f"--{name} {_flag_text(given[name])} contradicts its {_flag_text(recorded[name])}"
+        for name in _differing(given, recorded)
+    ]
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}. {remedy}")
+
+
+def _differing(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """The flags that contradict what is recorded; ``model_name`` alone if it does, since the others follow from it."""
+    differing = [name for name, value in given.items() if name in recorded and value != recorded[name]]
+    return ["model_name"] if "model_name" in differing else differing
 
 
 def _flag_text(value: Any) -> str:

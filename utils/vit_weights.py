@@ -213,10 +213,10 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
     shape = tuple(kernel.shape)
     channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.ndim == 2:
-        # a flattened patch doesn't tell its edge: it is one of ours, else a patch of our channels, else of few channels
-        sizes = (edge, *sorted(PATCH_SIZES, reverse=True))
+        # a flattened patch doesn't tell its edge: it is taken for one of our channels, else of few
+        sizes = [size for size in sorted(PATCH_SIZES, reverse=True) if kernel.shape[1] % size**3 == 0]
         exact = [size for size in sizes if kernel.shape[1] == size**3 * channels]
-        theirs = next(iter([*exact, *(size for size in sizes[1:] if kernel.shape[1] % size**3 == 0)]), 1)
+        theirs = next(iter([*exact, *sizes]), 1)
         kernel = kernel.unflatten(1, (theirs, theirs, theirs, -1)).permute(0, 4, 1, 2, 3)  # (E, p³ · C) -> as below
     if kernel.ndim not in (4, 5) or kernel.shape[0] != ours.shape[0] or set(kernel.shape[2:]) != {edge}:
         raise InputError(
