@@ -127,10 +127,11 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
     if json_list is not None:
         path = find_data_list(data_dir, json_list, 0)
         entries = _read_content(path).get("training", [])
-        folds = {entry.get("fold") for entry in entries if isinstance(entry, dict)}
-        found = sorted(fold for fold in folds if isinstance(fold, int))
-        if wrong := [fold for fold in folds if fold is not None and not isinstance(fold, int)]:
-            raise InputError(f'{path}: "fold" must be a whole number, not {wrong[0]!r}. Mend the list.')
+        try:
+            folds = {_read_fold(entry) for entry in entries if isinstance(entry, dict)}
+        except ValueError as error:
+            raise InputError(f"{path}: {error}. Mend the list.") from error
+        found = sorted(fold for fold in folds if fold is not None)
         where = f'{path}: its "training" entries name'
     else:
         found = _numbered_lists(_existing_folder(data_dir))
@@ -253,11 +254,16 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
         raise ValueError('needs a "label"')
     if not images or not all(isinstance(name, str) for name in [*images, label or ""]):
         raise ValueError('"image" and "label" must be file names')
+    fold = _read_fold(entry)
+    paths = tuple(folder / name for name in images)
+    return Scan(_without_endings(paths[0].name), paths, folder / label if label else None), fold
+
+
+def _read_fold(entry: Mapping[str, Any]) -> int | None:
     fold = entry.get("fold")
     if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool)):
         raise ValueError(f'"fold" must be a whole number, not {fold!r}')
-    paths = tuple(folder / name for name in images)
-    return Scan(_without_endings(paths[0].name), paths, folder / label if label else None), fold
+    return fold
 
 
 def _read_labels(labels: Any) -> tuple[str, ...] | None:
