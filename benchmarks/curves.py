@@ -2,7 +2,8 @@
 
 Four runs from the same weights: ours in both formats and the peer's in float32 on the same crops, and ours in bfloat16
 on other crops. How far the peer's curve is from ours in float32 is what rounding does, since both compute the same; how
-far other crops are is what chance does. Takes half an hour on two cores.
+far other crops are is what chance does. Takes half an hour on two cores that multiply bfloat16, and some 90 minutes on
+two on which it is emulated.
 """
 
 import argparse
@@ -17,7 +18,8 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from benchmarks.network import peers_network
+from benchmarks.emulation import bfloat16
+from benchmarks.network import ROI, peers_network
 from benchmarks.scaling import reference_learner
 from optimizers import build_scheduler
 from trainer import Learner
@@ -27,13 +29,14 @@ from utils.crops import Augmentation
 from utils.data_list import Scan, read_data_list
 from utils.data_utils import Caching, training_loader
 from utils.distributed import Process
+from utils.machine import machine
 from utils.phantom import write_phantoms
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 
 PROCESS = Process(torch.device("cpu"))
 FLOAT32 = Precision(PROCESS.device, torch.float32)
-BFLOAT16 = Precision(PROCESS.device, torch.bfloat16)  # which torch emulates on CPUs that don't multiply it
+BFLOAT16 = Precision(PROCESS.device, torch.bfloat16)
 MEAN_OF = 20  # steps
 
 
@@ -81,7 +84,9 @@ def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]],
 def main(args: argparse.Namespace) -> None:
     """Print the curves side by side, and how far each is from ours in float32."""
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bfloat16(ROI) as emulated:
+        how = "emulated" if emulated else "by the hardware"
+        print(f"{machine(gpu=False)}, torch {torch.__version__}; bfloat16 {how}", flush=True)
         write_phantoms(Path(folder), {"training": 4, "validation": 0}, seed=0, spacing=Preprocessing().spacing)
         scans = read_data_list(folder, None, 0).training
         learners = {

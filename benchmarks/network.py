@@ -25,6 +25,7 @@ from monai.losses import DiceCELoss
 from monai.networks import nets
 from torch import Tensor, nn
 
+from benchmarks.emulation import bfloat16
 from benchmarks.scaling import reference_learner
 from networks.recomputation import recompute_activations
 from utils import checkpoint
@@ -232,7 +233,7 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
 
     @torch.inference_mode()
     def mask(network: nn.Module, dtype: str) -> Tensor:
-        with Precision(CPU, getattr(torch, dtype)).autocast():
+        with Precision(CPU, getattr(torch, dtype)).autocast(), bfloat16(ROI):
             logits = sliding_window_inference(
                 image, description.preprocessing.roi, 1, network.eval(), 0.5, mode="gaussian"
             )

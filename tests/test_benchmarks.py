@@ -5,11 +5,15 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ablation, markdown
+from benchmarks.emulation import EmulatedBfloat16
 from benchmarks.network import peers_network
 from networks.unetr import UNETR
 from tests.conftest import TINY
@@ -42,6 +46,53 @@ def test_with_our_weights_the_peer_gives_our_logits(deep_supervision: bool) -> N
 def test_a_network_that_the_peer_can_not_be_is_refused() -> None:
     with pytest.raises(InputError, match="patches of 16 voxels alone"):
         peers_network({**OPTIONS, "patch_size": 8})
+
+
+class _Products(TorchDispatchMode):
+    """The formats in which convolutions and matrix products reach torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind in func.name() for kind in ("conv", "mm", "linear", "matmul")):
+            self.formats |= {value.dtype for value in args if isinstance(value, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_emulated_bfloat16_gives_what_torch_does_in_bfloat16_by_products_in_float32(inference: bool) -> None:
+    """To the last digits of the format, since sums go in another order."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv3d(4, 8, 3), nn.ConvTranspose3d(8, 4, 2, 2), nn.Flatten(2), nn.Linear(4**3, 32))
+    volume = torch.randn(1, 4, 4, 4, 4)
+
+    def computed() -> list[Tensor]:
+        with torch.inference_mode(inference), torch.autocast("cpu", torch.bfloat16):
+            result = layers(volume)
+        if inference:
+            return [result]
+        return [result.detach(), *torch.autograd.grad(result.square().sum(), list(layers.parameters()))]
+
+    expected = computed()
+    with _Products() as products, EmulatedBfloat16():
+        found = computed()
+    assert products.formats == {torch.float32}
+    assert found[0].dtype == torch.bfloat16
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).abs().max() <= 2**-7 * other.abs().max()
+
+
+def test_emulated_bfloat16_rounds_products_of_bfloat16_alone() -> None:
+    """1 + 2^-9 is 1 in bfloat16."""
+    number, one = torch.tensor([[1 + 2**-9]]), torch.ones(1, 1)
+    with EmulatedBfloat16():
+        assert (number @ one).item() == 1 + 2**-9
+        rounded = one.bfloat16() @ number.bfloat16()
+        assert rounded.dtype == torch.bfloat16
+        assert rounded.item() == 1
 
 
 def test_a_table_is_one_that_markdown_reads() -> None:
