@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
-        self.files: list[str] = []  # whose flags are among those that are parsed
+        self.places: dict[str, str] = {}  # where in a file a flag was, the last of several
 
     def with_files(self, argv: Sequence[str]) -> list[str]:
         """A command line with the flags of a file in place of each ``@FILE``.
@@ -64,14 +64,15 @@ class Parser(argparse.ArgumentParser):
             words = []
             for number, line in enumerate(lines, 1):
                 place = f"@{path}, line {number}"
-                words += shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", line))
+                found = shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", line))
+                self.places |= {word.partition("=")[0]: place for word in found if word.startswith("--")}
+                words += found
         except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
             reason = error.strerror if isinstance(error, OSError) else error
             named = f", which @{around[-1]} names," if around else ":"
             self.error(
                 f"{place}{named} can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them"
             )
-        self.files.append(f"@{path}")
         flags: list[str] = []
         for word in words:
             if word.startswith("@"):
@@ -86,8 +87,11 @@ class Parser(argparse.ArgumentParser):
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
         if re.match(r"unrecognized arguments:.*\.args\b", message):
             message += "; a file of flags is named with an @ before it"
-        if self.files and not message.startswith("@"):
-            message += f"; flags of {', '.join(self.files)} are among them"
+        places: dict[str, list[str]] = {}
+        for flag in dict.fromkeys(re.findall(r"--[\w-]+", message)):
+            if flag in self.places:
+                places.setdefault(self.places[flag], []).append(flag)
+        message += "".join(f"; {place} has {', '.join(flags)}" for place, flags in places.items())
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
             print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
