@@ -203,7 +203,7 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         {
             "main.py --resume_ckpt": f"--out_channels is 14, but its weights have 5. {OTHER_CLASSES}",
             "main.py --checkpoint": f"--out_channels 14 contradicts its 5. {OF_A_RUN}",
-            "test.py ckpt": "names 14 labels",
+            "test.py ckpt": "knows 5 labels (the background included), but",
             **not_torchscript(),
         },
     ),

@@ -60,9 +60,9 @@ def saved(network: UNETR, tmp_path: Path) -> Path:
     return tmp_path / "model.pt"
 
 
-def load(path: Path, flags: str = "") -> tuple[torch.nn.Module, Description, str]:
+def load(path: Path, flags: str = "", data: DataList = DATA) -> tuple[torch.nn.Module, Description, str]:
     args: Namespace = parse_test(flags.split())
-    return checkpoint.load_for_testing(args, path, DATA)
+    return checkpoint.load_for_testing(args, path, data)
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -121,6 +121,32 @@ def test_a_checkpoint_describes_itself(saved: Path, network: UNETR) -> None:
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error_with_both_values(saved: Path) -> None:
     with pytest.raises(InputError, match=r"--feature_size 32 contradicts its 2; --space_z 2 contradicts its 2\.5"):
         load(saved, "--feature_size 32 --space_z 2 --hidden_size 12")
+
+
+def test_labels_of_the_scans_that_are_not_those_of_the_weights(saved: Path) -> None:
+    """Scores compare them by value."""
+
+    def tested_on(*names: str) -> str:
+        return load(saved, data=replace(DATA, labels=names))[2]
+
+    assert "note" not in tested_on("background", "Anterior", "posterior")
+    words = r"model\.pt: has 'posterior' as label 2, but dataset_0\.json as label 1\. Give scans whose labels have"
+    with pytest.raises(InputError, match=words):
+        tested_on("background", "posterior", "anterior")
+    with pytest.raises(
+        InputError, match=r"knows 3 labels .* but dataset_0\.json names 2\. Give weights and a data list"
+    ):
+        tested_on("background", "anterior")
+    line = tested_on("background", "front", "back")
+    assert "dataset_0.json calls label 1 'front', the weights 'anterior' (and 1 more); labels are compared" in line
+
+
+def test_networks_of_one_ensemble_take_the_same_channels(saved: Path) -> None:
+    two = saved.with_name("two.pt")
+    description = replace(DESCRIPTION, options={**OPTIONS, "in_channels": 2})
+    checkpoint.save(two, description, description.build(), Progress())
+    with pytest.raises(InputError, match=r"two\.pt: --in_channels 1 contradicts its 2\. Only networks"):
+        checkpoint.load_ensemble(parse_test([]), [saved, two], DATA)
 
 
 def test_bare_weights_are_described_by_flags(network: UNETR, tmp_path: Path) -> None:

@@ -670,7 +670,7 @@ def weight_files(args: argparse.Namespace) -> list[Path]:
 def load_ensemble(
     args: argparse.Namespace, paths: Sequence[Path], data: DataList
 ) -> tuple[list[tuple[nn.Module, Description]], str]:
-    """The networks of some weights files, which have to agree in preprocessing and labels.
+    """The networks of some weights files, which have to agree in preprocessing, channels and labels.
 
     Returns:
         Each network with its description, and lines about where the weights are from.
@@ -685,10 +685,15 @@ def load_ensemble(
         lines.append(line)
         if members:
             first = members[0][1]
-            given = {**preprocessing_flags(first.preprocessing), "labels": ", ".join(first.labels)}
-            theirs = {**preprocessing_flags(description.preprocessing), "labels": ", ".join(description.labels)}
-            if args.tta:  # by which they are mirrored alike
-                given["flips"], theirs["flips"] = first.flips, description.flips
+            given, theirs = (
+                {
+                    **preprocessing_flags(one.preprocessing),
+                    "in_channels": one.options["in_channels"],
+                    "labels": ", ".join(one.labels),
+                    **({"flips": one.flips} if args.tta else {}),  # by which they are mirrored alike
+                }
+                for one in (first, description)
+            )
             refuse_contradictions(path, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
         members.append((network, description))
     return members, "\n".join(lines)
@@ -701,7 +706,8 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     flags, with their defaults, and by the data list's label names. TorchScript is its own network, in float32.
 
     Returns:
-        The network, its description, and a line about where the weights are from.
+        The network, its description, and a line about where the weights are from, with another on labels where the
+        data list has names of its own.
 
     Raises:
         InputError: if the file can't be read, or isn't what flags or data list say.
@@ -710,6 +716,7 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
     module, content = read_torchscript(path) if torchscript else (None, read(path))
     given = {name: value for name in recorded_flags() if (value := getattr(args, name)) is not None}
     description = describe(content)
+    note = ""
     if description is None:
         flags = {**recorded_flags(args.model_name or "unetr"), **given}
         description = Description(
@@ -726,17 +733,50 @@ def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tu
             as_flags(description.network, description.options, description.preprocessing),
             "Leave these flags out, or give the weights that they describe.",
         )
-        data.label_names(len(description.labels))
+        note = _label_note(path, description.labels, data)
         flags = {**given, "model_name": description.network}
     if faults := network_faults({name: value for name, value in flags.items() if value is not None}):
         raise InputError(f"{path}: {'; '.join(faults)}.")
     if module is not None:
         _require_shapes(module, description, path)
-        return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32"
+        return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
     # without weights until the file's are in it: to draw random ones takes longer than to read those
     with blame_flags(), torch.device("meta"):
         network = description.build()
-    return network, description, load_weights(network, content["state_dict"], str(path), kind=_kind(content)).line()
+    transfer = load_weights(network, content["state_dict"], str(path), kind=_kind(content))
+    return network, description, transfer.line() + note
+
+
+def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
+    """Compare the labels of weights with those of the scans that they are tested on, which are scored by value.
+
+    Returns:
+        A line about names that the weights don't know, else nothing.
+
+    Raises:
+        InputError: if the data list has another number of labels, or one that the weights have at another value.
+    """
+    theirs = labels if data.labels is None else data.labels
+    if len(theirs) != len(labels):
+        raise InputError(
+            f"{path}: knows {len(labels)} labels (the background included), but {data.path} names {len(theirs)}. "
+            "Give weights and a data list of one task."
+        )
+    values = {name.casefold(): value for value, name in enumerate(labels)}
+    unknown = []
+    for value, name in enumerate(theirs):
+        known = values.get(name.casefold())
+        if known is None:
+            unknown.append(f"label {value} {name!r}, the weights {labels[value]!r}")
+        elif known != value:
+            raise InputError(
+                f"{path}: has {name!r} as label {known}, but {data.path} as label {value}. Give scans whose labels "
+                "have the values of the weights."
+            )
+    if not unknown:
+        return ""
+    others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    return f"\nnote: {data.path} calls {unknown[0]}{others}; labels are compared by value, with the weights' names"
 
 
 def _require_shapes(module: nn.Module, description: Description, path: Path) -> None:
