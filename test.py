@@ -16,20 +16,21 @@ from utils.launch import launch
 from utils.mirroring import Mirroring, trained_mirrorings
 from utils.results import claim_results, write_results
 from utils.scan_files import Found, find_scans, require_elsewhere
-from utils.segmentation import Order, gather, segment_scans, wanted
+from utils.segmentation import Order, file_state, gather, segment_scans, wanted
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
     """Segment scans with the networks of some weights files, in this process of one or many."""
     weights = checkpoint.weight_files(args)
     process.require_same_files(weights)
+    files = [file_state(path) for path in weights]  # before they are read, since a training may go on in their folder
     listed = args.input is None
     data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
     members, source = checkpoint.load_ensemble(args, weights, data)
     description = members[0][1]
     settings = description.preprocessing
     mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)
-    order = wanted(args, weights, description)
+    order = wanted(args, files, description)
     process.main_first("claiming --output_dir", partial(claim_results, order))
     found = process.main_first("finding scans", partial(scans_to_segment, args, data, order))
 
@@ -63,7 +64,7 @@ def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> 
     """The scans that ``--input`` or the data list's ``--split`` means.
 
     Raises:
-        InputError: if the list has none there, or a result would take the place of a scan.
+        InputError: if the list has none there, or a result would take the place of a scan or lie among scans.
     """
     if args.input is not None:
         require_elsewhere(order.folder, args.input)
@@ -71,7 +72,7 @@ def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> 
     else:
         data.require(args.split)
         found = Found(scans=getattr(data, args.split))
-    order.require_no_scan_replaced(found.scans)
+    order.require_no_scan_replaced(found.scans, args.input or ())
     return found
 
 

@@ -232,6 +232,18 @@ def test_what_does_not_fit_the_folds_there(again: list[str], flags: list[str], w
         cross_validate(Programs(pytest.fail, pytest.fail), *again, *flags)
 
 
+def test_a_run_that_was_broken_off_is_none_of_fewer_epochs(again: list[str]) -> None:
+    """Its learning rate had another way to go."""
+    path = Path("runs/all/fold0/model_final.pt")
+    content = torch.load(path, weights_only=True)
+    content["resume"]["flags"]["max_epochs"] = 34
+    torch.save(content, path)
+    with pytest.raises(
+        InputError, match=r"fold0/model_final\.pt: was broken off after 1 of 34 epochs\. Give the flags"
+    ):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again)
+
+
 def test_flags_that_an_older_run_does_not_record_had_their_defaults(again: list[str]) -> None:
     path = Path("runs/all/fold0/model_final.pt")
     content = torch.load(path, weights_only=True)

@@ -20,6 +20,7 @@ from tests.conftest import REPOSITORY, TINY, Run
 from tests.test_dicom import write_series
 from tests.test_training import train
 from utils import segmentation
+from utils.errors import WriteError
 from utils.phantom import LABELS
 from utils.segmentation import _lesser_components
 
@@ -304,6 +305,112 @@ def test_what_other_programs_wrote_stays(segment: Any, phantoms: Path) -> None:
         path.write_text("theirs")
     segment(f"--input={scan_of(phantoms)}")
     assert [path.read_text() for path in theirs] == ["theirs"] * 3
+
+
+def test_a_mask_of_others_or_that_somebody_changed_is_not_replaced(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, mask = f"--input={scan_of(phantoms)}", Path("out/img0007.nii.gz")
+    mask.parent.mkdir()
+    mask.write_text("theirs")
+    message = failure(lambda: segment(scan), capsys)
+    assert "out/img0007.nii.gz: isn't from test.py, and would be replaced. Give another --output_dir, or" in message
+    assert mask.read_text() == "theirs"
+    segment(scan, "--overwrite")
+
+    image = load(mask)
+    changed = voxels(mask).copy()
+    changed[0, 0, 0] = 5
+    nib.save(nib.Nifti1Image(changed, image.affine, image.header), mask)
+    capsys.readouterr()
+    segment(scan)
+    assert "note: out/img0007.nii.gz: was changed after it was written; tables and report" in capsys.readouterr().out
+    message = failure(lambda: segment(scan, "--nsd_mm=3"), capsys)
+    assert "out/img0007.nii.gz: was changed after it was written, and would be replaced. Give another" in message
+    assert np.array_equal(voxels(mask), changed)
+    segment(scan, "--nsd_mm=3", "--overwrite")
+    assert not np.array_equal(voxels(mask), changed)
+
+
+def test_what_was_begun_and_not_finished_is_done_again(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after ``kill -9`` between the mask and the record."""
+    scan = f"--input={scan_of(phantoms)}"
+
+    def full(*_: object) -> None:
+        raise WriteError("out/records/img0007.png: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "save_picture", full)
+        failure(lambda: segment(scan), capsys)
+    assert Path("out/img0007.nii.gz").exists()
+    segment(scan)
+    assert "were finished before" not in capsys.readouterr().out
+
+
+def test_masks_of_organs_do_not_lie_among_the_scans(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("ct").mkdir()
+    shutil.copy(scan_of(phantoms), "ct/ct.nii.gz")
+    message = failure(lambda: segment("--input=ct", "--output_dir=.", "--one_file_per_organ"), capsys)
+    assert "--output_dir .: ct/spleen.nii.gz would lie in --input, and be taken for a scan the next time" in message
+    assert [path.name for path in Path("ct").iterdir()] == ["ct.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_scan_without_room_in_memory_is_told_and_the_rest_goes_on(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    original = segmentation._predict
+
+    def too_large(prepared: segmentation.Prepared, *others: Any) -> torch.Tensor:
+        if prepared.scan.name == "img0005":
+            raise error
+        return original(prepared, *others)
+
+    monkeypatch.setattr(segmentation, "_predict", too_large)
+    scans = [str(scan_of(phantoms, number)) for number in (5, 7)]
+    message = failure(lambda: segment("--input", *scans), capsys)
+    assert "img0005.nii.gz: this machine has no memory for it. Free some, or take a larger machine." in message
+    assert "Traceback" not in message
+    assert [path.name for path in Path("out").glob("*.nii.gz")] == ["img0007.nii.gz"]
+    assert Path("out/report.html").exists()
+
+
+def test_what_a_network_gives_that_is_not_finite_is_no_empty_mask(
+    run_test: Run, trained: Path, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(trained / "model.pt", weights_only=True)
+    content["state_dict"]["out.conv.conv.bias"][3] = torch.nan
+    torch.save(content, "nan.pt")
+    flags = ["--pretrained_dir=.", "--pretrained_model_name", "nan.pt", "--output_dir=out"]
+    message = failure(lambda: run_test([f"--input={scan_of(phantoms)}", *flags]), capsys)
+    assert "img0007.nii.gz: the network's output isn't finite. Give --noamp, or weights that are sound." in message
+    assert not Path("out/img0007.nii.gz").exists()
+
+
+def test_two_programs_do_not_write_into_one_folder(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out/records").mkdir(parents=True)
+    program = "import fcntl, sys; f = open('out/records/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        message = failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+        other.stdin.close()
+    assert (
+        message
+        == "error: --output_dir out: another program is writing there. Wait for its end, or give another folder.\n"
+    )
+    assert not list(Path("out").glob("*.nii.gz"))
 
 
 def test_results_of_two_scans_are_two_files(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:

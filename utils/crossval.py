@@ -42,7 +42,7 @@ from utils.metrics import FoldScores
 from utils.results import save_results
 from utils.run_folder import LATEST, RUNS, claim_group, remove_run
 from utils.score_tables import fold_record, fold_table, save_fold_scores
-from utils.segmentation import Order, Outcome, finished, wanted
+from utils.segmentation import Order, Outcome, file_state, finished, wanted
 from utils.stop_request import StopRequest, forwarded_to
 
 Execute = Callable[[Sequence[str]], int]
@@ -202,7 +202,13 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
     if content["epoch"] > args.max_epochs:
         raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
-    return description if content["epoch"] == args.max_epochs else None
+    if content["epoch"] < args.max_epochs:
+        return None
+    if recorded["max_epochs"] > args.max_epochs:
+        raise InputError(
+            f"{latest}: was broken off after {content['epoch']} of {recorded['max_epochs']} epochs. {remedy}"
+        )
+    return description
 
 
 def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, process: Process) -> Description:
@@ -229,7 +235,7 @@ def score(fold: Fold, description: Description, execute: Execute, process: Proce
     Raises:
         InputError: if one is missing after all.
     """
-    order = wanted(parse_test(fold.testing), [fold.folder / LATEST], description)
+    order = wanted(parse_test(fold.testing), [file_state(fold.folder / LATEST)], description)
     if None in [finished(scan, order) for scan in fold.data.validation]:
         process.say(f"{fold}: test.py segments {len(fold.data.validation)} scans")
         _require(fold, "test.py", fold.testing, execute)

@@ -1,5 +1,7 @@
 """Writing files so that neither a crash nor a full disk leaves a part of one, or takes away the one before."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ from typing import Any
 from utils.errors import InputError, WriteError
 
 UNFINISHED = ".part"
+LOCK = ".lock"
 
 
 @contextmanager
@@ -80,6 +83,24 @@ def write_json(path: Path, content: Any) -> None:
         WriteError: if it can't be written.
     """
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def lock(folder: Path, taken: str) -> int:
+    """Lock a folder against other programs; a file descriptor, and the lock goes when that is closed.
+
+    Raises:
+        InputError: with the text ``taken``, if another program has locked it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        # this kind isn't passed on to the processes that load data, which may outlive a run that is killed
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise InputError(taken) from None
+        # a file system without locks: nothing can be told from it
+    return descriptor
 
 
 def fingerprint(path: Path) -> str | None:

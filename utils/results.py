@@ -9,7 +9,7 @@ import monai
 import torch
 
 import utils
-from utils.files import writable_folder
+from utils.files import lock, writable_folder
 from utils.mask_files import write_label_tables
 from utils.measurements import save_measurements, scores_of
 from utils.report import write_report
@@ -20,13 +20,17 @@ GRIDS = {"dice_network_grid": "the network's grid", "dice": "the scan's own grid
 
 
 def claim_results(order: Order) -> None:
-    """Make the folder of the results.
+    """Make the folder of the results, and lock it against other programs as long as this process lives.
 
     Raises:
-        InputError: if it can't be written to.
+        InputError: if it can't be written to, or another program has locked it.
     """
     writable_folder(order.folder, "--output_dir")
-    writable_folder(order.folder / RECORDS, "--output_dir")
+    records = writable_folder(order.folder / RECORDS, "--output_dir")
+    lock(
+        records,
+        f"--output_dir {order.folder}: another program is writing there. Wait for its end, or give another folder.",
+    )
 
 
 def write_results(outcome: Outcome, order: Order, engine: str) -> None:

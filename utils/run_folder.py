@@ -1,8 +1,6 @@
 """What a run leaves under ``runs/NAME/``."""
 
 import argparse
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +14,7 @@ from utils import checkpoint
 from utils.checkpoint import Description, Progress
 from utils.errors import DamagedError, InputError, TrainingError, WriteError
 from utils.event_file import EventFile
-from utils.files import UNFINISHED, writable_folder, write_json, write_text
+from utils.files import UNFINISHED, lock, writable_folder, write_json, write_text
 from utils.inference import Example
 from utils.pictures import curves, overlay, pixels, save_picture
 
@@ -25,7 +23,6 @@ BEST = "model.pt"
 LATEST = "model_final.pt"
 BEFORE_LATEST = "model_previous.pt"
 SET_ASIDE = "set_aside"
-LOCK = ".lock"
 OWN_FILES = (
     BEST,
     LATEST,
@@ -197,24 +194,11 @@ def remove_run(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Lock a folder against other programs; a file descriptor, and the lock goes when that is closed.
-
-    Raises:
-        InputError: if another program has locked it.
-    """
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        # this kind isn't passed on to the processes that load data, which may outlive a run that is killed
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            os.close(descriptor)
-            name = path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
-            raise InputError(
-                f"--logdir {name}: another program is training into {path}. Wait for its end, or give another name."
-            ) from None
-        # a file system without locks: nothing can be told from it
-    return descriptor
+    """Lock a run's folder as :func:`utils.files.lock` does."""
+    name = path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
+    return lock(
+        path, f"--logdir {name}: another program is training into {path}. Wait for its end, or give another name."
+    )
 
 
 def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:

@@ -25,7 +25,7 @@ from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
 from utils.errors import InputError, Stopped, WriteError
-from utils.files import write_json
+from utils.files import fingerprint, write_json
 from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
 from utils.mask_files import write_mask, write_probabilities
 from utils.measurements import agreement, measure, number
@@ -36,6 +36,9 @@ from utils.scan_files import Found
 from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
+CHANGED = "was changed after it was written"
+NO_MEMORY = "can't allocate memory"  # what torch says of a CPU's
+FileState = list[str | int]
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,25 @@ class Order:
             paths += [self.organ_file(scan.name, organ) for organ in self.organs.values()]
         return paths
 
-    def require_no_scan_replaced(self, scans: Sequence[Scan]) -> None:
-        """Check that no result takes the place of a scan, a label or another result.
+    def require_no_scan_replaced(self, scans: Sequence[Scan], searched: Sequence[str] = ()) -> None:
+        """Check that no result takes the place of a scan, a label or another result, or comes to lie among scans.
+
+        Args:
+            searched: files and folders in which scans were looked for.
 
         Raises:
             InputError: naming the first that would.
         """
+        folders = [os.path.realpath(path) for path in searched if os.path.isdir(path)]
         results: dict[str, str] = {}
         for scan in scans:
             for path in self.results(scan):
                 place = os.path.realpath(path)
+                if any(Path(place).is_relative_to(folder) for folder in folders):
+                    raise InputError(
+                        f"--output_dir {self.folder}: {path} would lie in --input, and be taken for a scan the next "
+                        "time. Give another folder."
+                    )
                 if place in results:
                     raise InputError(
                         f"{path}: would be written for {results[place]} and for {scan.name}. Rename one of them, or "
@@ -134,12 +146,20 @@ def _stem(name: str) -> str:
     return "_".join(part for part in Path(name).parts if part != "..")
 
 
-def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Description) -> Order:
-    """What the flags want of each scan."""
+def file_state(file: Path) -> FileState:
+    """What differs when a file has changed; of one that is gone its name alone, which reading then tells."""
+    try:
+        state = file.stat()
+    except OSError:
+        return [str(file)]
+    return [str(file), state.st_mtime_ns, state.st_size]
+
+
+def wanted(args: argparse.Namespace, weights: Sequence[FileState], description: Description) -> Order:
+    """What the flags want of each scan, by weights whose files had these states before they were read."""
     labels = description.labels
     flags = ("infer_overlap", "tta", "noamp", "engine", "organs", "largest_component", "nsd_mm")
     more = ("one_file_per_organ", "save_probabilities")
-    files = [[str(path), path.stat().st_mtime_ns, path.stat().st_size] for path in weights]
     return Order(
         folder=Path(args.output_dir) if args.output_dir is not None else Path(args.pretrained_dir) / "scores",
         labels=labels,
@@ -151,7 +171,7 @@ def wanted(args: argparse.Namespace, weights: Sequence[Path], description: Descr
         in_channels=description.options["in_channels"],
         preprocessing=description.preprocessing,
         made_with={
-            "weights": files,
+            "weights": list(weights),
             **{name: getattr(args, name) for name in (*flags, *more)},
             # weights that describe nothing have these from flags and a data list
             "labels": list(labels),
@@ -241,24 +261,23 @@ def segment_scans(
     outcome = Outcome()
     todo = []
     for scan in scans:
-        earlier = None if overwrite else _earlier(scan, order)
-        if earlier is not None and earlier["source"] != _source(scan):
-            text = f"{order.mask(scan.name)}: is the mask of {earlier['source']}, and would be replaced by that of "
-            _note(outcome, scan, InputError(f"{text}{_source(scan)}. Give another --output_dir, or --overwrite."))
-        elif earlier is not None and _is_as_ordered(earlier, scan, order):
-            outcome.records[scan.name] = earlier
-        else:
+        earlier = None if overwrite else finished(scan, order)
+        with _passed_over(outcome, scan):
+            if earlier is not None:
+                outcome.records[scan.name] = earlier
+                if _was_changed(order.mask(scan.name), earlier):
+                    tqdm.write(f"note: {order.mask(scan.name)}: {CHANGED}; tables and report tell of what was written")
+                continue
+            if not overwrite:
+                _require_ours(scan, order)
             todo.append(scan)
     outcome.earlier = len(outcome.records)
 
     def finish(scan: Scan, work: Future[dict[str, Any]]) -> None:
-        try:
+        with _passed_over(outcome, scan):
             record = outcome.records[scan.name] = work.result()
-        except (InputError, WriteError) as error:
-            _note(outcome, scan, error)
-            return
-        for remark in record["remarks"]:
-            tqdm.write(f"note: {remark}")
+            for remark in record["remarks"]:
+                tqdm.write(f"note: {remark}")
 
     with (
         _kept_at_signals(),
@@ -267,23 +286,43 @@ def segment_scans(
     ):
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
         for scan, reading in _read(todo, order, read_ahead):
-            try:
-                prepared = reading.result()
-                start = time.perf_counter()
-                probabilities = _predict(prepared, ensemble, predictor, process)
-                segmented = segment(prepared, probabilities, time.perf_counter() - start, order)
-            except (InputError, WriteError) as error:
-                _note(outcome, scan, error)
+            segmented = None
+            with _passed_over(outcome, scan):
+                segmented = _segmented(reading, order, ensemble, predictor, process)
+            bar.update()
+            if segmented is None:
                 continue
-            finally:
-                bar.update()
             if writing is not None:
                 finish(*writing)  # no more than one scan waits with its voxels
             writing = scan, writer.submit(write_scan, segmented, order)
-            del prepared, probabilities, segmented, reading
+            del segmented, reading
         if writing is not None:
             finish(*writing)
     return outcome
+
+
+def _segmented(
+    reading: Future[Prepared], order: Order, ensemble: Ensemble, predictor: Predictor, process: Process
+) -> Segmented:
+    prepared = reading.result()
+    start = time.perf_counter()
+    probabilities = _predict(prepared, ensemble, predictor, process)
+    return segment(prepared, probabilities, time.perf_counter() - start, order)
+
+
+@contextmanager
+def _passed_over(outcome: Outcome, scan: Scan) -> Iterator[None]:
+    """Tell what is wrong with a scan, and let the others go on."""
+    try:
+        yield
+    except (InputError, WriteError) as error:
+        _note(outcome, scan, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and NO_MEMORY not in str(error):
+            raise
+        _note(
+            outcome, scan, f"{scan.image[0]}: this machine has no memory for it. Free some, or take a larger machine."
+        )
 
 
 @contextmanager
@@ -312,15 +351,38 @@ def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
 
 def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
     """The record of a scan that is finished as ordered, else None."""
-    earlier = _earlier(scan, order)
-    return earlier if earlier is not None and _is_as_ordered(earlier, scan, order) else None
-
-
-def _earlier(scan: Scan, order: Order) -> dict[str, Any] | None:
-    """The record of what was finished under a scan's name before, else None."""
     if not (order.mask(scan.name).exists() and order.picture(scan.name).exists()):
         return None
-    return _read_record(order.record(scan.name))
+    record = _read_record(order.record(scan.name))
+    if record is None or record["source"] != _source(scan) or record["made_with"] != _made_with(scan, order):
+        return None
+    return record
+
+
+def _require_ours(scan: Scan, order: Order) -> None:
+    """Check that a scan's mask takes the place of nothing but an earlier mask of the same scan, as it was written.
+
+    Raises:
+        InputError: if something else is there.
+    """
+    mask = order.mask(scan.name)
+    if not mask.exists():
+        return
+    record = _read_record(order.record(scan.name))
+    if record is not None and record["source"] != _source(scan):
+        what = f"is the mask of {record['source']}, and would be replaced by that of {_source(scan)}"
+    elif record is not None and _was_changed(mask, record):
+        what = f"{CHANGED}, and would be replaced"
+    elif not order.record(scan.name).exists():
+        what = "isn't from test.py, and would be replaced"
+    else:
+        return
+    raise InputError(f"{mask}: {what}. Give another --output_dir, or --overwrite.")
+
+
+def _was_changed(mask: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a mask is another than the one that was written; older records don't tell."""
+    return "mask" in record and record["mask"] != fingerprint(mask)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -332,10 +394,6 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if {"source", "made_with", "organs"} <= record.keys() else None
-
-
-def _is_as_ordered(record: Mapping[str, Any], scan: Scan, order: Order) -> bool:
-    return bool(record["source"] == _source(scan) and record["made_with"] == _made_with(scan, order))
 
 
 def _source(scan: Scan) -> str:
@@ -435,6 +493,7 @@ def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
         "remarks": remarks,
         "organs": organs,
         "made_with": prepared.made_with,
+        "mask": fingerprint(order.mask(scan.name)),
     }
     save_picture(pixels(_picture(prepared, mask, order)), order.picture(scan.name))
     write_json(order.record(scan.name), record)
@@ -454,22 +513,32 @@ def _read(scans: Iterable[Scan], order: Order, ahead: bool) -> Iterator[tuple[Sc
 
 
 def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
+    """The class probabilities (classes, D, H, W).
+
+    Raises:
+        InputError: if they aren't finite, or a GPU has no room.
+    """
     image = prepared.seen.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
     total = len(predictor.windows(image.shape[2:])) * len(ensemble.passes)
     with process.bar((), prepared.scan.name, total=total) as bar:
         # what follows is the CPU's work, while a GPU has the next scan
-        return predictor(ensemble, image, bar.update).cpu()
+        probabilities = predictor(ensemble, image, bar.update).cpu()
+    if probabilities[0].isnan().any():  # of one class that isn't finite the softmax makes NaN of all
+        raise InputError(
+            f"{prepared.scan.image[0]}: the network's output isn't finite. Give --noamp, or weights that are sound."
+        )
+    return probabilities
 
 
 def _forget(scan: Scan, order: Order) -> None:
     """Remove what another command left of a scan, its record first, so that nothing is mixed.
 
-    What no record tells of is somebody else's.
+    What no record tells of is somebody else's, but for the mask, of which from here on one tells that it is begun.
     """
     record = _read_record(order.record(scan.name))
+    write_json(order.record(scan.name), {"scan": scan.name})
     if record is None:
         return
-    order.record(scan.name).unlink()
     earlier = replace(
         order,
         organs=dict(enumerate(record["organs"], start=1)),
@@ -483,9 +552,9 @@ def _forget(scan: Scan, order: Order) -> None:
         folder.rmdir()
 
 
-def _note(outcome: Outcome, scan: Scan, error: Exception) -> None:
-    outcome.faults[scan.name] = str(error)
-    tqdm.write(f"failed, and passed over: {error}")
+def _note(outcome: Outcome, scan: Scan, fault: str) -> None:
+    outcome.faults[scan.name] = fault
+    tqdm.write(f"failed, and passed over: {fault}")
 
 
 def _probability(probabilities: Tensor, prepared: Prepared, label: int) -> np.ndarray:
@@ -508,18 +577,9 @@ def _made_with(scan: Scan, order: Order) -> dict[str, Any]:
     """The weights, flags and files of a scan's results, as they come back from a JSON file."""
     named = [*scan.image, *([scan.label] if scan.label is not None else [])]
     files = [file for path in named for file in (path, *voxel_files(path))]
-    content = {**order.made_with, "files": [_state(file) for file in files]}
+    content = {**order.made_with, "files": [file_state(file) for file in files]}
     as_json: dict[str, Any] = json.loads(json.dumps(content))
     return as_json
-
-
-def _state(file: Path) -> list[Any]:
-    """What differs when a file has changed; of one that is gone its name alone, which reading then tells."""
-    try:
-        state = file.stat()
-    except OSError:
-        return [str(file)]
-    return [str(file), state.st_mtime_ns, state.st_size]
 
 
 def _picture(prepared: Prepared, mask: np.ndarray, order: Order) -> Any:
