@@ -112,7 +112,7 @@ def train(args: argparse.Namespace, option: Option, seed: int) -> None:
     epochs = max(1, round(args.epochs * option.pace))
     folder = run_folder(args.logdir, option, seed)
     flags = [RECIPE, *shlex.split(option.flags), f"--data_dir={args.data_dir}", "--fold=0", f"--seed={seed}"]
-    flags += [f"--max_epochs={epochs}", f"--val_every={epochs}", "--workers=1", "--skip_data_check"]
+    flags += [f"--max_epochs={epochs}", f"--val_every={epochs}", "--workers=1", "--skip_data_check", "--device=cpu"]
     flags += [f"--logdir={folder}", "--overwrite"]
     if finished(folder, flags):
         return

@@ -1,5 +1,6 @@
 """Batches: random crops that depend on (seed, epoch, scan) alone, caches that follow their settings."""
 
+import errno
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data.dataset import PersistentDataset
 from monai.transforms import Lambda
 
 from tests.conftest import FileSizeLimit
@@ -207,6 +209,45 @@ def test_a_cached_scan_of_which_a_part_is_there_is_made_anew(
     assert same(first, epoch(loader(phantoms, caching=caching), 0))
     assert len(read) == 5
     assert file.stat().st_size == len(whole)
+
+
+def test_a_scan_that_another_program_removed_from_the_cache_is_made_again(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where that one had found it while it was being copied there."""
+    original = PersistentDataset.__getitem__
+    failed: list[int] = []
+
+    def removed_once(self: PersistentDataset, index: int) -> Any:
+        result = original(self, index)
+        if not failed:
+            failed.append(index)
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "hash.pt")
+        return result
+
+    monkeypatch.setattr(PersistentDataset, "__getitem__", removed_once)
+    expected = epoch(loader(phantoms), 0)
+    failed.clear()
+    assert same(expected, epoch(loader(phantoms, caching=Caching(folder=str(tmp_path / "cache"))), 0))
+    assert failed
+
+
+def test_a_process_alone_on_its_machine_meets_those_that_are_several_on_theirs(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them have to take the same way, or they wait for each other in different places."""
+    expected = epoch(loader(phantoms), 0)
+    met = []
+
+    class Alone(Process):
+        def greatest(self, *values: int) -> list[int]:
+            return [2 if value == self.seat.local_size else value for value in values]
+
+        def wait_for_all(self) -> None:
+            met.append("all")
+
+    assert same(expected, epoch(loader(phantoms, process=Alone(torch.device("cpu"))), 0))
+    assert met
 
 
 def test_a_scan_that_is_gone_is_named_also_beside_a_cache(phantoms: Path, tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_channels_of_nnunet(tmp_path: Path) -> None:
     assert test == [{"image": ["imagesTs/y_0000.nii.gz", "imagesTs/y_0001.nii.gz"]}]
 
 
+def test_numbers_of_four_digits_that_are_no_channels(tmp_path: Path) -> None:
+    numbers = ("0001", "0002")
+    touch(tmp_path, *(f"imagesTr/img_{number}.nii.gz" for number in numbers))
+    touch(tmp_path, *(f"labelsTr/label_{number}.nii.gz" for number in numbers))
+    assert find_scans(tmp_path)[0] == [
+        {"image": f"imagesTr/img_{number}.nii.gz", "label": f"labelsTr/label_{number}.nii.gz"} for number in numbers
+    ]
+
+
+def test_channels_of_scans_whose_labels_have_other_names(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/img7_0000.nii.gz", "imagesTr/img7_0001.nii.gz", "labelsTr/label7.nii.gz")
+    files = ["imagesTr/img7_0000.nii.gz", "imagesTr/img7_0001.nii.gz"]
+    assert find_scans(tmp_path)[0] == [{"image": files, "label": "labelsTr/label7.nii.gz"}]
+
+
 def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/img0001.nii.gz", "imagesTr/img0002.nii.gz", "labelsTr/label0001.nii.gz")
     with pytest.raises(InputError, match=r"1 files have no partner: imagesTr/img0002\.nii\.gz"):

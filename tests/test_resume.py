@@ -1,5 +1,6 @@
 """Runs that stop and go on: by a signal, from a damaged file, with other flags."""
 
+import errno
 import json
 import shutil
 import signal
@@ -211,6 +212,29 @@ def test_where_no_checkpoint_can_be_read_a_run_begins_anew_and_deletes_nothing(
     assert {"model_final.pt", "model_previous.pt", "model.pt", "metrics.jsonl", "args.json", "progress.png"} <= {
         file.name for file in (resumed / "set_aside").iterdir()
     }
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_checkpoints_that_can_not_be_read_for_a_while_are_not_set_aside(
+    run_main: Run,
+    phantoms: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    before = sorted(path.name for path in whole.iterdir())
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--save_checkpoint", "--resume", *TINY, *FLAGS]
+    message = error_of(run_main, argv, capsys)
+    assert f"runs/whole/model_final.pt: can't be read now ({error}). Launch again when it can be." in message
+    assert sorted(path.name for path in whole.iterdir()) == before
 
 
 def test_weights_alone_in_the_place_of_the_latest_give_way_too(

@@ -22,6 +22,7 @@ Schedule and random numbers are functions of the step, so that ``resume`` needs 
 """
 
 import argparse
+import errno
 import importlib.util
 import json
 import math
@@ -58,7 +59,7 @@ from utils.args import (
     training_flags,
 )
 from utils.data_list import DataList
-from utils.errors import DamagedError, InputError, blame_flags
+from utils.errors import DamagedError, InputError, blame_flags, brief, lacks_memory
 from utils.files import replacing
 from utils.preprocessing import Preprocessing
 from utils.vit_weights import load_vit_weights
@@ -294,6 +295,9 @@ def _load(path: Path, if_torchscript: str) -> Any:
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        # what tells nothing of the content; EINVAL does, as of a place before a damaged file's beginning
+        if lacks_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise InputError(f"{path}: can't be read now ({brief(error)}). Launch again when it can be.") from error
         reason = _why_unreadable(path, error)
         if "TorchScript" in str(error):
             reason = f"it is TorchScript. {if_torchscript}"

@@ -13,7 +13,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from utils.data_list import Scan
 from utils.distributed import Process
-from utils.errors import InputError, size_text
+from utils.errors import InputError, brief, size_text
 
 GRID_TOLERANCE_MM = 1e-2
 
@@ -88,7 +88,7 @@ def open_volume(path: Path, faults: list[str]) -> SpatialImage | None:
     try:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        faults.append(f"{path}: can't be opened as NIfTI ({_brief(error)}). Copy or convert it again.")
+        faults.append(f"{path}: can't be opened as NIfTI ({brief(error)}). Copy or convert it again.")
         return None
     if not isinstance(image, SpatialImage):
         faults.append(f"{path}: holds no volume.")
@@ -101,7 +101,7 @@ def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarra
     try:
         voxels = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        faults.append(f"{path}: is cut off or damaged ({_brief(error)}). Copy it again.")
+        faults.append(f"{path}: is cut off or damaged ({brief(error)}). Copy it again.")
         return None
     if voxels.dtype.kind not in "iufb":
         faults.append(f"{path}: has voxels of type {voxels.dtype}, not one number each. Convert it to a scalar volume.")
@@ -171,7 +171,3 @@ def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str
         f"{path}: has the values {shown}, but --out_channels {out_channels} allows 0 … {out_channels - 1}. "
         f"{advice} the labels."
     ]
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from utils.crops import Augmentation, RandomCrops
 from utils.data_list import Scan
 from utils.distributed import Process
-from utils.errors import InputError, LostError, WriteError
+from utils.errors import InputError, LostError, WriteError, brief
 from utils.prefetch import PrefetchingLoader
 from utils.preprocessing import KEYS, Preprocessing, read_transform, scan_transforms
 
@@ -73,19 +73,23 @@ class ReadableScans(Dataset):
                 ) from error
             item, cause = self.scans.data[index], error.__cause__ or error
             raise InputError(
-                f"{item['image']} with {item['label']}: can't be read ({str(cause).splitlines()[0]}). "
+                f"{item['image']} with {item['label']}: can't be read ({brief(cause)}). "
                 "Leave out --skip_data_check to see every fault."
             ) from error
 
     def _read_or_made_anew(self, index: int) -> Any:
         """The scan, also where a kill or another program's copying has left a part of its file."""
         kept = None if self.scans.cache_dir is None else self.file(index)
-        if kept is None or not kept.is_file():
-            return self.scans[index]
+        there = kept is not None and kept.is_file()
         try:
             return self.scans[index]
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
-            kept.unlink(missing_ok=True)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            if kept is not None and there:
+                kept.unlink(missing_ok=True)
+            elif not isinstance(
+                error, FileNotFoundError
+            ):  # that may be the file, which another program has just removed so
+                raise
             return self.scans[index]
 
     def file(self, index: int) -> Path:
@@ -172,7 +176,9 @@ def training_loader(
     cached: Scans
     if not caching.in_memory:
         cached = _prepared(scans, fixed, description, caching.folder)
-    elif process.seat.local_size == 1:
+    elif process.greatest(process.seat.local_size) == [
+        1
+    ]:  # on any machine, since where they are more they have to meet
         cached = _loaded(_prepared(scans, fixed, description, caching.folder), process, workers)
     else:
         with _folder_of_machine(caching.folder, process) as folder:

@@ -24,7 +24,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, generate_uid
 
 from utils import __version__
-from utils.errors import InputError
+from utils.errors import InputError, brief
 from utils.files import replacing
 
 VOLUME_CLASSES = frozenset({
@@ -153,7 +153,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             reason = _not_a_slice(header)
             uid = str(header.get("SeriesInstanceUID") or path.parent)
         except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
-            reason = f"its header can't be read ({_brief(error)})"
+            reason = f"its header can't be read ({brief(error)})"
         if reason:
             left_out[path.parent, reason].append(path)
             continue
@@ -248,7 +248,7 @@ def _header(path: Path) -> Dataset:
     try:
         return dcmread(path, stop_before_pixels=True)
     except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
-        raise InputError(f"{path}: its header can't be read ({_brief(error)}). Copy the file again.") from error
+        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
 
 
 def _planes(path: Path, header: Dataset) -> list[_Plane]:
@@ -256,7 +256,7 @@ def _planes(path: Path, header: Dataset) -> list[_Plane]:
     try:
         return _planes_of(path, header)
     except NotImplementedError as error:  # pydicom's, which converts an element when it is asked for
-        raise InputError(f"{path}: its header can't be read ({_brief(error)}). Copy the file again.") from error
+        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
 
 
 def _planes_of(path: Path, header: Dataset) -> list[_Plane]:
@@ -442,7 +442,7 @@ def _pixels(path: Path) -> np.ndarray:
         pixels = pixel_array(path, raw=True)
     except Exception as error:  # each of the decoders has its own kinds
         raise InputError(
-            f"{path}: its pixels can't be decoded ({_brief(error)}); the file may be cut off. Copy it again."
+            f"{path}: its pixels can't be decoded ({brief(error)}); the file may be cut off. Copy it again."
         ) from error
     return pixels.reshape(-1, *pixels.shape[-2:])
 
@@ -508,7 +508,7 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
     # highdicom's, for headers against the standard, and pydicom's
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"{path}: the series' headers don't allow a DICOM segmentation ({_brief(error)}). Write NIfTI instead."
+            f"{path}: the series' headers don't allow a DICOM segmentation ({brief(error)}). Write NIfTI instead."
         ) from error
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
@@ -564,7 +564,3 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Data
 
 def _list(numbers: np.ndarray) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__

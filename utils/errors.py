@@ -44,6 +44,16 @@ class Stopped(BaseException):
         self.number = number
 
 
+def brief(error: BaseException) -> str:
+    """What another library says of an error, on one line."""
+    return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether it tells that the machine has no memory left; torch has no class of its own for a CPU's."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def size_text(numbers: Sequence[int]) -> str:
     """A shape as messages have it: 96 × 96 × 96."""
     return " × ".join(map(str, numbers))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor
 
-VOXELS = 2**15  # worked on at a time, so that what is made of them stays in a CPU's cache
+VOXELS = 2**15  # that a CPU works on at a time, so that what is made of them stays in its cache
 
 
 def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
@@ -92,8 +92,9 @@ class _DiceCE(torch.autograd.Function):
 def _runs(logits: Tensor, label: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
     """For each run of voxels: its sample, its place, its logits (classes, n) in float32, its labels (n,)."""
     voxels = label[0].numel()
+    length = VOXELS if logits.device.type == "cpu" else voxels  # a GPU has no such cache, and each call there costs
     for sample in range(len(logits)):
         values, true = logits[sample].flatten(1), label[sample].flatten()  # (classes, D · H · W) and (D · H · W,)
-        for first in range(0, voxels, VOXELS):
-            place = slice(first, first + VOXELS)
+        for first in range(0, voxels, length):
+            place = slice(first, first + length)
             yield sample, place, values[:, place].contiguous().float(), true[place].long()

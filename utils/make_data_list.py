@@ -45,7 +45,12 @@ def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
         raise InputError(f"--data_dir {data_dir}: holds none of the known layouts ({known}).")
     images, labels, unlabelled = layout
     label_of = {stem: files[0] for stem, files in _scans(data_dir, labels, channels=False).items()}
-    image_of = _scans(data_dir, images, channels=not set(label_of) & set(_scans(data_dir, images, channels=False)))
+    image_of = _scans(data_dir, images, channels=False)
+    merged = _scans(data_dir, images, channels=True)
+    if not image_of.keys() & label_of.keys() and (
+        merged.keys() & label_of.keys() or _digits(merged) & _digits(label_of)
+    ):
+        image_of = merged
     if set(image_of) != set(label_of):
         image_of = _by_number(image_of, images, data_dir)
         label_of = _by_number(label_of, labels, data_dir)
@@ -126,13 +131,17 @@ def _by_number(files: Mapping[str, Files], folder: str, data_dir: Path) -> dict[
     return {number: files[stem] for number, stem in stems.items()}
 
 
+def _digits(stems: Iterable[str]) -> set[str]:
+    return {"-".join(re.findall(r"\d+", stem)) for stem in stems}
+
+
 def _number(stem: str, folder: str, data_dir: Path) -> str:
-    digits = re.findall(r"\d+", stem)
+    (digits,) = _digits([stem])
     if not digits:
         raise InputError(
             f"--data_dir {data_dir}: {folder}/{stem} has neither a partner of its name nor a number to find one by."
         )
-    return "-".join(digits)
+    return digits
 
 
 def _one_or_many(files: list[str]) -> str | list[str]:

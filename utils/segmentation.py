@@ -24,7 +24,7 @@ from utils.checkpoint import Description
 from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
-from utils.errors import InputError, Stopped, WriteError
+from utils.errors import InputError, Stopped, WriteError, brief, lacks_memory
 from utils.files import fingerprint, write_json
 from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
 from utils.mask_files import write_mask, write_probabilities
@@ -37,7 +37,6 @@ from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
 CHANGED = "was changed after it was written"
-NO_MEMORY = "can't allocate memory"  # what torch says of a CPU's
 FileState = list[str | int]
 
 
@@ -318,7 +317,7 @@ def _passed_over(outcome: Outcome, scan: Scan) -> Iterator[None]:
     except (InputError, WriteError) as error:
         _note(outcome, scan, str(error))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and NO_MEMORY not in str(error):
+        if not lacks_memory(error):
             raise
         _note(
             outcome, scan, f"{scan.image[0]}: this machine has no memory for it. Free some, or take a larger machine."
@@ -416,7 +415,7 @@ def prepare(scan: Scan, order: Order) -> Prepared:
         seen = to_network_grid(volume.voxels, volume.affine, label, order.preprocessing)
     except (RuntimeError, ValueError) as error:  # MONAI names its transform, and behind it the cause
         cause = error.__cause__ or error
-        raise InputError(f"{scan.image[0]}: can't be preprocessed ({str(cause).splitlines()[0]}).") from error
+        raise InputError(f"{scan.image[0]}: can't be preprocessed ({brief(cause)}).") from error
     if seen.image.numel() == 0:
         low, high, settings = volume.voxels.min(), volume.voxels.max(), order.preprocessing
         raise InputError(
