@@ -679,6 +679,22 @@ def test_an_anonymized_series_can_be_segmented(tmp_path: Path, recwarn: pytest.W
     assert [str(one.message) for one in recwarn] == []
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientBirthDate", "1950"), ("StudyDate", "2024-02-29"), ("StudyTime", "12:30"), ("PatientSex", "Male")],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_what_is_not_written_as_the_standard_has_it_becomes_empty(tmp_path: Path, keyword: str, value: str) -> None:
+    datasets = write_series(tmp_path / "scan", phantom(), AXIAL)
+    for one in datasets:
+        setattr(one, keyword, value)
+    write_segmentation(tmp_path / "mask.dcm", organs(), NAMES, datasets)
+    written = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert not written[keyword].value
+    assert written.PatientID == "phantom"
+    assert datasets[0][keyword].value == value
+
+
 def test_a_series_without_frame_of_reference(tmp_path: Path) -> None:
     write_series(tmp_path / "scan", phantom(), AXIAL, FrameOfReferenceUID=None)
     _, _, datasets, _ = read_series(only_series(tmp_path / "scan"))

@@ -30,7 +30,7 @@ def organ(volume: float, **more: Any) -> dict[str, Any]:
 def scan(name: str, **organs: Any) -> Record:
     organs = {organ_: organ(values) if isinstance(values, float) else values for organ_, values in organs.items()}
     place = {"source": f"imagesTs/{name}.nii.gz", "shape": [512, 512, 147], "spacing_mm": [0.8, 0.8, 3.0]}
-    return {"scan": name, **place, "organs": organs}
+    return {"scan": name, **place, "remarks": [], "organs": organs}
 
 
 def ranking(records: list[Record]) -> list[tuple[str, list[str]]]:
@@ -47,6 +47,12 @@ def report(folder: Path, records: list[Record], picture: Path, facts: Mapping[st
     path = folder / "report.html"
     write_report(path, records, {record["scan"]: picture for record in records}, facts or {})
     return path
+
+
+def test_what_was_remarked_of_a_scan_stands_with_it(tmp_path: Path, picture: Path) -> None:
+    remark = "scan: is MR, but the network knows the intensities of CT."
+    path = report(tmp_path, [{**scan("a", liver=1.0), "remarks": [remark]}, scan("b", liver=1.0)], picture)
+    assert path.read_text().count(f"<li>{remark}</li>") == 1
 
 
 class Page(HTMLParser):

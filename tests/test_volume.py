@@ -230,6 +230,15 @@ def test_channels_in_several_files_of_any_kind(tmp_path: Path) -> None:
     assert volume.header is not None
 
 
+@pytest.mark.parametrize(("affine", "told"), [(AFFINE, False), (None, True)])
+def test_a_header_that_does_not_tell_how_the_scan_lies_is_told(
+    tmp_path: Path, affine: np.ndarray | None, told: bool
+) -> None:
+    nib.save(nib.Nifti1Image(VOXELS, affine), tmp_path / "scan.nii.gz")
+    text = f"{tmp_path / 'scan.nii.gz'}: its header doesn't tell how it lies, so that left and right are a guess."
+    assert read(tmp_path / "scan.nii.gz").remarks == [text] * told
+
+
 @pytest.mark.parametrize(("qform", "sform"), [(0, 1), (1, 1), (2, 4), (4, 0)])
 def test_the_header_keeps_codes_and_units(tmp_path: Path, qform: int, sform: int) -> None:
     made = nib.Nifti1Image(VOXELS, AFFINE)

@@ -5,7 +5,6 @@ regular grid; otherwise the error says which file breaks it. DICOM's own frame i
 Posterior, Superior); affines here are RAS+ as in nibabel, so x and y change sign.
 """
 
-import copy
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -14,14 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, FileDataset, dcmread
 from pydicom.pixels import pixel_array
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, generate_uid
+from pydicom.valuerep import DA, TM
 
 from utils import __version__
 from utils.errors import InputError, brief
@@ -535,7 +536,10 @@ def _segment(number: int, name: str) -> hd.seg.SegmentDescription:
 
 
 def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Dataset]:
-    """The series' headers with what highdicom insists on: every patient attribute, if empty, and one geometry."""
+    """The series' headers with what highdicom insists on: every patient attribute, if empty, and one geometry.
+
+    What isn't written as the standard has it, as some programs that anonymise leave it, becomes empty.
+    """
     first = planes[0]
     distance = first.thickness
     if len(planes) > 1:
@@ -546,10 +550,13 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Data
     measures.SpacingBetweenSlices = distance
     orientation = Dataset()
     orientation.ImageOrientationPatient = list(first.directions.ravel())
-    sources = []
+    sources: list[Dataset] = []
     for dataset in datasets:
-        source = copy.copy(dataset)
+        # of its own, where copy.copy would change the series' headers too
+        source = FileDataset(dataset.filename, dict(dataset.items()), file_meta=dataset.file_meta)
         for keyword in MAY_BE_EMPTY:
+            if keyword in source and not _is_standard(keyword, source[keyword].value):
+                del source[keyword]
             source.setdefault(keyword, None)
         if first.frame is None:
             source.update(measures)
@@ -560,6 +567,18 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Data
             source.SharedFunctionalGroupsSequence = [shared]
         sources.append(source)
     return sources
+
+
+def _is_standard(keyword: str, value: Any) -> bool:
+    """Whether a date, time or sex is written as the standard has it, without which highdicom makes no segmentation."""
+    kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
+    if keyword == "PatientSex":
+        return value in (None, "", "M", "F", "O")
+    try:
+        kinds.get(keyword, str)(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _list(numbers: np.ndarray) -> str:

@@ -202,7 +202,7 @@ def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: M
         "source": record["source"],
         "shape": " × ".join(f"{size}" for size in record["shape"]),
         "spacing": " × ".join(f"{step:.3g}" for step in record["spacing_mm"]),
-        "reasons": reasons,
+        "reasons": [*reasons, *record["remarks"]],
         "picture": _data_uri("image/png", pictures[record["scan"]].read_bytes()),
         "heads": [SCORES[score][0] for score in scores],
         "organs": [_organ_row(organ, values, scores) for organ, values in record["organs"].items()],

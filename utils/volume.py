@@ -213,7 +213,10 @@ def _read_nifti(path: Path, head: bytes, size: int) -> Volume:
     affine[:3] *= MILLIMETRES.get(unit_of(image.header), 1.0)
     if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
         voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
-    return _from_array(path, voxels, affine, image.header)
+    volume = _from_array(path, voxels, affine, image.header)
+    if int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0:
+        volume.remarks.append(f"{path}: its header doesn't tell how it lies, so that left and right are a guess.")
+    return volume
 
 
 def _read_with_simpleitk(path: Path) -> Volume:
