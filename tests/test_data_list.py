@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from utils.data_list import find_folds, read_data_list
+from utils.data_list import find_folds, read_data_list, unlisted
 from utils.errors import InputError
 
 BTCV = Path(__file__).parent.parent / "dataset" / "btcv"
@@ -152,6 +152,22 @@ def test_btcv_folds_are_the_published_ones(tmp_path: Path, fold: int, validation
     for scan in data.training + data.validation:
         assert scan.label is not None
         assert scan.label.name == scan.image[0].name.replace("img", "label")
+
+
+def test_a_list_for_the_names_of_labels_alone_has_to_name_them(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"labels": {"0": "background", "1": "liver"}}')
+    assert unlisted(str(path)).labels == ("background", "liver")
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"list\.json: names no labels\. Give one with"):
+        unlisted(str(path))
+
+
+def test_a_scan_is_called_by_its_file_without_the_ending(tmp_path: Path) -> None:
+    content = {"training": [{"image": "a.nii.gz", "label": "l.nii"}], "test": ["b.nrrd", "c.mha"]}
+    (tmp_path / "dataset_0.json").write_text(json.dumps(content))
+    data = read_data_list(str(tmp_path), None, 0)
+    assert [scan.name for scan in (*data.training, *data.test)] == ["a", "b", "c"]
 
 
 def test_folds_of_files_and_of_entries(tmp_path: Path) -> None:

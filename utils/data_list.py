@@ -12,6 +12,7 @@ from typing import Any
 from utils.errors import InputError
 
 PARTS = ("training", "validation", "test")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ def unlisted(json_list: str | None) -> DataList:
         labels = _read_labels(json.loads(path.read_text(encoding="utf-8")).get("labels"))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"--json_list {path}: can't be read as a data list ({error}).") from error
+    if labels is None:
+        raise InputError(f'--json_list {path}: names no labels. Give one with "labels", or none.')
     return DataList(path, path.parent, [], [], [], labels)
 
 
@@ -234,13 +237,15 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
         files.setdefault(scan.name, set()).add(scan.image[0])
 
     def name(scan: Scan) -> str:
-        return scan.name if len(files[scan.name]) == 1 else _without_endings(os.path.relpath(scan.image[0], folder))
+        return scan.name if len(files[scan.name]) == 1 else without_endings(os.path.relpath(scan.image[0], folder))
 
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _without_endings(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".nii")
+def without_endings(name: str) -> str:
+    """A volume's name without ``.nii.gz`` and the like."""
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)] if ending != name.lower() else name
 
 
 def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int | None]:
@@ -256,7 +261,7 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
         raise ValueError('"image" and "label" must be file names')
     fold = _read_fold(entry)
     paths = tuple(folder / name for name in images)
-    return Scan(_without_endings(paths[0].name), paths, folder / label if label else None), fold
+    return Scan(without_endings(paths[0].name), paths, folder / label if label else None), fold
 
 
 def _read_fold(entry: Mapping[str, Any]) -> int | None:

@@ -37,9 +37,9 @@ def export(weights: Path, format_name: str, output: Path) -> float:
         The largest difference of the logits, on random windows.
 
     Raises:
-        InputError: if the checkpoint can't be read or is ``output``, or a package that the format needs is missing.
+        InputError: if the checkpoint can't be read or is ``output``, a package that the format needs is missing, or
+            what was written gives other logits; ``output`` is then as it was before.
         WriteError: if ``output`` can't be written.
-        RuntimeError: if what was written gives other logits; ``output`` is then as it was before.
     """
     content = checkpoint.read(weights)
     if output.exists() and output.samefile(weights):
@@ -61,9 +61,13 @@ def export(weights: Path, format_name: str, output: Path) -> float:
     windows = torch.randn(2, description.options["in_channels"], *description.preprocessing.roi, generator=generator)
     with replacing(output) as temporary, torch.inference_mode():
         forward = WRITERS[format_name](temporary, network, windows, metadata)
-        difference = float((forward(windows) - network(windows)).abs().max())
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"{output}: not written, since its logits differ from the network's by {difference}")
+        expected = network(windows)
+        difference = float((forward(windows) - expected).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise InputError(
+                f"{output}: not written, since its logits differ from the network's by {difference}. Give another "
+                "--format, or take the versions of requirements.txt."
+            )
     return difference
 
 

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.data_list import Scan
+from utils.data_list import ENDINGS, Scan, without_endings
 from utils.dicom import find_series, is_dicom
 from utils.errors import InputError
 from utils.volume import header_file, is_image
 
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
-# what a volume's file is called; one of these that holds none is a fault, while other files in a folder are passed over
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 NO_SCAN = "holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # SimpleITK reads them, and they are no scans
 
@@ -85,12 +83,6 @@ def require_elsewhere(output: Path, paths: Sequence[str]) -> None:
             )
 
 
-def without_endings(name: str) -> str:
-    """A volume's name without ``.nii.gz`` and the like."""
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)] if ending != name.lower() else name
-
-
 def _files_below(path: Path, found: Found) -> Iterable[Path]:
     """All files in a folder and the folders in it but hidden ones; what can't be listed is noted as a fault."""
 
@@ -109,6 +101,7 @@ def _is_volume(path: Path) -> bool:
     name = path.name.lower()
     if header_file(path) != path:
         return False  # the voxels of a pair, which its header stands for
+    # a volume's name without a volume is a fault, while other files in a folder are passed over
     return name.endswith(ENDINGS) or (not name.endswith(PICTURES) and is_image(path))
 
 
