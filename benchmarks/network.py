@@ -230,13 +230,12 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
     ours = Process(CPU).place(ours)
     volume = read_scan(Scan(scan.name, (scan,), None), 1)
     image = to_network_grid(volume.voxels, volume.affine, None, description.preprocessing).image[None]
+    roi = description.preprocessing.roi
 
     @torch.inference_mode()
     def mask(network: nn.Module, dtype: str) -> Tensor:
-        with Precision(CPU, getattr(torch, dtype)).autocast(), bfloat16(ROI):
-            logits = sliding_window_inference(
-                image, description.preprocessing.roi, 1, network.eval(), 0.5, mode="gaussian"
-            )
+        with Precision(CPU, getattr(torch, dtype)).autocast(), bfloat16(roi):
+            logits = sliding_window_inference(image, roi, 1, network.eval(), 0.5, mode="gaussian")
         return torch.as_tensor(logits).argmax(1)
 
     peers = mask(peer, "float32")

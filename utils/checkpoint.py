@@ -295,9 +295,6 @@ def _load(path: Path, if_torchscript: str) -> Any:
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        # what tells nothing of the content; EINVAL does, as of a place before a damaged file's beginning
-        if lacks_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise InputError(f"{path}: can't be read now ({brief(error)}). Launch again when it can be.") from error
         reason = _why_unreadable(path, error)
         if "TorchScript" in str(error):
             reason = f"it is TorchScript. {if_torchscript}"
@@ -369,10 +366,16 @@ def _require_file(path: Path) -> None:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file, and what to do.
+
+    Raises:
+        InputError: if the error tells nothing of its content, so that it may be sound.
+    """
+    # EINVAL does, as of a place before a damaged file's beginning
+    if lacks_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+        raise InputError(f"{path}: can't be read now ({brief(error)}). Launch again when it can be.") from error
     if path.stat().st_size == 0:
         return "it is empty. Copy it again, or give another file"
-    if isinstance(error, OSError):
-        return f"{error.strerror}. Copy it again, or give another file"
     return "it is damaged, or of another kind. Copy it again, or give another file"
 
 

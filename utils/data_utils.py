@@ -79,17 +79,16 @@ class ReadableScans(Dataset):
 
     def _read_or_made_anew(self, index: int) -> Any:
         """The scan, also where a kill or another program's copying has left a part of its file."""
-        kept = None if self.scans.cache_dir is None else self.file(index)
-        there = kept is not None and kept.is_file()
+        file = None if self.scans.cache_dir is None else self.file(index)
+        kept = file if file is not None and file.is_file() else None
         try:
             return self.scans[index]
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            if kept is not None and there:
+            if kept is not None:
                 kept.unlink(missing_ok=True)
-            elif not isinstance(
-                error, FileNotFoundError
-            ):  # that may be the file, which another program has just removed so
+            elif not isinstance(error, FileNotFoundError):
                 raise
+            # where nothing was kept another program may have removed what was being copied there
             return self.scans[index]
 
     def file(self, index: int) -> Path:
@@ -176,9 +175,7 @@ def training_loader(
     cached: Scans
     if not caching.in_memory:
         cached = _prepared(scans, fixed, description, caching.folder)
-    elif process.greatest(process.seat.local_size) == [
-        1
-    ]:  # on any machine, since where they are more they have to meet
+    elif process.greatest(process.seat.local_size) == [1]:  # where they are more on any machine, all of them meet
         cached = _loaded(_prepared(scans, fixed, description, caching.folder), process, workers)
     else:
         with _folder_of_machine(caching.folder, process) as folder:

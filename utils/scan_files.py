@@ -74,13 +74,18 @@ def require_elsewhere(output: Path, paths: Sequence[str]) -> None:
     Raises:
         InputError: if it is; the masks would be taken for scans the next time.
     """
-    real = Path(os.path.realpath(output))
-    for path in paths:
-        if os.path.isdir(path) and real.is_relative_to(os.path.realpath(path)):
-            raise InputError(
-                f"--output_dir {output}: lies in --input {path}, so that masks would be taken for scans the next time. "
-                "Give a folder elsewhere."
-            )
+    around = folder_around(output, paths)
+    if around is not None:
+        raise InputError(
+            f"--output_dir {output}: lies in --input {around}, so that masks would be taken for scans the next time. "
+            "Give a folder elsewhere."
+        )
+
+
+def folder_around(place: Path, paths: Sequence[str]) -> str | None:
+    """The first folder among some files and folders in which a place lies, links followed."""
+    real = Path(os.path.realpath(place))
+    return next((path for path in paths if os.path.isdir(path) and real.is_relative_to(os.path.realpath(path))), None)
 
 
 def _files_below(path: Path, found: Found) -> Iterable[Path]:

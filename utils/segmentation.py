@@ -32,7 +32,7 @@ from utils.measurements import agreement, measure, number
 from utils.metrics import dice_per_label
 from utils.pictures import orthogonal, pixels, save_picture
 from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid
-from utils.scan_files import Found
+from utils.scan_files import Found, folder_around
 from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
@@ -116,12 +116,11 @@ class Order:
         Raises:
             InputError: naming the first that would.
         """
-        folders = [os.path.realpath(path) for path in searched if os.path.isdir(path)]
         results: dict[str, str] = {}
         for scan in scans:
             for path in self.results(scan):
                 place = os.path.realpath(path)
-                if any(Path(place).is_relative_to(folder) for folder in folders):
+                if folder_around(path, searched) is not None:
                     raise InputError(
                         f"--output_dir {self.folder}: {path} would lie in --input, and be taken for a scan the next "
                         "time. Give another folder."
