@@ -11,7 +11,7 @@ import torch
 from networks.recomputation import recompute_activations
 from optimizers import averaged, build_optimizer, build_scheduler, parameter_groups
 from trainer import Learner, Loss, Plan, Run, run_training
-from utils import checkpoint
+from utils import checkpoint, cuda_graph
 from utils.args import network_options, parse_train, preprocessing, run_flags
 from utils.checkpoint import Description
 from utils.compilation import compile_blocks
@@ -92,11 +92,17 @@ def main(process: Process, args: argparse.Namespace) -> None:
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs,
         checkpoint.steps_for(*sizes), steps_done=progress.steps_done(*sizes),
     )  # fmt: skip
+    otherwise = args.compile, args.activation_checkpointing, args.nocuda_graph
+    if cuda_graph.can_record(process, args.accumulate, args.model_name, *otherwise):
+        batch = (args.batch_size * args.crops_per_scan, args.in_channels, *settings.roi)
+        wrapped = cuda_graph.record(network, batch, precision)
+    else:
+        wrapped = process.wrap(network)
     loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
     if args.deep_supervision:
         loss_function = at_each_resolution(loss_function)
     learner = Learner(
-        network, process.wrap(network), loss_function, optimizer, scheduler, scaler, precision,
+        network, wrapped, loss_function, optimizer, scheduler, scaler, precision,
         compiling=args.compile, clip_grad_norm=args.clip_grad_norm, average=average,
     )  # fmt: skip
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)

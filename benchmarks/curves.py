@@ -29,39 +29,37 @@ from utils.crops import Augmentation
 from utils.data_list import Scan, read_data_list
 from utils.data_utils import Caching, training_loader
 from utils.distributed import Process
+from utils.launch import choose_device
 from utils.machine import machine
 from utils.phantom import write_phantoms
 from utils.precision import Precision
 from utils.preprocessing import Preprocessing
 
-PROCESS = Process(torch.device("cpu"))
-FLOAT32 = Precision(PROCESS.device, torch.float32)
-BFLOAT16 = Precision(PROCESS.device, torch.bfloat16)
 MEAN_OF = 20  # steps
 
 
-def crops(scans: list[Scan], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def crops(scans: list[Scan], seed: int, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
     """Image and label of one crop after the other, without end."""
     loader = training_loader(
-        scans, Preprocessing(), Augmentation(), Caching(), PROCESS,
+        scans, Preprocessing(), Augmentation(), Caching(), process,
         batch_size=1, crops_per_scan=1, workers=0, seed=seed,
     )  # fmt: skip
     for epoch in itertools.count():
         loader.sampler.go_to(epoch, 0)  # type: ignore[attr-defined]
         for batch in loader:
-            yield batch["image"], batch["label"]
+            yield batch["image"].to(process.device), batch["label"].to(process.device)
 
 
-def our_learner(precision: Precision) -> Learner:
+def our_learner(process: Process, dtype: torch.dtype) -> Learner:
     """The reference network as ``main.py`` trains it, from the same weights each time."""
     torch.manual_seed(0)
-    return replace(reference_learner(PROCESS), precision=precision)
+    return replace(reference_learner(process), precision=Precision(process.device, dtype))
 
 
-def peers_learner() -> Learner:
+def peers_learner(process: Process) -> Learner:
     """MONAI's network and loss, and torch's AdamW as it is, at our learning rates and from our weights."""
-    ours = our_learner(FLOAT32)
-    network = peers_network(weights=ours.network.state_dict())
+    ours = our_learner(process, torch.float32)
+    network = peers_network(weights=ours.network.state_dict()).to(process.device)
     args = parse_train([])
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.optim_lr, weight_decay=args.reg_weight)
     scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1)
@@ -84,19 +82,21 @@ def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]],
 def main(args: argparse.Namespace) -> None:
     """Print the curves side by side, and how far each is from ours in float32."""
     keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder, bfloat16(ROI) as emulated:
+    process = Process(choose_device(args.device))
+    with tempfile.TemporaryDirectory() as folder, bfloat16(process.device, ROI) as emulated:
         how = "emulated" if emulated else "by the hardware"
-        print(f"{machine(gpu=False)}, torch {torch.__version__}; bfloat16 {how}", flush=True)
+        print(f"{machine(gpu=process.device.type == 'cuda')}, torch {torch.__version__}; bfloat16 {how}", flush=True)
         write_phantoms(Path(folder), {"training": 4, "validation": 0}, seed=0, spacing=Preprocessing().spacing)
         scans = read_data_list(folder, None, 0).training
         learners = {
-            "ours float32": (our_learner(FLOAT32), 0),
-            "ours bfloat16": (our_learner(BFLOAT16), 0),
-            "peer float32": (peers_learner(), 0),
-            "ours bfloat16, other crops": (our_learner(BFLOAT16), 1),
+            "ours float32": (our_learner(process, torch.float32), 0),
+            "ours bfloat16": (our_learner(process, torch.bfloat16), 0),
+            "peer float32": (peers_learner(process), 0),
+            "ours bfloat16, other crops": (our_learner(process, torch.bfloat16), 1),
         }
         curves = {
-            name: curve(name, learner, crops(scans, seed), args.steps) for name, (learner, seed) in learners.items()
+            name: curve(name, learner, crops(scans, seed, process), args.steps)
+            for name, (learner, seed) in learners.items()
         }
     print(f"means of {MEAN_OF} steps, up to step  " + "  ".join(curves))
     for place, losses in enumerate(zip(*curves.values(), strict=True)):
@@ -110,5 +110,6 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.curves", description="Compare the losses of training, step by step.")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
     parser.add_argument("--steps", type=count, default=200, help=f"of each run; the means are of {MEAN_OF}")
     main(parser.parse_args())

@@ -33,11 +33,11 @@ class EmulatedBfloat16(TorchDispatchMode):
         return tree_map_only(Tensor, Tensor.bfloat16, func(*args, **kwargs))
 
 
-def bfloat16(roi: tuple[int, int, int]) -> AbstractContextManager[object]:
-    """What to compute in bfloat16 on this CPU within; where the hardware multiplies it, that changes nothing.
+def bfloat16(device: torch.device, roi: tuple[int, int, int]) -> AbstractContextManager[object]:
+    """What to compute in bfloat16 on a device within; where the hardware multiplies it, that changes nothing.
 
     Args:
         roi: the network's window in voxels.
     """
-    in_hardware = choose_precision(torch.device("cpu"), True, roi).dtype == torch.bfloat16
+    in_hardware = choose_precision(device, True, roi).dtype == torch.bfloat16
     return nullcontext() if in_hardware else EmulatedBfloat16()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.emulation import bfloat16
 from benchmarks.scaling import reference_learner
 from networks.recomputation import recompute_activations
-from utils import checkpoint
+from utils import checkpoint, cuda_graph
 from utils.allocator import keep_freed_memory
 from utils.args import Parser, count, network_options, parse_train, preprocessing
 from utils.checkpoint import Description
@@ -48,7 +48,6 @@ RECOMPUTED = "recomputed step"  # with --activation_checkpointing
 # of the reference network, a multiply-add counted as two
 GFLOP = {"step": 3 * 146.4, RECOMPUTED: 4 * 146.4, "forward": 146.4}
 FORMATS = ("bfloat16", "float32")
-CPU = torch.device("cpu")
 
 
 def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -92,11 +91,15 @@ def peers_step(device: torch.device) -> Callable[[Tensor, Tensor], object]:
     return step
 
 
-def our_step(device: torch.device, recomputed: bool) -> Callable[[Tensor, Tensor], object]:
+def our_step(device: torch.device, recomputed: bool, crops: int) -> Callable[[Tensor, Tensor], object]:
     """A training step as ``trainer.py`` takes it."""
-    learner = reference_learner(Process(device))
+    process = Process(device)
+    learner = reference_learner(process)
     if recomputed:
         recompute_activations(learner.network)
+    elif cuda_graph.can_record(process, 1, "unetr"):
+        recorded = cuda_graph.record(learner.network, (crops, 1, *ROI), learner.precision)
+        learner = replace(learner, wrapped=recorded)
 
     def step(image: Tensor, label: Tensor) -> None:
         learner.add_gradients(learner.loss(image, label), 1)
@@ -139,7 +142,7 @@ def measured(who: str, work: str, dtype: str, device: torch.device, times: int, 
     torch.manual_seed(0)
     precision = Precision(device, getattr(torch, dtype))
     if work != "forward":
-        run = peers_step(device) if who == "peer" else our_step(device, work == RECOMPUTED)
+        run = peers_step(device) if who == "peer" else our_step(device, work == RECOMPUTED, crops)
     else:
         run = forward(peers_network().to(device), precision) if who == "peer" else our_forward(who, precision)
     image = torch.rand(crops, 1, *ROI, device=device)
@@ -210,7 +213,7 @@ def compare(device: torch.device, rounds: int, times: int, crops: int = 1) -> It
         yield Row(work, engine, dtype, ours["seconds"], peer["seconds"], ours["gib"], peer["gib"], share)
 
 
-def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
+def agreement(weights: Path, scan: Path, device: torch.device) -> dict[str, tuple[float, float]]:
     """The shares of voxels on which the peer's mask in float32 and ours are equal: of all, and of the peer's organs.
 
     Args:
@@ -227,14 +230,14 @@ def agreement(weights: Path, scan: Path) -> dict[str, tuple[float, float]]:
     ours = description.build()
     load_weights(ours, content["state_dict"], str(weights))
     peer = peers_network(description.options, ours.state_dict())
-    ours = Process(CPU).place(ours)
+    ours, peer = Process(device).place(ours), peer.to(device)
     volume = read_scan(Scan(scan.name, (scan,), None), 1)
-    image = to_network_grid(volume.voxels, volume.affine, None, description.preprocessing).image[None]
+    image = to_network_grid(volume.voxels, volume.affine, None, description.preprocessing).image[None].to(device)
     roi = description.preprocessing.roi
 
     @torch.inference_mode()
     def mask(network: nn.Module, dtype: str) -> Tensor:
-        with Precision(CPU, getattr(torch, dtype)).autocast(), bfloat16(roi):
+        with Precision(device, getattr(torch, dtype)).autocast(), bfloat16(device, roi):
             logits = sliding_window_inference(image, roi, 1, network.eval(), 0.5, mode="gaussian")
         return torch.as_tensor(logits).argmax(1)
 
@@ -262,7 +265,7 @@ def main(args: argparse.Namespace) -> None:
             flush=True,
         )
     if args.weights and args.scan:
-        for dtype, (every, organs) in agreement(Path(args.weights), Path(args.scan)).items():
+        for dtype, (every, organs) in agreement(Path(args.weights), Path(args.scan), device).items():
             print(f"masks in {dtype} agree on {every:.4%} of voxels, and on {organs:.4%} of the peer's organs")
 
 

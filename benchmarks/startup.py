@@ -29,16 +29,17 @@ def write_scans(folder: Path) -> None:
 
 def run_peer(folder: Path) -> None:
     """What a script of MONAI's tutorials does up to its first step."""
+    import torch
     from monai.data import list_data_collate
     from torch.utils.data import DataLoader
 
     from benchmarks.loader import pipeline_of_2021
-    from benchmarks.network import CPU, peers_step
+    from benchmarks.network import peers_step
     from utils.data_list import read_data_list
     from utils.preprocessing import Preprocessing
 
     scans = pipeline_of_2021(read_data_list(str(folder), None, 0).training, Preprocessing())
-    step = peers_step(CPU)
+    step = peers_step(torch.device("cpu"))
     batch = next(iter(DataLoader(scans, batch_size=1, shuffle=True, collate_fn=list_data_collate)))
     step(batch["image"], batch["label"])
     print(READY, flush=True)

@@ -424,6 +424,9 @@ def train_parser() -> Parser:
     cost.add_argument(
         "--compile", action="store_true", help="train with torch.compile: a long first step, then perhaps shorter ones"
     )
+    cost.add_argument(
+        "--nocuda_graph", action="store_true", help="launch a step's kernels one by one, as with several GPUs"
+    )
     _add_machine_flags(parser)
     _add_several_machines_flags(parser)
     return parser

@@ -123,20 +123,19 @@ class Process:
 
     def means(self, values: Sequence[float]) -> list[float]:
         """The means of some numbers over all processes."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self._reduce(total, dist.ReduceOp.SUM)
-        return (total / self.world_size).tolist()
+        return (self._reduced(values, torch.float64, dist.ReduceOp.SUM) / self.world_size).tolist()
 
     def greatest(self, *values: int) -> list[int]:
         """The greatest of each of some numbers over all processes."""
-        result = torch.tensor(values, device=self.device)
-        self._reduce(result, dist.ReduceOp.MAX)
-        return result.tolist()
+        return self._reduced(values, torch.int64, dist.ReduceOp.MAX).tolist()
 
-    def _reduce(self, tensor: torch.Tensor, operation: Any) -> None:
-        if self.world_size > 1:
-            with self.meeting():
-                dist.all_reduce(tensor, operation)
+    def _reduced(self, values: Sequence[float], dtype: torch.dtype, operation: Any) -> torch.Tensor:
+        if self.world_size == 1:
+            return torch.tensor(values, dtype=dtype)  # not on a GPU, which would be waited for
+        tensor = torch.tensor(values, dtype=dtype, device=self.device)
+        with self.meeting():
+            dist.all_reduce(tensor, operation)
+        return tensor
 
     def end_if_asked(self) -> None:
         """End all processes together where one of them was asked to.

@@ -5,25 +5,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DeepSupervisionLoss
 from torch import Tensor
 
 VOXELS = 2**15  # that a CPU works on at a time, so that what is made of them stays in its cache
+SUMS = 64  # for each class, so that threads of a GPU that are side by side don't wait for each other
 
 
 def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
     """A loss for logits at full, half, quarter … resolution, each against the label at that resolution.
 
     They count by 1, 1/2, 1/4 …, divided by the sum of these (Isensee et al. 2021, nnU-Net), so that the learning rate
-    that suits one resolution suits all. The label's value at the middle of a coarser voxel stands for it.
+    that suits one resolution suits all. The label's value at the middle of a coarser voxel stands for it. MONAI's
+    ``DeepSupervisionLoss`` does the same, and lets a GPU wait for the CPU in every step.
     """
-    weighted = DeepSupervisionLoss(loss, weight_mode="exp")  # type: ignore[arg-type]
 
     def of_all(logits: list[Tensor], label: Tensor) -> Tensor:
         if label.dtype != torch.uint8:  # torch takes the nearest of bytes and of floats alone; float32 holds any label
             label = label.float()
-        total: Tensor = weighted(logits, label)
-        return total / sum(weighted.get_weights(len(logits)))
+        weights = [0.5**level for level in range(len(logits))]
+        losses = [loss(one, F.interpolate(label, one.shape[2:], mode="nearest-exact")) for one in logits]
+        total: Tensor = sum(weight * one for weight, one in zip(weights, losses, strict=True))  # type: ignore[assignment]
+        return total / sum(weights)
 
     return of_all
 
@@ -56,13 +58,14 @@ class _DiceCE(torch.autograd.Function):
         squares = torch.zeros_like(overlap)  # Σ p²
         sizes = torch.zeros_like(overlap)  # Σ y
         surprise = logits.new_zeros((), dtype=torch.float64)  # -Σ log p of the true class
-        for sample, _, values, true in _runs(logits, label):
-            log_p = F.log_softmax(values, 0)  # (classes, n)
-            log_p_true = log_p.gather(0, true[None])[0]  # (n,)
-            surprise -= log_p_true.sum()
-            squares[sample] += log_p.exp().square_().sum(1)
-            overlap[sample] += torch.bincount(true, log_p_true.exp(), classes)
-            sizes[sample] += torch.bincount(true, minlength=classes)
+        for samples, _, values, true in _runs(logits, label):
+            log_p = F.log_softmax(values, 1)  # (b, classes, n)
+            surprise -= log_p.gather(1, true[:, None]).sum()
+            p = log_p.exp_()
+            p_true = p.gather(1, true[:, None])[:, 0].double()  # (b, n)
+            overlap[samples] += _sums_by_class(p_true, true, classes)
+            sizes[samples] += _sums_by_class(torch.ones_like(p_true), true, classes)
+            squares[samples] += p.square_().sum(2)
         above, below = 2 * overlap + smooth_nr, squares + sizes + smooth_dr
         ctx.save_for_backward(logits, label, above, below)
         return ((1 - above / below).mean() + surprise / (batch * voxels)).float()
@@ -77,24 +80,32 @@ class _DiceCE(torch.autograd.Function):
         of_overlap = (-2 / below / (batch * classes)).float()
         of_surprise = 1 / (batch * label[0].numel())
         result = torch.empty_like(logits)
-        for sample, place, values, true in _runs(logits, label):
-            p = F.softmax(values, 0)  # (classes, n)
-            by_p = p * of_square[sample][:, None]
-            at_true = true[None]  # (1, n)
-            by_p.scatter_add_(0, at_true, of_overlap[sample][at_true])
-            change = by_p.sub_((by_p * p).sum(0)).add_(of_surprise).mul_(p)
-            change.scatter_add_(0, at_true, torch.full_like(values[:1], -of_surprise))
-            # a view in both of torch's layouts of a volume: (classes, D, H, W) -> (classes, D · H · W)
-            result[sample].view(classes, -1)[:, place] = change.mul_(gradients[0])
+        for samples, place, values, true in _runs(logits, label):
+            p = F.softmax(values, 1)  # (b, classes, n)
+            by_p = p * of_square[samples, :, None]
+            by_p.scatter_add_(1, true[:, None], of_overlap[samples].gather(1, true)[:, None])
+            change = by_p.sub_((by_p * p).sum(1, keepdim=True)).add_(of_surprise).mul_(p)
+            change.scatter_add_(1, true[:, None], torch.full_like(values[:, :1], -of_surprise))
+            # a view in both of torch's layouts of a volume: (b, classes, D, H, W) -> (b, classes, D · H · W)
+            result[samples].view(-1, classes, label[0].numel())[..., place] = change.mul_(gradients[0])
         return result, None, None, None
 
 
-def _runs(logits: Tensor, label: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """For each run of voxels: its sample, its place, its logits (classes, n) in float32, its labels (n,)."""
-    voxels = label[0].numel()
-    length = VOXELS if logits.device.type == "cpu" else voxels  # a GPU has no such cache, and each call there costs
-    for sample in range(len(logits)):
-        values, true = logits[sample].flatten(1), label[sample].flatten()  # (classes, D · H · W) and (D · H · W,)
+def _sums_by_class(values: Tensor, true: Tensor, classes: int) -> Tensor:
+    """The sums of ``values`` (b, n) over each class's voxels: (b, classes)."""
+    place = true * SUMS + torch.arange(true.shape[1], device=true.device) % SUMS
+    sums = values.new_zeros((len(true), classes * SUMS)).scatter_add_(1, place, values)
+    return sums.unflatten(1, (classes, SUMS)).sum(2)
+
+
+def _runs(logits: Tensor, label: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """For each run of voxels: its samples, its place, its logits (b, classes, n) in float32, its labels (b, n)."""
+    batch, voxels = len(logits), label[0].numel()
+    on_cpu = logits.device.type == "cpu"  # other devices have no such cache, and each call there costs
+    samples_at_once, length = (1, VOXELS) if on_cpu else (batch, voxels)
+    for sample in range(0, batch, samples_at_once):
+        samples = slice(sample, sample + samples_at_once)
+        values, true = logits[samples].flatten(2), label[samples].flatten(1)  # (b, classes, D · H · W), (b, D · H · W)
         for first in range(0, voxels, length):
             place = slice(first, first + length)
-            yield sample, place, values[:, place].contiguous().float(), true[place].long()
+            yield samples, place, values[..., place].contiguous().float(), true[:, place].long()

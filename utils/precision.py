@@ -18,9 +18,13 @@ class Precision:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> autocast:
-        """The context for a forward pass; in float32 it changes nothing."""
-        return autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self, cache: bool = True) -> autocast:
+        """The context for a forward pass; in float32 it changes nothing.
+
+        Args:
+            cache: whether a weight that is used twice is converted once.
+        """
+        return autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=cache)
 
     def scaler(self) -> torch.amp.GradScaler:
         """The scaler for the loss; it does nothing unless the format is float16."""
