@@ -69,7 +69,7 @@ class Learner:
 
     Attributes:
         network: as its weights are trained.
-        wrapped: the same in a forward pass of training, its gradients averaged over the processes.
+        wrapped: the same in a forward pass of training, its gradients averaged over the processes, or it all recorded.
         compiling: whether the next step is the first of a network that is compiled in it.
         clip_grad_norm: the longest gradient of all weights together; longer ones are shortened to it.
         average: the running average of the weights, where there is one.

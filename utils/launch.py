@@ -45,7 +45,7 @@ def launch(work: Work, args: argparse.Namespace) -> None:
     if not args.distributed:
         stop = StopRequest()
         with stop.listening():
-            work(Process(choose_device(args.device), stop=stop), args)
+            work(Process(_enter(choose_device(args.device)), stop=stop), args)
     elif torchrun:
         seat, address = _seat_from_environment()
         if seat.local_size > 1:
@@ -84,6 +84,13 @@ def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
     if index >= count:
         raise InputError(f"--device {name}: CUDA devices on this machine: {count}. Give --device cpu, or leave it out.")
     return torch.device("cuda", index)
+
+
+def _enter(device: torch.device) -> torch.device:
+    """Let what names no GPU, such as the recording of a step, be done on this one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _seat_from_environment() -> tuple[Seat, Address]:
@@ -161,7 +168,7 @@ def _work_in_group(work: Work, args: argparse.Namespace, seat: Seat, address: Ad
         watch = Watch(dist.PrefixStore(name, watched), seat, args.dist_timeout)
         try:
             with watch.telling():
-                device = choose_device(args.device, seat.local_rank)
+                device = _enter(choose_device(args.device, seat.local_rank))
                 _join_group(dist.PrefixStore(name, store), seat, device, args.dist_backend, watch)
                 work(Process(device, seat, stop, watch), args)
                 _leave_group()
@@ -200,8 +207,6 @@ def _noting(seat: Seat) -> Iterator[None]:
 def _join_group(store: dist.Store, seat: Seat, device: torch.device, backend: str, watch: Watch) -> None:
     if device.type == "cpu":
         backend = "gloo"  # what --dist-backend names is for GPUs
-    else:
-        torch.cuda.set_device(device)
     watch.at("the first connection (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network that is to be used)")
     with watch.meeting():
         dist.init_process_group(
