@@ -94,8 +94,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     otherwise = args.compile, args.activation_checkpointing, args.nocuda_graph
     if cuda_graph.can_record(process, args.accumulate, args.model_name, *otherwise):
-        batch = (args.batch_size * args.crops_per_scan, args.in_channels, *settings.roi)
-        wrapped = cuda_graph.record(network, batch, precision)
+        crops = min(args.batch_size, len(data.training)) * args.crops_per_scan
+        wrapped = cuda_graph.record(network, (crops, args.in_channels, *settings.roi), precision)
     else:
         wrapped = process.wrap(network)
     loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)

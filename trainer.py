@@ -167,7 +167,10 @@ def run_training(run: Run, progress: Progress) -> None:
                 process.end_if_asked()
                 run_epoch(run, progress)
     except torch.OutOfMemoryError:
-        advice = "Give a smaller --batch_size (with --accumulate) or --crops_per_scan, or --activation_checkpointing."
+        advice = (
+            "Give --nocuda_graph, --activation_checkpointing, or a smaller --batch_size (with --accumulate) or "
+            "--crops_per_scan."
+        )
         raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     except TrainingError as error:
         raise TrainingError(f"{error} {_last_good(run)} Try a lower --optim_lr, or --noamp.") from None

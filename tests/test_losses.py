@@ -56,6 +56,14 @@ def test_two_even_voxels_of_two_classes() -> None:
     assert dice_ce(logits, label, 0.0, 0.0).item() == pytest.approx(1 / 3 + math.log(2))
 
 
+@pytest.mark.parametrize("samples", [1, 2])  # which a GPU takes at once
+def test_sums_over_the_voxels_of_each_class(samples: int) -> None:
+    values = torch.tensor([[1.0, 2, 4, 8, 16], [32, 64, 128, 256, 512]], dtype=torch.float64)
+    true = torch.tensor([[0, 2, 2, 0, 1], [1, 1, 1, 1, 1]])
+    expected = torch.tensor([[9.0, 16, 6], [0, 992, 0]], dtype=torch.float64)
+    assert torch.equal(losses._sums_by_class(values[:samples], true[:samples], 3), expected[:samples])
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])  # of scans with labels above 255
 def test_each_resolution_counts_half_as_much_as_the_one_before(dtype: torch.dtype) -> None:
     values = {4: 7.0, 2: 4.0, 1: 14.0}  # by edge, what the loss is said to be there

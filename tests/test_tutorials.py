@@ -17,6 +17,8 @@ from tests.conftest import REPOSITORY
 DOCS = REPOSITORY / "docs"
 NAMES = ("tutorial.ipynb", "tutorial_lightning.ipynb")
 SECONDS_PER_CELL = 900  # training takes half a minute on a machine that has nothing else to do
+# a test trains for half as long as a reader, to a Dice of half of that
+EPOCHS, FEWER_EPOCHS = "--max_epochs 30 --val_every 6", "--max_epochs 15 --val_every 5"
 DICE = r"(\d\.\d+)"
 
 
@@ -34,6 +36,8 @@ def _execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(variable, str(folder))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     book = nbformat.read(DOCS / name, as_version=4)
+    for cell in book.cells:
+        cell.source = cell.source.replace(EPOCHS, FEWER_EPOCHS)
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
     # a cell that raises, or a program that fails in one, raises here
     resources = {"metadata": {"path": str(DOCS)}}
@@ -58,8 +62,9 @@ def _number(pattern: str, text: str) -> float:
 
 def _check_tutorial(printed: str) -> None:
     # without training both are below 0.05
-    assert _number(f"mean Dice on the network's grid: {DICE}", printed) > 0.4
-    assert _number(f"mean Dice on the scan's own grid: {DICE}", printed) > 0.4
+    least = 0.4 if "epoch 30/30" in printed else 0.15
+    assert _number(f"mean Dice on the network's grid: {DICE}", printed) > least
+    assert _number(f"mean Dice on the scan's own grid: {DICE}", printed) > least
     assert "same shape: True" in printed
     assert "same affine: True" in printed
     by_hand = _number(f"Dice of the liver by hand: {DICE}", printed)

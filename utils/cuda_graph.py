@@ -28,8 +28,8 @@ def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn
     """A network whose forward and backward pass in training is launched as a whole.
 
     To launch their thousand and more kernels one by one takes a CPU longer than a fast GPU needs to compute them.
-    Batches of another shape, and validation, are computed as ever. To be called before anything else uses the GPU at
-    the same time, as loaders do.
+    Batches of another shape, and validation, are computed as ever; the memory of a step stays with the recording. To be
+    called before anything else uses the GPU at the same time, as loaders do.
 
     Args:
         network: on its GPU; its parameters have to stay where they are.
@@ -40,10 +40,10 @@ def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn
         InputError: if that can't be recorded here.
     """
     recorded = _Recorded(network, batch).train()
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    image = torch.zeros(tuple(batch), device=precision.device)
     try:
-        with precision.autocast(cache=False):
+        buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+        image = torch.zeros(tuple(batch), device=precision.device)
+        with torch.cuda.device_of(image), precision.autocast(cache=False):
             torch.cuda.make_graphed_callables(recorded.whole, (image,), allow_unused_input=True)
     except torch.OutOfMemoryError:
         raise InputError(
@@ -52,8 +52,8 @@ def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn
         ) from None
     except RuntimeError as error:
         raise InputError(
-            f"{precision.device}: the training step can't be recorded as a CUDA graph ({brief(error)}). "
-            "Give --nocuda_graph."
+            f"{precision.device}: a training step can't be computed, or not be recorded as a CUDA graph "
+            f"({brief(error)}). If the same command with --nocuda_graph trains, it is the recording."
         ) from error
     if hasattr(autograd_graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # older ones don't warn
         # what is recorded was computed on a stream of its own, so that torch, rightly, lets two streams meet

@@ -23,7 +23,9 @@ def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[li
         if label.dtype != torch.uint8:  # torch takes the nearest of bytes and of floats alone; float32 holds any label
             label = label.float()
         weights = [0.5**level for level in range(len(logits))]
-        losses = [loss(one, F.interpolate(label, one.shape[2:], mode="nearest-exact")) for one in logits]
+        first, *coarser = logits
+        losses = [loss(first, label)]
+        losses += [loss(one, F.interpolate(label, one.shape[2:], mode="nearest-exact")) for one in coarser]
         total: Tensor = sum(weight * one for weight, one in zip(weights, losses, strict=True))  # type: ignore[assignment]
         return total / sum(weights)
 
@@ -93,6 +95,8 @@ class _DiceCE(torch.autograd.Function):
 
 def _sums_by_class(values: Tensor, true: Tensor, classes: int) -> Tensor:
     """The sums of ``values`` (b, n) over each class's voxels: (b, classes)."""
+    if len(true) == 1 and values.device.type == "cpu":  # faster there; a GPU it would make wait for the CPU
+        return torch.bincount(true[0], values[0], classes)[None]
     place = true * SUMS + torch.arange(true.shape[1], device=true.device) % SUMS
     sums = values.new_zeros((len(true), classes * SUMS)).scatter_add_(1, place, values)
     return sums.unflatten(1, (classes, SUMS)).sum(2)
