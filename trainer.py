@@ -168,8 +168,8 @@ def run_training(run: Run, progress: Progress) -> None:
                 run_epoch(run, progress)
     except torch.OutOfMemoryError:
         advice = (
-            "Give --nocuda_graph, --activation_checkpointing, or a smaller --batch_size (with --accumulate) or "
-            "--crops_per_scan."
+            "Give a smaller --batch_size (with --accumulate) or --crops_per_scan, --activation_checkpointing, or "
+            "--nocuda_graph."
         )
         raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     except TrainingError as error:
