@@ -21,7 +21,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(if $(WEIGHTS),--weights $(WEIGHTS))

@@ -17,8 +17,12 @@ from tests.conftest import REPOSITORY
 DOCS = REPOSITORY / "docs"
 NAMES = ("tutorial.ipynb", "tutorial_lightning.ipynb")
 SECONDS_PER_CELL = 900  # training takes half a minute on a machine that has nothing else to do
-# a test trains for half as long as a reader, to a Dice of half of that
-EPOCHS, FEWER_EPOCHS = "--max_epochs 30 --val_every 6", "--max_epochs 15 --val_every 5"
+# a test trains for about half as long as a reader, to a Dice of about half of that
+FEWER_EPOCHS = {
+    "--max_epochs 30 --val_every 6": "--max_epochs 15 --val_every 5",
+    "epochs = 25\n": "epochs = 15\n",
+    "check_val_every_n_epoch=5": "check_val_every_n_epoch=3",
+}
 DICE = r"(\d\.\d+)"
 
 
@@ -37,7 +41,8 @@ def _execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     book = nbformat.read(DOCS / name, as_version=4)
     for cell in book.cells:
-        cell.source = cell.source.replace(EPOCHS, FEWER_EPOCHS)
+        for all_epochs, fewer in FEWER_EPOCHS.items():
+            cell.source = cell.source.replace(all_epochs, fewer)
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
     # a cell that raises, or a program that fails in one, raises here
     resources = {"metadata": {"path": str(DOCS)}}
@@ -78,10 +83,11 @@ def _check_tutorial(printed: str) -> None:
 def _check_lightning(printed: str) -> None:
     dice = [float(value) for value in re.findall(f"validation Dice {DICE}", printed)]
     assert len(dice) == 5
-    assert dice[-1] > 0.2  # without training it is below 0.05
+    whole = "checkpoint after epoch 25" in printed
+    assert dice[-1] > (0.2 if whole else 0.1)  # without training it is below 0.05
     assert dice[-1] > dice[0]
     # the checkpoint that Lightning's weights went into is read without flags, and gives the same number
-    assert re.search(r"lightning\.pt \(checkpoint after epoch 25\)", printed)
+    assert f"lightning.pt (checkpoint after epoch {25 if whole else 15})" in printed
     assert "the same: True" in printed
 
 
