@@ -16,7 +16,7 @@ def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[li
 
     They count by 1, 1/2, 1/4 …, divided by the sum of these (Isensee et al. 2021, nnU-Net), so that the learning rate
     that suits one resolution suits all. The label's value at the middle of a coarser voxel stands for it. MONAI's
-    ``DeepSupervisionLoss`` does the same, and lets a GPU wait for the CPU in every step.
+    ``DeepSupervisionLoss`` does the same, and waits for a GPU in every step.
     """
 
     def of_all(logits: list[Tensor], label: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class _DiceCE(torch.autograd.Function):
 
 def _sums_by_class(values: Tensor, true: Tensor, classes: int) -> Tensor:
     """The sums of ``values`` (b, n) over each class's voxels: (b, classes)."""
-    if len(true) == 1 and values.device.type == "cpu":  # faster there; a GPU it would make wait for the CPU
+    if len(true) == 1 and values.device.type == "cpu":  # faster there; a GPU it would wait for
         return torch.bincount(true[0], values[0], classes)[None]
     place = true * SUMS + torch.arange(true.shape[1], device=true.device) % SUMS
     sums = values.new_zeros((len(true), classes * SUMS)).scatter_add_(1, place, values)

@@ -116,11 +116,12 @@ class Order:
         Raises:
             InputError: naming the first that would.
         """
+        folders = [path for path in searched if os.path.isdir(path)]
         results: dict[str, str] = {}
         for scan in scans:
             for path in self.results(scan):
                 place = os.path.realpath(path)
-                if folder_around(path, searched) is not None:
+                if folder_around(path, folders) is not None:
                     raise InputError(
                         f"--output_dir {self.folder}: {path} would lie in --input, and be taken for a scan the next "
                         "time. Give another folder."
