@@ -64,11 +64,13 @@ def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> 
     """The scans that ``--input`` or the data list's ``--split`` means.
 
     Raises:
-        InputError: if the list has none there, or a result would take the place of a scan or lie among scans.
+        InputError: if there is none, or a result would take the place of a scan or lie among scans.
     """
     if args.input is not None:
         require_elsewhere(order.folder, args.input)
         found = find_scans(args.input, order.in_channels)
+        if not found.scans:
+            raise InputError("\n       ".join(found.faults.values()))
     else:
         data.require(args.split)
         found = Found(scans=getattr(data, args.split))

@@ -222,6 +222,18 @@ def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys
     assert words in capsys.readouterr().err
 
 
+def test_test_py_says_that_flags_of_training_are_main_pys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_test(["--roi_x=48", "--batch_size", "2", "--optim_lr=1"])
+    assert capsys.readouterr().err.startswith(
+        "error: unrecognized arguments: --batch_size 2 --optim_lr=1; main.py takes them, and what test.py needs of them"
+        " is in the weights: leave them out ("
+    )
+    with pytest.raises(SystemExit):
+        parse_test(["--batch_size", "2", "--nothing"])
+    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --batch_size 2 --nothing (")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

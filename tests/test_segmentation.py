@@ -434,6 +434,15 @@ def test_scans_of_one_file_name_in_a_list_are_told_apart(segment: Any, phantoms:
     assert [record["scan"] for record in scans] == ["case5/ct", "case7/ct"]
 
 
+def test_where_nothing_can_be_segmented_only_that_is_said(segment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    message = failure(lambda: segment("--input", "gone", "empty"), capsys)
+    gone, empty = message.splitlines()
+    assert gone == "error: gone: can't be read (No such file or directory). Mend --input."
+    assert empty.strip().startswith("--input empty: holds no scan")
+    assert "0" not in capsys.readouterr().out  # no scan is counted before
+
+
 def test_what_is_gone_or_shows_nothing_is_told_and_the_rest_goes_on(
     segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

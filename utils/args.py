@@ -557,7 +557,12 @@ def _train_faults(args: argparse.Namespace) -> list[str]:
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
     parser = test_parser()
-    args = parser.parse_args(parser.with_files(sys.argv[1:] if argv is None else argv))
+    args, unknown = parser.parse_known_args(parser.with_files(sys.argv[1:] if argv is None else argv))
+    if unknown:
+        flags = {word.partition("=")[0] for word in unknown if word.startswith("--")}
+        of_training = flags and flags <= train_parser()._option_string_actions.keys()
+        advice = "; main.py takes them, and what test.py needs of them is in the weights: leave them out"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice if of_training else ''}")
     faults = _faults(vars(args))
     if args.input is not None and args.output_dir is None:
         faults.append("--input needs --output_dir, where the masks go")
