@@ -55,7 +55,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     start = checkpoint.start(args, continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
-        check = partial(check_scans, scans, args.in_channels, args.out_channels, args.workers, process)
+        check = partial(check_scans, scans, args.in_channels, args.out_channels, settings, args.workers, process)
         process.main_first("checking scans", check)
 
     if args.cache_dir is not None:

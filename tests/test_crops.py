@@ -141,6 +141,14 @@ def test_a_flip_along_x_swaps_left_and_right_where_flips_are_anatomical() -> Non
     assert set(published["label"][:, 0, :2].unique().tolist()) == {0, 1, 2, 3}
 
 
+def test_a_label_in_one_byte_swaps_with_one_that_needs_two() -> None:
+    item = scan((4, 4, 5), [])
+    item["label"] = torch.full((1, 4, 4, 5), 1, dtype=torch.uint8)
+    labels = ("background", "left lung", *(f"part {number}" for number in range(2, 300)), "right lung")
+    batch = draw(RandomCrops((4, 4, 5), 2, Augmentation(1, 0, 0, 0, mirrorings(labels)[-1]), None), item)
+    assert batch["label"].unique().tolist() == [300]
+
+
 def test_an_axis_that_mixes_labels_up_is_not_flipped_and_nothing_turned() -> None:
     item = scan((4, 4, 5), [(1, 1, 1)])
     chances = Augmentation(0.5, 1, 0, 0, mirrorings(("background", "anterior", "posterior"))[-1])

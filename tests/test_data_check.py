@@ -13,6 +13,7 @@ from utils.data_check import check_scans, scan_faults
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.errors import InputError
+from utils.preprocessing import Preprocessing
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
@@ -68,6 +69,10 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
     "colours": (rgb, "not one number each"),
     "not a number": (nan_voxel, "img1.nii.gz: has NaN or infinite voxels"),
     "constant": (lambda scan: with_image(scan, np.full((8, 9, 10), 7.0)), "img1.nii.gz: every voxel is 7"),
+    "air": (
+        lambda scan: with_image(scan, np.random.default_rng(0).integers(-1024, -999, (8, 9, 10)).astype(np.int16)),
+        "has voxels of -1024 to -1000, of which none is inside the network's window of -175 to 250. Are they",
+    ),
     "shape": (
         lambda scan: with_label(scan, np.zeros((8, 9, 11), np.uint8)),
         "label1.nii.gz: has shape 8 × 9 × 11, but img1.nii.gz has 8 × 9 × 10",
@@ -96,32 +101,38 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
 
 
 def test_a_sound_scan_has_no_faults(scan: Scan) -> None:
-    assert scan_faults(scan, in_channels=1, out_channels=3) == []
+    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named(scan: Scan, fault: str) -> None:
     spoil, words = FAULTS[fault]
     spoil(scan)
-    faults = scan_faults(scan, in_channels=1, out_channels=3)
+    faults = scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing())
     assert len(faults) == 1, faults
     assert words in faults[0]
+
+
+def test_what_is_no_ct_has_no_window(scan: Scan) -> None:
+    with_image(scan, np.random.default_rng(0).integers(1000, 2000, (8, 9, 10)).astype(np.int16))
+    assert len(scan_faults(scan, 1, 3, Preprocessing())) == 1
+    assert scan_faults(scan, 1, 3, Preprocessing(intensity="zscore")) == []
 
 
 def test_a_fourth_dimension_of_length_one_is_one_channel(scan: Scan, random: np.random.Generator) -> None:
     with_image(scan, random.normal(size=(8, 9, 10, 1)))
     with_label(scan, np.ones((8, 9, 10, 1), np.uint8))
-    assert scan_faults(scan, in_channels=1, out_channels=3) == []
+    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
 
 
 def test_channels_may_be_files_of_their_own(scan: Scan, tmp_path: Path, random: np.random.Generator) -> None:
     second = save(tmp_path / "img1_b.nii.gz", random.normal(size=(8, 9, 10)))
-    assert scan_faults(Scan("img1", (*scan.image, second), scan.label), in_channels=2, out_channels=3) == []
+    assert scan_faults(Scan("img1", (*scan.image, second), scan.label), 2, 3, Preprocessing()) == []
 
 
 def test_a_missing_channel_does_not_put_the_next_one_s_fault_on_another_file(scan: Scan, tmp_path: Path) -> None:
     flat = save(tmp_path / "flat.nii.gz", np.full((8, 9, 10), 7.0))
-    faults = scan_faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), in_channels=2, out_channels=3)
+    faults = scan_faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), 2, 3, Preprocessing())
     assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / "gone.nii.gz"), str(flat)]
 
 
@@ -129,7 +140,7 @@ def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path)
     other = Scan("img2", (tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
     nan_voxel(scan)
     with pytest.raises(InputError) as error:
-        check_scans([scan, other], 1, 3, 2, Process(torch.device("cpu")))
+        check_scans([scan, other], 1, 3, Preprocessing(), 2, Process(torch.device("cpu")))
     message = str(error.value)
     assert message.startswith("3 faults in the data; nothing was started.")
     assert all(name in message for name in ("img1.nii.gz", "img2.nii.gz", "label2.nii.gz"))

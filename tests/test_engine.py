@@ -239,6 +239,27 @@ def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch: p
     assert engine.INSTALL.removeprefix("pip install ") in pinned
 
 
+def test_where_openvino_fails_auto_takes_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operation\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._core(), "compile_model", fails, raising=False)
+        with pytest.raises(
+            UnfitError, match=r"OpenVINO can't compile the network \(no such operation.*--engine torch\."
+        ):
+            place_networks("openvino", [member()], False, PROCESS)
+        assert place_networks("auto", [member()], False, PROCESS)[1].startswith("torch, since OpenVINO can't compile")
+
+    def damaged() -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(engine, "_openvino", damaged)
+    assert place_networks("auto", [member()], False, PROCESS)[1].startswith(
+        "torch, since OpenVINO can't be imported (libopenvino.so: cannot open"
+    )
+
+
 def test_torchscript_is_not_compiled() -> None:
     script = torch.jit.script(member()[0])
     with pytest.raises(UnfitError, match=r"can't compile TorchScript\. Give the checkpoint that was exported"):

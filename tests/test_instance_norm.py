@@ -18,14 +18,15 @@ def by_the_formula(volume: Tensor) -> Tensor:
 # torch's own instance norm fails here for a batch of one, a plain volume and a gradient with channels last
 @pytest.mark.parametrize("of_volume", LAYOUTS)
 @pytest.mark.parametrize("of_gradient", LAYOUTS)
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_values_and_gradients_are_those_of_the_formula_and_the_layout_stays(
-    batch: int, of_gradient: torch.memory_format, of_volume: torch.memory_format
+    batch: int, training: bool, of_gradient: torch.memory_format, of_volume: torch.memory_format
 ) -> None:
     volume = (5 + 3 * torch.randn(batch, 4, 5, 6, 7)).contiguous(memory_format=of_volume)
     gradient = torch.randn(volume.shape).contiguous(memory_format=of_gradient)
     ours, exact = volume.clone().requires_grad_(), volume.double().requires_grad_()
-    result, expected = InstanceNorm3d(4)(ours), by_the_formula(exact)
+    result, expected = InstanceNorm3d(4).train(training)(ours), by_the_formula(exact)
     assert result.is_contiguous(memory_format=of_volume)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
     result.backward(gradient)

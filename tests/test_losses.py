@@ -42,6 +42,16 @@ def test_value_and_gradient_are_those_of_monai(
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-6, atol=1e-8)
 
 
+def test_logits_in_another_layout() -> None:
+    logits, label = example(torch.contiguous_format)
+    other = logits.detach().transpose(3, 4).contiguous().transpose(3, 4).requires_grad_()
+    for one in (logits, other):
+        dice_ce(one, label, 0.0, 1e-6).backward()
+    assert logits.grad is not None
+    assert other.grad is not None
+    torch.testing.assert_close(other.grad, logits.grad)
+
+
 def test_the_gradient_has_the_format_of_the_logits() -> None:
     logits, label = example(torch.channels_last_3d, torch.bfloat16)
     dice_ce(logits, label, 0.0, 1e-6).backward()

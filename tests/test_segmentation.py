@@ -483,6 +483,50 @@ def test_nothing_of_an_earlier_command_stays(segment: Any, phantoms: Path) -> No
     assert not (out / "img0007").exists()
 
 
+def test_what_is_gone_of_a_finished_scan_is_made_again(segment: Any, phantoms: Path) -> None:
+    flags = (f"--input={scan_of(phantoms)}", "--one_file_per_organ", "--save_probabilities")
+    out = segment(*flags)
+    files = {path: voxels(path) for path in [*out.glob("img0007/*"), out / "img0007_probabilities.nii.gz"]}
+    assert len(files) == 14
+    shutil.rmtree(out / "img0007")
+    segment(*flags)
+    (out / "img0007_probabilities.nii.gz").unlink()
+    segment(*flags)
+    assert all(np.array_equal(voxels(path), before) for path, before in files.items())
+
+
+def test_nothing_of_an_unfinished_command_stays(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after ``kill -9`` before the record, twice, the second time of another command."""
+    scan = f"--input={scan_of(phantoms)}"
+
+    def full(*_: object) -> None:
+        raise WriteError("out/records/img0007.png: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "save_picture", full)
+        failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver,spleen"), capsys)
+        assert {path.name for path in Path("out/img0007").iterdir()} == {"liver.nii.gz", "spleen.nii.gz"}
+        failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver"), capsys)
+        assert {path.name for path in Path("out/img0007").iterdir()} == {"liver.nii.gz"}
+    segment(scan)
+    assert not Path("out/img0007").exists()
+
+
+def test_where_a_folder_of_organs_can_not_be_the_other_scans_go_on(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/img0005").write_text("a file")
+    scans = [str(scan_of(phantoms, number)) for number in (5, 7)]
+    message = failure(lambda: segment("--input", *scans, "--one_file_per_organ"), capsys)
+    assert message.startswith("error: 1 failed and 1 done;")
+    assert "out/img0005: can't be made as a folder (File exists)" in message
+    assert Path("out/img0007/liver.nii.gz").exists()
+    assert Path("out/measurements.csv").exists()
+
+
 def test_a_signal_keeps_what_is_finished_and_the_same_command_goes_on(
     segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from utils.data_check import scan_faults
 from utils.data_list import Scan
 from utils.dicom import find_series
 from utils.errors import InputError
+from utils.preprocessing import Preprocessing
 from utils.volume import Volume, header_file, is_image, read_file, read_label, read_scan
 
 # a rotation whose columns (2, 2, -1) / 3, (-1, 2, 2) / 3 and (2, -1, 2) / 3 are times 0.9, 1.2 and 3 mm
@@ -579,4 +580,4 @@ def test_lengths_are_in_mm_whatever_unit_the_header_has(unit: str, millimetres: 
 def test_a_unit_that_there_is_not_is_taken_for_mm(tmp_path: Path) -> None:
     path = patch(save(tmp_path / "scan.nii"), 123, "B", 5)
     assert_is_the_phantom(read_file(path))
-    assert not any("measures in" in fault for fault in scan_faults(Scan("scan", (path,), path), 1, 3))
+    assert not any("measures in" in fault for fault in scan_faults(Scan("scan", (path,), path), 1, 3, Preprocessing()))

@@ -88,10 +88,11 @@ class RandomCrops:
         """
         chances = self.augmentation
         turnable = self.roi[0] == self.roi[1] and chances.mirroring.allows_turns
-        crops = {
-            key: torch.empty((self.count, len(scan[key]), *self.roi), dtype=scan[key].dtype)
-            for key in ("image", "label")
-        }
+        swapped = chances.mirroring.classes
+        kept = scan["label"].dtype
+        # a label in one byte may swap with one that needs two
+        types = {"image": scan["image"].dtype, "label": torch.int16 if len(swapped or ()) > 256 else kept}
+        crops = {key: torch.empty((self.count, len(scan[key]), *self.roi), dtype=one) for key, one in types.items()}
         centres = self._centres(scan, random)
         # drawn whether they count or not, so that one probability has no say in the other changes
         drawn = random.random((self.count, 9)).tolist()
@@ -112,9 +113,9 @@ class RandomCrops:
                 crop = crop.flip(flips) if flips else crop
                 crop = crop.rot90(turns, (1, 2)) if turns else crop
                 batch[number] = crop
-            if 0 in axes and chances.mirroring.classes is not None:
+            if 0 in axes and swapped is not None:
                 label = crops["label"][number].numpy()
-                label[:] = np.array(chances.mirroring.classes, label.dtype)[label]
+                label[:] = np.array(swapped, label.dtype)[label]
             image = crops["image"][number]
             if scaled < chances.scale_intensity:
                 image *= 0.9 + 0.2 * scale

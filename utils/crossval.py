@@ -29,7 +29,7 @@ import torch
 
 import utils
 from utils import checkpoint
-from utils.args import flags_of_a_network, parse_crossval, parse_test, parse_train, testing_flags
+from utils.args import flags_of_a_network, parse_crossval, parse_test, parse_train, preprocessing, testing_flags
 from utils.checkpoint import Description
 from utils.data_check import check_scans
 from utils.data_list import DataList, Scan, find_folds, read_data_list
@@ -101,7 +101,8 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
         untrained = [fold for fold in folds if trained.get(fold.number) is None]
         if not args.skip_data_check:  # all of them now, so that the last fold doesn't fail days later
             scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
-            check_scans(scans, args.in_channels, args.out_channels, args.workers, process)
+            settings = preprocessing(vars(args))
+            check_scans(scans, args.in_channels, args.out_channels, settings, args.workers, process)
         if args.overwrite:
             for fold in folds:
                 remove_run(fold.folder)

@@ -14,19 +14,25 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from utils.data_list import Scan
 from utils.distributed import Process
 from utils.errors import InputError, brief, size_text
+from utils.preprocessing import Preprocessing, window_fault
 
 GRID_TOLERANCE_MM = 1e-2
 
 
-def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, workers: int, process: Process) -> None:
-    """Check that each scan's files open, lie on one 3D grid, have finite voxels and labels 0 … out_channels - 1.
+def check_scans(
+    scans: Sequence[Scan], in_channels: int, out_channels: int, settings: Preprocessing, workers: int, process: Process
+) -> None:
+    """Check each scan's files.
+
+    They have to open, to lie on one 3D grid, to have finite voxels, of which some are inside the intensity window, and
+    labels 0 … out_channels - 1.
 
     Raises:
         InputError: listing every fault of every file.
     """
     unique = list(dict.fromkeys(scans))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = pool.map(lambda scan: scan_faults(scan, in_channels, out_channels), unique)
+        results = pool.map(lambda scan: scan_faults(scan, in_channels, out_channels, settings), unique)
         faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
     if faults:
         raise InputError(
@@ -35,11 +41,12 @@ def check_scans(scans: Sequence[Scan], in_channels: int, out_channels: int, work
         )
 
 
-def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
+def scan_faults(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> list[str]:
     """What is wrong with a scan, each fault in a sentence that names its file; none if it is sound."""
     faults: list[str] = []
     opened = [(path, image) for path in scan.image if (image := open_volume(path, faults)) is not None]
     channels = 0
+    extremes: list[float] = []
     for path, image in opened:
         shape = image.shape
         if len(shape) not in (3, 4):
@@ -57,6 +64,11 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int) -> list[str]:
             faults.append(f"{path}: has NaN or infinite voxels. Replace them before training.")
         elif voxels.min() == voxels.max():
             faults.append(f"{path}: every voxel is {voxels.flat[0]:g}; there is nothing to see in it.")
+        else:
+            extremes += [voxels.min(), voxels.max()]
+    if len(extremes) == 2 * len(scan.image):
+        fault = window_fault(scan.image[0], min(extremes), max(extremes), settings)
+        faults += [fault] if fault is not None else []
     if not faults and channels != in_channels:
         shapes = ", ".join(size_text(image.shape) for _, image in opened)
         faults.append(

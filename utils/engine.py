@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import Description
 from utils.distributed import Process
-from utils.errors import InputError
+from utils.errors import InputError, brief
 from utils.files import fingerprint, replacing
 from utils.precision import Precision, choose_precision
 
@@ -167,6 +167,10 @@ def _require_fit(networks: Sequence[nn.Module], device: torch.device) -> None:
         raise UnfitError(f"OpenVINO computes on CPUs, not on {device}", "Give --device cpu, or --engine torch")
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("OpenVINO is not installed", f"{INSTALL} installs it")
+    try:
+        _openvino()
+    except ImportError as error:
+        raise UnfitError(f"OpenVINO can't be imported ({brief(error)})", f"Mend it, as by {INSTALL}") from error
     if any(isinstance(network, torch.jit.ScriptModule) for network in networks):
         raise UnfitError(
             "OpenVINO can't compile TorchScript", "Give the checkpoint that was exported, or --engine torch"
@@ -258,7 +262,7 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
     """Compile a network, and compare its logits with those that it has in torch.
 
     Raises:
-        UnfitError: if they differ by more than rounding.
+        UnfitError: if it can't be compiled, or they differ by more than rounding.
     """
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
@@ -272,9 +276,12 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
     # the parts of openvino.convert_model without its check of the trace, which takes four times as long as all else
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced)
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape(openvino.PartialShape(list(window.shape)))
-    compiled = CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
+    try:
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape(openvino.PartialShape(list(window.shape)))
+        compiled = CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
+    except RuntimeError as error:
+        raise UnfitError(f"OpenVINO can't compile the network ({brief(error)})", "Give --engine torch") from error
     difference = (compiled(window) - expected).square().mean().sqrt()
     size = expected.square().mean().sqrt()
     if not difference <= TOLERANCE[precision.dtype] * size:

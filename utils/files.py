@@ -112,6 +112,18 @@ def fingerprint(path: Path) -> str | None:
         return None
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is there, unless it is there too.
+
+    Raises:
+        WriteError: if that can't be done.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: can't be made as a folder ({error.strerror})") from error
+
+
 def writable_folder(path: Path, flag: str) -> Path:
     """Make a folder, and the ones above it, that files can be written to.
 

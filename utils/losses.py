@@ -81,7 +81,8 @@ class _DiceCE(torch.autograd.Function):
         of_square = (2 * above / below.square() / (batch * classes)).float()  # (B, classes)
         of_overlap = (-2 / below / (batch * classes)).float()
         of_surprise = 1 / (batch * label[0].numel())
-        result = torch.empty_like(logits)
+        known = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last_3d)
+        result = torch.empty_like(logits, memory_format=torch.preserve_format if known else torch.contiguous_format)
         for samples, place, values, true in _runs(logits, label):
             p = F.softmax(values, 1)  # (b, classes, n)
             by_p = p * of_square[samples, :, None]

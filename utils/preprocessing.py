@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -49,6 +50,16 @@ class Preprocessing:
     def padding(self) -> float:
         """What a scan smaller than the window is padded with: air for a CT, the mean for a standardised scan."""
         return self.b_min if self.intensity == "ct" else 0.0
+
+
+def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -> str | None:
+    """That a CT's window shows nothing of a scan whose voxels go from ``low`` to ``high``, in a sentence, or None."""
+    if settings.intensity != "ct" or (high > settings.a_min and low < settings.a_max):
+        return None
+    return (
+        f"{path}: has voxels of {low:g} to {high:g}, of which none is inside the network's window of "
+        f"{settings.a_min:g} to {settings.a_max:g}. Are they Hounsfield units?"
+    )
 
 
 def above_minimum(image: Tensor) -> Tensor:

@@ -25,17 +25,18 @@ from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
 from utils.errors import InputError, Stopped, WriteError, brief, lacks_memory
-from utils.files import fingerprint, write_json
+from utils.files import fingerprint, make_folder, write_json
 from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
 from utils.mask_files import write_mask, write_probabilities
 from utils.measurements import agreement, measure, number
 from utils.metrics import dice_per_label
 from utils.pictures import orthogonal, pixels, save_picture
-from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid
+from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid, window_fault
 from utils.scan_files import Found, folder_around
 from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
+BEGUN = "begun"  # in the record of a scan that isn't finished: the files that may be there
 CHANGED = "was changed after it was written"
 FileState = list[str | int]
 
@@ -350,7 +351,8 @@ def gather(outcome: Outcome, found: Found, process: Process) -> Outcome:
 
 def finished(scan: Scan, order: Order) -> dict[str, Any] | None:
     """The record of a scan that is finished as ordered, else None."""
-    if not (order.mask(scan.name).exists() and order.picture(scan.name).exists()):
+    needed = {*order.results(scan), order.picture(scan.name)} - {order.dicom_file(scan.name)}  # which may be impossible
+    if not all(path.exists() for path in needed):
         return None
     record = _read_record(order.record(scan.name))
     if record is None or record["source"] != _source(scan) or record["made_with"] != _made_with(scan, order):
@@ -385,14 +387,17 @@ def _was_changed(mask: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """What a file tells of a scan; None if it isn't there, or damaged."""
-    if not path.exists():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+    """What a file tells of a finished scan; None if it isn't there, damaged, or of one that was only begun."""
+    record = _content(path)
     return record if {"source", "made_with", "organs"} <= record.keys() else None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _source(scan: Scan) -> str:
@@ -409,19 +414,18 @@ def prepare(scan: Scan, order: Order) -> Prepared:
     volume = read_scan(scan, order.in_channels)
     classes = len(order.labels)
     label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, classes)
-    if volume.voxels.min() == volume.voxels.max():
-        raise InputError(f"{scan.image[0]}: every voxel is {volume.voxels.flat[0]:g}; there is nothing to see in it.")
+    low, high = volume.voxels.min(), volume.voxels.max()
+    if low == high:
+        raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")
+    if (fault := window_fault(scan.image[0], low, high, order.preprocessing)) is not None:
+        raise InputError(fault)
     try:
         seen = to_network_grid(volume.voxels, volume.affine, label, order.preprocessing)
     except (RuntimeError, ValueError) as error:  # MONAI names its transform, and behind it the cause
         cause = error.__cause__ or error
         raise InputError(f"{scan.image[0]}: can't be preprocessed ({brief(cause)}).") from error
     if seen.image.numel() == 0:
-        low, high, settings = volume.voxels.min(), volume.voxels.max(), order.preprocessing
-        raise InputError(
-            f"{scan.image[0]}: has voxels of {low:g} to {high:g}, of which none is inside the network's window of "
-            f"{settings.a_min:g} to {settings.a_max:g}. Are they Hounsfield units?"
-        )
+        raise InputError(f"{scan.image[0]}: every voxel is the same on the network's grid; there is nothing to see.")
     return Prepared(scan, made_with, volume, label, seen)
 
 
@@ -474,7 +478,7 @@ def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
     if order.separate:
         for label, name in order.organs.items():
             path = order.organ_file(scan.name, name)
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             write_mask(path, (mask == label).astype(np.uint8), volume, {1: name})
 
     organs = measure(mask, volume, order.organs)
@@ -522,7 +526,7 @@ def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, proce
     with process.bar((), prepared.scan.name, total=total) as bar:
         # what follows is the CPU's work, while a GPU has the next scan
         probabilities = predictor(ensemble, image, bar.update).cpu()
-    if probabilities[0].isnan().any():  # of one class that isn't finite the softmax makes NaN of all
+    if probabilities[0].isnan().any():  # of one class that is NaN or +inf the softmax makes NaN of all
         raise InputError(
             f"{prepared.scan.image[0]}: the network's output isn't finite. Give --noamp, or weights that are sound."
         )
@@ -532,20 +536,22 @@ def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, proce
 def _forget(scan: Scan, order: Order) -> None:
     """Remove what another command left of a scan, its record first, so that nothing is mixed.
 
-    What no record tells of is somebody else's, but for the mask, of which from here on one tells that it is begun.
+    What no record tells of is somebody else's. From here on one tells what is begun.
     """
-    record = _read_record(order.record(scan.name))
-    write_json(order.record(scan.name), {"scan": scan.name})
-    if record is None:
-        return
-    earlier = replace(
-        order,
-        organs=dict(enumerate(record["organs"], start=1)),
-        separate=record["made_with"].get("one_file_per_organ", False),
-        probabilities=record["made_with"].get("save_probabilities", False),
-    )
-    for path in {*earlier.results(scan), order.dicom_file(scan.name)} - {order.mask(scan.name)}:
-        path.unlink(missing_ok=True)
+    path = order.record(scan.name)
+    earlier = {order.folder / name for name in _content(path).get(BEGUN, [])}
+    if (record := _read_record(path)) is not None:
+        finished_order = replace(
+            order,
+            organs=dict(enumerate(record["organs"], start=1)),
+            separate=record["made_with"].get("one_file_per_organ", False),
+            probabilities=record["made_with"].get("save_probabilities", False),
+        )
+        earlier = {*finished_order.results(scan), order.dicom_file(scan.name)}
+    begun = {str(result.relative_to(order.folder)) for result in {*earlier, *order.results(scan)}}
+    write_json(path, {"scan": scan.name, BEGUN: sorted(begun)})
+    for result in earlier - {order.mask(scan.name)}:
+        result.unlink(missing_ok=True)
     folder = order.organ_folder(scan.name)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
