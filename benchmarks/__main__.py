@@ -1,7 +1,7 @@
 """All that is claimed of speed beside the peer, in one run: ``make bench``, or ``python -m benchmarks``.
 
-Writes the table that stands in the README between two marks. Takes some 25 minutes on two cores. What trains in several
-processes, survives kills or follows a loss has commands of its own in this folder.
+Writes the table that stands in the README between two marks. Took 45 minutes on two cores with AVX2. What trains in
+several processes, survives kills or follows a loss has commands of its own in this folder.
 """
 
 import argparse
