@@ -19,8 +19,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, D, H, W)."""
         channels_together = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last_3d)
-        if not channels_together and not self.training and not torch.is_grad_enabled():
-            # nothing is copied and no gradient is asked for, and this is what exporters know
+        without_gradient = torch.jit.is_tracing() or not torch.is_grad_enabled()
+        if not channels_together and not self.training and without_gradient:
+            # nothing is copied, and this is what exporters know and what a trace can take for a batch of any size
             return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
         if len(input) == 1:
             return self._normalised(input)

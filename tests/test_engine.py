@@ -254,9 +254,9 @@ def test_where_openvino_fails_auto_takes_torch(monkeypatch: pytest.MonkeyPatch) 
     def damaged() -> None:
         raise ImportError("libopenvino.so: cannot open shared object file")
 
-    monkeypatch.setattr(engine, "_openvino", damaged)
+    monkeypatch.setattr(engine, "_core", damaged)
     assert place_networks("auto", [member()], False, PROCESS)[1].startswith(
-        "torch, since OpenVINO can't be imported (libopenvino.so: cannot open"
+        "torch, since OpenVINO can't be started (libopenvino.so: cannot open"
     )
 
 

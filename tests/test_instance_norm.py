@@ -44,3 +44,11 @@ def test_the_network_gives_the_same_logits_in_both_layouts() -> None:
         plain = network(windows)
         there = network.to(memory_format=torch.channels_last_3d)(windows)  # type: ignore[call-overload]
     torch.testing.assert_close(there, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_trace_of_one_sample_fits_several() -> None:
+    norm, volume = InstanceNorm3d(4).eval(), torch.randn(3, 4, 5, 6, 7)
+    with torch.enable_grad():  # as where nobody thinks of it
+        traced = torch.jit.trace(norm, volume[:1])
+        result = traced(volume)
+    torch.testing.assert_close(result.double(), by_the_formula(volume.double()), rtol=1e-5, atol=1e-5)

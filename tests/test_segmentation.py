@@ -514,15 +514,42 @@ def test_nothing_of_an_unfinished_command_stays(
     assert not Path("out/img0007").exists()
 
 
+def test_what_can_not_be_removed_is_told(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = segment(f"--input={scan_of(phantoms)}", "--save_probabilities")
+    probabilities = out / "img0007_probabilities.nii.gz"
+    probabilities.unlink()
+    probabilities.mkdir()
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+    assert "out/img0007_probabilities.nii.gz: can't be removed (" in message
+
+
+def test_a_file_of_somebody_else_stays_where_a_command_did_not_come_to_it(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    other = Path("out/img0007_probabilities.nii.gz")
+    other.write_text("somebody else's")
+
+    def full(*_: object) -> None:
+        raise WriteError("out/img0007_probabilities.nii.gz: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, "write_probabilities", full)
+        failure(lambda: segment(f"--input={scan_of(phantoms)}", "--save_probabilities"), capsys)
+    segment(f"--input={scan_of(phantoms)}")
+    assert other.read_text() == "somebody else's"
+
+
 def test_where_a_folder_of_organs_can_not_be_the_other_scans_go_on(
     segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("out").mkdir()
     Path("out/img0005").write_text("a file")
     scans = [str(scan_of(phantoms, number)) for number in (5, 7)]
-    message = failure(lambda: segment("--input", *scans, "--one_file_per_organ"), capsys)
-    assert message.startswith("error: 1 failed and 1 done;")
-    assert "out/img0005: can't be made as a folder (File exists)" in message
+    for _ in range(2):
+        message = failure(lambda: segment("--input", *scans, "--one_file_per_organ"), capsys)
+        assert message.startswith("error: 1 failed and 1 done;")
+        assert "out/img0005: can't be made as a folder (File exists)" in message
     assert Path("out/img0007/liver.nii.gz").exists()
     assert Path("out/measurements.csv").exists()
 

@@ -134,7 +134,7 @@ def compile_network(
     Where the disk can't be used, that is said, and the network is compiled for this once.
 
     Raises:
-        UnfitError: if its logits aren't torch's.
+        UnfitError: if it can't be compiled, or its logits aren't torch's.
     """
     path = cache_folder() / f"{_key(network, description, precision)}{ENDING}"
     compiled = None
@@ -168,9 +168,9 @@ def _require_fit(networks: Sequence[nn.Module], device: torch.device) -> None:
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("OpenVINO is not installed", f"{INSTALL} installs it")
     try:
-        _openvino()
-    except ImportError as error:
-        raise UnfitError(f"OpenVINO can't be imported ({brief(error)})", f"Mend it, as by {INSTALL}") from error
+        _core()
+    except (ImportError, RuntimeError) as error:
+        raise UnfitError(f"OpenVINO can't be started ({brief(error)})", f"Mend it, as by {INSTALL}") from error
     if any(isinstance(network, torch.jit.ScriptModule) for network in networks):
         raise UnfitError(
             "OpenVINO can't compile TorchScript", "Give the checkpoint that was exported, or --engine torch"
@@ -264,25 +264,17 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
     Raises:
         UnfitError: if it can't be compiled, or they differ by more than rounding.
     """
-    openvino = _openvino()
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
     window = _window(description)
     with torch.inference_mode():
         with warnings.catch_warnings(action="ignore"):  # of torch, that tracing is old and fixes shapes
             traced = torch.jit.trace(network, window, check_trace=False)
         expected = network(window)
-    # the parts of openvino.convert_model without its check of the trace, which takes four times as long as all else
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(traced)
     try:
-        model = frontend.convert(frontend.load(decoder))
-        model.reshape(openvino.PartialShape(list(window.shape)))
-        compiled = CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
-    except RuntimeError as error:
+        compiled = _converted(traced, window, precision)
+        logits = compiled(window)
+    except (ImportError, RuntimeError) as error:
         raise UnfitError(f"OpenVINO can't compile the network ({brief(error)})", "Give --engine torch") from error
-    difference = (compiled(window) - expected).square().mean().sqrt()
+    difference = (logits - expected).square().mean().sqrt()
     size = expected.square().mean().sqrt()
     if not difference <= TOLERANCE[precision.dtype] * size:
         raise UnfitError(
@@ -290,6 +282,19 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
             "Give --engine torch",
         )
     return compiled
+
+
+def _converted(traced: Any, window: Tensor, precision: Precision) -> CompiledNetwork:
+    """A trace compiled, as by ``openvino.convert_model`` without its check of the trace, most of the time it takes."""
+    openvino = _openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced)
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape(openvino.PartialShape(list(window.shape)))
+    return CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
 
 
 def _window(description: Description) -> Tensor:

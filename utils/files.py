@@ -124,6 +124,20 @@ def make_folder(path: Path) -> None:
         raise WriteError(f"{path}: can't be made as a folder ({error.strerror})") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        WriteError: if that can't be done.
+    """
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise WriteError(f"{path}: can't be removed ({error.strerror})") from error
+
+
 def writable_folder(path: Path, flag: str) -> Path:
     """Make a folder, and the ones above it, that files can be written to.
 

@@ -25,7 +25,7 @@ from utils.data_list import Scan
 from utils.dicom import write_segmentation
 from utils.distributed import Process
 from utils.errors import InputError, Stopped, WriteError, brief, lacks_memory
-from utils.files import fingerprint, make_folder, write_json
+from utils.files import fingerprint, make_folder, remove, write_json
 from utils.inference import Ensemble, Predictor, class_on_scan_grid, to_scan_grid
 from utils.mask_files import write_mask, write_probabilities
 from utils.measurements import agreement, measure, number
@@ -74,7 +74,7 @@ class Order:
         return self.folder / f"{_stem(name)}.nii.gz"
 
     def record(self, name: str) -> Path:
-        """What is known of a finished scan; written last, so that it is there only if all else is."""
+        """What is known of a scan: at first which files are begun, and last, when all else is there, what it holds."""
         return self.folder / RECORDS / f"{_stem(name)}.json"
 
     def picture(self, name: str) -> Path:
@@ -548,10 +548,11 @@ def _forget(scan: Scan, order: Order) -> None:
             probabilities=record["made_with"].get("save_probabilities", False),
         )
         earlier = {*finished_order.results(scan), order.dicom_file(scan.name)}
-    begun = {str(result.relative_to(order.folder)) for result in {*earlier, *order.results(scan)}}
+    to_come = {result for result in order.results(scan) if not result.exists()}
+    begun = {str(result.relative_to(order.folder)) for result in earlier | to_come}
     write_json(path, {"scan": scan.name, BEGUN: sorted(begun)})
     for result in earlier - {order.mask(scan.name)}:
-        result.unlink(missing_ok=True)
+        remove(result)
     folder = order.organ_folder(scan.name)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
