@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,18 @@ def failure(run: Any, capsys: pytest.CaptureFixture[str]) -> str:
         run()
     assert stop.value.code == 1
     return capsys.readouterr().err
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, function: str) -> Iterator[None]:
+    """A function of :mod:`utils.segmentation` fails, as on a full disk; what it is to write isn't there."""
+
+    def full(*_: object) -> None:
+        raise WriteError("out: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation, function, full)
+        yield
 
 
 def test_a_new_scan_gets_a_mask_on_its_own_grid_and_all_that_belongs_to_it(
@@ -337,12 +351,7 @@ def test_what_was_begun_and_not_finished_is_done_again(
 ) -> None:
     """As after ``kill -9`` between the mask and the record."""
     scan = f"--input={scan_of(phantoms)}"
-
-    def full(*_: object) -> None:
-        raise WriteError("out/records/img0007.png: can't be written (No space left on device)")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "save_picture", full)
+    with full_disk(monkeypatch, "save_picture"):
         failure(lambda: segment(scan), capsys)
     assert Path("out/img0007.nii.gz").exists()
     segment(scan)
@@ -500,12 +509,7 @@ def test_nothing_of_an_unfinished_command_stays(
 ) -> None:
     """As after ``kill -9`` before the record, twice, the second time of another command."""
     scan = f"--input={scan_of(phantoms)}"
-
-    def full(*_: object) -> None:
-        raise WriteError("out/records/img0007.png: can't be written (No space left on device)")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "save_picture", full)
+    with full_disk(monkeypatch, "save_picture"):
         failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver,spleen"), capsys)
         assert {path.name for path in Path("out/img0007").iterdir()} == {"liver.nii.gz", "spleen.nii.gz"}
         failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver"), capsys)
@@ -529,12 +533,7 @@ def test_a_file_of_somebody_else_stays_where_a_command_did_not_come_to_it(
     Path("out").mkdir()
     other = Path("out/img0007_probabilities.nii.gz")
     other.write_text("somebody else's")
-
-    def full(*_: object) -> None:
-        raise WriteError("out/img0007_probabilities.nii.gz: can't be written (No space left on device)")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(segmentation, "write_probabilities", full)
+    with full_disk(monkeypatch, "write_probabilities"):
         failure(lambda: segment(f"--input={scan_of(phantoms)}", "--save_probabilities"), capsys)
     segment(f"--input={scan_of(phantoms)}")
     assert other.read_text() == "somebody else's"
