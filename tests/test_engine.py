@@ -294,7 +294,7 @@ def test_nothing_is_told_to_the_packages_maker(monkeypatch: pytest.MonkeyPatch) 
     def watch(name: str, *arguments: Any, **more: Any) -> Any:
         if name == "openvino":
             seen.append(sys.modules.get("openvino_telemetry", "importable"))
-            sys.modules["openvino"] = engine  # of a second copy of the library there would be no end
+            monkeypatch.setitem(sys.modules, "openvino", engine)  # a second copy of the library would never end
             return engine
         return load(name, *arguments, **more)
 
