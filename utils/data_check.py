@@ -60,12 +60,13 @@ def scan_faults(scan: Scan, in_channels: int, out_channels: int, settings: Prepr
         voxels = read_voxels(path, image, faults)
         if voxels is None:
             continue
-        if not np.isfinite(voxels).all():
+        low, high = voxels.min(), voxels.max()  # NaN of any NaN
+        if not np.isfinite([low, high]).all():
             faults.append(f"{path}: has NaN or infinite voxels. Replace them before training.")
-        elif voxels.min() == voxels.max():
-            faults.append(f"{path}: every voxel is {voxels.flat[0]:g}; there is nothing to see in it.")
+        elif low == high:
+            faults.append(f"{path}: every voxel is {low:g}; there is nothing to see in it.")
         else:
-            extremes += [voxels.min(), voxels.max()]
+            extremes += [low, high]
     if len(extremes) == 2 * len(scan.image):
         fault = window_fault(scan.image[0], min(extremes), max(extremes), settings)
         faults += [fault] if fault is not None else []
