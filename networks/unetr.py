@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
 from networks.layout import in_layout_of, with_dense_gradient
+from networks.scan_layers import read_by_twice_the_bits
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
 PATCH_SIZE = 16  # of the published network
@@ -131,6 +132,7 @@ class UNETR(nn.Module):
             norm_name=NORMS[norm_name],
             res_block=res_block,
         )
+        read_by_twice_the_bits(self.encoder1)
         halvings = patch_size.bit_length() - 1  # from full resolution to that of the patches
         self.encoder2 = skip_path(feature_size * 2, doublings=halvings - 2)
         self.encoder3 = skip_path(feature_size * 4, doublings=halvings - 3)
