@@ -10,19 +10,22 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetrBasicBlock
 from torch import Tensor, nn
 
+from networks.linear import is_traced, linear
+
 
 class ScanConv3d(nn.Conv3d):
     """``nn.Conv3d`` that under autocast splits input x and weights w into a rounded number and the remainder.
 
     It convolves the channels (x, x's remainder, x) with (w, w, w's remainder), so that autocast's fast kernels compute
     what they did, summed in float32, with three channels for each. Left out is the product of both remainders, 2⁻¹⁶.
+    In float32 a CPU's small kernels get channels of zeros: of fewer than four torch makes a slow convolution.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, features, D', H', W')."""
         weight = self.weight
         if not torch.jit.is_scripting():  # a file of TorchScript computes in float32
-            input, weight = _in_three_parts(input, weight)
+            input, weight = _in_more_channels(input, weight)
         return self._conv_forward(input, weight, self.bias)
 
 
@@ -30,11 +33,11 @@ class ScanLinear(nn.Linear):
     """``nn.Linear`` that computes in float32 under autocast too, which takes as long as three bfloat16 parts."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
+        """(B, N, inputs) -> (B, N, outputs)."""
         if torch.jit.is_scripting():
             return F.linear(input, self.weight, self.bias)
         with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input, self.weight, self.bias)
+            return linear(input, self.weight, self.bias)
 
 
 def read_by_twice_the_bits(block: UnetrBasicBlock) -> None:
@@ -48,17 +51,21 @@ def read_by_twice_the_bits(block: UnetrBasicBlock) -> None:
             convolution.conv.weight = plain.weight
 
 
-def _in_three_parts(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, D, H, W) and (F, C, k, k, k) -> (B, 3 · C, D, H, W) and (F, 3 · C, k, k, k), under autocast."""
-    if not torch.is_autocast_enabled(x.device.type):
+def _in_more_channels(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, D, H, W) and (F, C, k, k, k) -> (B, C', D, H, W) and (F, C', k, k, k), with the same convolution."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        rounded, remainder = _split(x, dtype)
+        w_rounded, w_remainder = _split(weight, dtype)
+        channels = torch.cat([rounded, remainder, rounded], 1)
+        weight = torch.cat([w_rounded, w_rounded, w_remainder], 1)
+    elif x.device.type == "cpu" and x.shape[1] < 4 and weight.shape[-1] <= 3 and not is_traced():
+        zeros_behind = (0, 0, 0, 0, 0, 0, 0, 4 - x.shape[1])  # width, height, depth, channels
+        channels, weight = F.pad(x, zeros_behind), F.pad(weight, zeros_behind)
+    else:
         return x, weight
-    dtype = torch.get_autocast_dtype(x.device.type)
-    rounded, remainder = _split(x, dtype)
-    parts = torch.cat([rounded, remainder, rounded], 1)
-    if x.stride(1) == 1:  # which says for a single channel too that channels are to lie together
-        parts = parts.contiguous(memory_format=torch.channels_last_3d)
-    weight, weight_remainder = _split(weight, dtype)
-    return parts, torch.cat([weight, weight, weight_remainder], 1)
+    # a stride of 1 says for a single channel too that channels are to lie together
+    return channels.contiguous(memory_format=torch.channels_last_3d) if x.stride(1) == 1 else channels, weight
 
 
 def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.linear import Linear
 from networks.scan_layers import ScanConv3d, ScanLinear
 
 POSITION_EMBEDDINGS = ("perceptron", "conv")
@@ -89,8 +90,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.out_proj = Linear(hidden_size, hidden_size)
         self.drop_output = nn.Dropout(dropout_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, mlp_dim: int, dropout_rate: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(hidden_size, mlp_dim)
-        self.linear2 = nn.Linear(mlp_dim, hidden_size)
+        self.linear1 = Linear(hidden_size, mlp_dim)
+        self.linear2 = Linear(mlp_dim, hidden_size)
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
