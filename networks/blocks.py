@@ -3,18 +3,19 @@
 from collections.abc import Callable
 
 import torch
-from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import Tensor, nn
 
+from networks.full_precision import ScanBlock
 from networks.vit import TransformerBlock
 
 Forward = Callable[..., Tensor]
 
 BLOCKS = (
-    *(TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock),
+    *(TransformerBlock, ScanBlock, UnetrPrUpBlock, UnetrUpBlock),
     *(SwinTransformerBlock, ResBlock, UnetBasicBlock, UnetUpBlock),  # of MONAI's other networks
 )
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from networks.full_precision import OutBlock, ScanBlock
 from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
 from networks.layout import in_layout_of, with_dense_gradient
-from networks.scan_layers import read_by_twice_the_bits
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
 PATCH_SIZE = 16  # of the published network
@@ -123,16 +123,7 @@ class UNETR(nn.Module):
                 res_block=res_block,
             )
 
-        self.encoder1 = UnetrBasicBlock(
-            spatial_dims=3,
-            in_channels=in_channels,
-            out_channels=feature_size,
-            kernel_size=3,
-            stride=1,
-            norm_name=NORMS[norm_name],
-            res_block=res_block,
-        )
-        read_by_twice_the_bits(self.encoder1)
+        self.encoder1 = ScanBlock(in_channels, feature_size, NORMS[norm_name], res_block)
         halvings = patch_size.bit_length() - 1  # from full resolution to that of the patches
         self.encoder2 = skip_path(feature_size * 2, doublings=halvings - 2)
         self.encoder3 = skip_path(feature_size * 4, doublings=halvings - 3)
@@ -142,8 +133,8 @@ class UNETR(nn.Module):
         self.decoder3 = up_path(feature_size * 4, feature_size * 2)
         self.decoder2 = up_path(feature_size * 2, feature_size)
 
-        def output(channels: int) -> UnetOutBlock:
-            return UnetOutBlock(spatial_dims=3, in_channels=channels, out_channels=out_channels)
+        def output(channels: int) -> OutBlock:
+            return OutBlock(spatial_dims=3, in_channels=channels, out_channels=out_channels)
 
         self.out = output(feature_size)
         self.coarse_outs = None

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.linear import Linear
-from networks.scan_layers import ScanConv3d, ScanLinear
+from networks.cpu_kernels import Linear
 
 POSITION_EMBEDDINGS = ("perceptron", "conv")
 
@@ -65,9 +64,9 @@ class PatchEmbedding(nn.Module):
         self.pos_embed = pos_embed
         self.patch_embeddings: nn.Module
         if pos_embed == "conv":
-            self.patch_embeddings = ScanConv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+            self.patch_embeddings = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
         else:
-            linear = ScanLinear(in_channels * patch_size**3, hidden_size)
+            linear = Linear(in_channels * patch_size**3, hidden_size)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
             self.patch_embeddings = nn.Sequential(PatchesToVectors(patch_size), linear)

@@ -114,8 +114,9 @@ def test_a_run_tells_the_first_step_and_goes_on_without(
     assert len(told) == 1
     assert screen[told[0]].endswith(" s, compilation included")
     assert screen[told[0] + 1].startswith("epoch 1/2: loss")
+    # where it isn't compiled the network takes other kernels (networks/cpu_kernels.py), which round in another order
     torch.testing.assert_close(
-        weights(compiled / "model_final.pt"), weights(plain / "model_final.pt"), rtol=0, atol=1e-4
+        weights(compiled / "model_final.pt"), weights(plain / "model_final.pt"), rtol=0, atol=5e-4
     )
     assert lines(compiled)[-1]["dice"]["mean"] == pytest.approx(lines(plain)[-1]["dice"]["mean"], abs=1e-3)
     before = weights(compiled / "model_final.pt")

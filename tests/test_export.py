@@ -105,7 +105,8 @@ def test_a_bare_state_dict_has_the_published_names_and_describes_itself_to_us_al
 def test_an_export_can_be_exported(tmp_path: Path) -> None:
     weights, _ = saved(tmp_path)
     export.export(weights, "state_dict", tmp_path / "bare.pth")
-    assert export.export(tmp_path / "bare.pth", "torchscript", tmp_path / "script.pt") == 0
+    # TorchScript takes other kernels (networks/cpu_kernels.py), which round in another order
+    assert export.export(tmp_path / "bare.pth", "torchscript", tmp_path / "script.pt") < 1e-5
 
 
 def test_other_logits_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
