@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
@@ -16,7 +16,7 @@ Forward = Callable[..., Tensor]
 
 BLOCKS = (
     *(TransformerBlock, ScanBlock, UnetrPrUpBlock, UnetrUpBlock),
-    *(SwinTransformerBlock, ResBlock, UnetBasicBlock, UnetUpBlock),  # of MONAI's other networks
+    *(SwinTransformerBlock, UnetrBasicBlock, ResBlock, UnetBasicBlock, UnetUpBlock),  # of MONAI's other networks
 )
 
 

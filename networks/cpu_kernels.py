@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN_ABOVE = 20480  # samples · channels · depth · height, above which torch 2.13 leaves a single sample to oneDNN
-# changes nothing in a kernel of one voxel, but with it torch leaves that to oneDNN with a single thread too
+ONEDNN_ABOVE = 20480  # channels · depth · height, above which torch 2.13 leaves a single sample to oneDNN
+# changes nothing in a kernel of one voxel, but with it torch leaves that to oneDNN with a single thread too; a single
+# sample of fewer voxels it would leave to a kernel slower than any other
 DILATION = 2
 
 
@@ -23,6 +24,8 @@ class Linear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         # (B, N, C) -> (B, N, 1, C) -> (B, C, N, 1) and back, so that strides say that channels lie together
         volume = input.unsqueeze(2).permute(0, 3, 1, 2)
+        if not _is_onednns(volume):
+            return F.linear(input, self.weight, self.bias)
         result = F.conv2d(volume, self.weight[:, :, None, None], self.bias, dilation=DILATION)
         return result.permute(0, 2, 3, 1).squeeze(2)
 
@@ -47,26 +50,38 @@ class Conv3d(nn.Conv3d):
         """(B, C, D, H, W) -> (B, features, D, H, W)."""
         if torch.jit.is_scripting():
             return self._conv_forward(input, self.weight, self.bias)
-        if not _in_float32_on_cpu(input):
-            return self._conv_forward(input, self.weight, self.bias)
-        # a stride of 1 says for a single channel too that channels are to lie together
-        layout = torch.channels_last_3d if input.stride(1) == 1 else torch.contiguous_format
-        volume, weight = _with_enough_channels(input, self.weight)
-        dilation = DILATION if self.kernel_size == (1, 1, 1) else 1
-        volume = volume.contiguous(memory_format=layout)
-        result = F.conv3d(volume, weight, self.bias, padding=self.padding, dilation=dilation)
-        return result.contiguous(memory_format=layout)
+        return conv3d(input, self.weight, self.bias, self.padding)
+
+
+def conv3d(volume: Tensor, weight: Tensor, bias: Tensor | None, padding: str | tuple[int, ...]) -> Tensor:
+    """``F.conv3d`` of (B, C, D, H, W), as :class:`Conv3d` computes it."""
+    if not _in_float32_on_cpu(volume):
+        return F.conv3d(volume, weight, bias, padding=padding)
+    # a stride of 1 says for a single channel too that channels are to lie together
+    layout = torch.channels_last_3d if volume.stride(1) == 1 else torch.contiguous_format
+    volume, weight = _with_enough_channels(volume, weight)
+    dilation = DILATION if weight.shape[2:].numel() == 1 and _is_onednns(volume) else 1
+    result = F.conv3d(volume.contiguous(memory_format=layout), weight, bias, padding=padding, dilation=dilation)
+    return result.contiguous(memory_format=layout)
+
+
+def is_traced() -> bool:
+    """Whether what is computed is written down for a compiler or another program, which have kernels of their own."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _in_float32_on_cpu(x: Tensor) -> bool:
     return (
-        # what is traced for a compiler or another program has kernels of its own
-        not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+        not is_traced()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
     )
+
+
+def _is_onednns(volume: Tensor) -> bool:
+    return len(volume) > 1 or volume.shape[1:4].numel() > ONEDNN_ABOVE
 
 
 def _with_enough_channels(volume: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,10 @@ def test_results_and_gradients_are_torchs(batch: int, bias: bool) -> None:
     assert results[0].is_contiguous()  # otherwise the next layer norm would have to copy it
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has no MKL here, which it takes too often")
+@pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="torch hasn't both libraries here",
+)
 def test_it_is_a_convolution_in_float32_alone() -> None:
     layer = Linear(SIZES["inputs"], SIZES["outputs"])
     tokens = torch.randn(1, SIZES["tokens"], SIZES["inputs"])
@@ -59,6 +62,8 @@ def test_it_is_a_convolution_in_float32_alone() -> None:
         assert "aten::mkldnn_convolution" not in kernels(layer, tokens)
     assert "aten::mkldnn_convolution" not in kernels(layer.double(), tokens.double())
     assert "aten::mkldnn_convolution" not in kernels(layer.float(), tokens[0])
+    few = tokens[:, :12]  # for which torch would take its slowest convolution
+    assert not [name for name in kernels(layer, few) if "conv" in name]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
@@ -104,3 +109,5 @@ def test_a_convolution_is_torchs_in_the_layout_of_its_input(
 def test_a_single_window_is_convolved_by_onednn(channels: int, kernel: int) -> None:
     volume = torch.randn(1, channels, 96, 80, 3)
     assert "aten::mkldnn_convolution" in kernels(Conv3d(channels, 5, kernel), volume)
+    few = volume[:, :, :6, :5]
+    assert not [name for name in kernels(Conv3d(channels, 5, kernel), few) if "dilated" in name]

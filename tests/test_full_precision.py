@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock
 from torch import Tensor, nn
 
-from networks.full_precision import OutBlock, ScanBlock
+from networks.full_precision import OutBlock, ScanBlock, in_parts, normalised_kernels
 from networks.unetr import UNETR
 
 
@@ -37,9 +38,36 @@ def test_a_difference_that_bfloat16_rounds_away_passes_along_the_residual_connec
         for name, parameter in block.named_parameters():
             parameter.data.fill_(100 if "conv3" in name else 1 if "norm3.weight" in name else 0)
         results.append(in_bfloat16(block, scan)[..., 1].float())
-    assert results[0].dtype == torch.float32
     torch.testing.assert_close(results[0], torch.ones_like(results[0]), rtol=0.01, atol=0)
     torch.testing.assert_close(results[1], torch.zeros_like(results[1]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_kernels_normalise_what_they_convolve(channels: int) -> None:
+    torch.manual_seed(0)
+    eps = 0.1  # large enough to be seen
+    volumes = [torch.randn(2, channels, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 2]
+    volumes = [volumes[0].clone().requires_grad_() for _ in range(2)]
+    weights = [torch.ones(4, channels, 1, 1, 1, dtype=torch.float64).cumsum(0).requires_grad_() for _ in range(2)]
+    centred, kernels = normalised_kernels(volumes[0], weights[0], eps)
+    result = torch.cat([F.conv3d(one, kernel) for one, kernel in zip(centred.split(1), kernels, strict=True)])
+    expected = F.instance_norm(F.conv3d(volumes[1], weights[1]), eps=eps)
+    torch.testing.assert_close(result, expected)
+    for one in (result, expected):
+        (one * torch.arange(one.numel(), dtype=torch.float64).view(one.shape).cos()).sum().backward()
+    torch.testing.assert_close(volumes[0].grad, volumes[1].grad)
+    torch.testing.assert_close(weights[0].grad, weights[1].grad)
+
+
+def test_numbers_and_remainders_are_convolved_to_what_the_numbers_were() -> None:
+    torch.manual_seed(0)
+    volume, kernels = torch.randn(1, 2, 3, 4, 5), torch.randn(1, 4, 2, 1, 1, 1)
+    expected = F.conv3d(volume, kernels[0])
+    parts, their_kernels = in_parts(volume, kernels, torch.bfloat16)
+    assert parts.dtype == their_kernels.dtype == torch.bfloat16
+    torch.testing.assert_close(F.conv3d(parts.float(), their_kernels[0].float()), expected, rtol=0, atol=2.0**-13)
+    rounded = F.conv3d(volume.bfloat16().float(), kernels[0].bfloat16().float())
+    assert (rounded - expected).abs().max() > 2.0**-9
 
 
 @pytest.mark.parametrize("res_block", [True, False])

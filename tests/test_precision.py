@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from networks.unetr import UNETR
 from utils import precision
-from utils.precision import choose_precision
+from utils.precision import Precision, choose_precision
 
 ROI = (96, 96, 96)
 
@@ -46,3 +47,25 @@ def test_scaling_is_for_float16_alone() -> None:
     assert not precision.Precision(torch.device("cpu"), torch.float32).scaler().is_enabled()
     assert not precision.Precision(torch.device("cpu"), torch.bfloat16).scaler().is_enabled()
     assert precision.Precision(torch.device("cpu"), torch.float16).scaler().is_enabled()
+
+
+def test_weights_converted_once_give_what_autocast_gives() -> None:
+    network = UNETR(1, 2, 16, feature_size=4, hidden_size=12, mlp_dim=8, num_heads=2, pos_embed="conv").eval()
+    bfloat16 = Precision(torch.device("cpu"), torch.bfloat16)
+    volume = torch.randn(2, 1, 16, 16, 16)
+    with torch.inference_mode(), bfloat16.autocast():
+        expected = network(volume)
+    bfloat16.convert_weights(network)
+    with torch.inference_mode(), bfloat16.autocast():
+        torch.testing.assert_close(network(volume), expected, rtol=0, atol=0)
+    formats = {name: parameter.dtype for name, parameter in network.named_parameters()}
+    assert formats["vit.patch_embedding.patch_embeddings.weight"] == torch.bfloat16
+    assert formats["vit.blocks.3.attn.qkv.weight"] == torch.bfloat16
+    assert formats["decoder3.transp_conv.conv.weight"] == torch.bfloat16
+    assert formats["vit.norm.weight"] == formats["out.conv.conv.weight"] == torch.float32
+
+
+def test_weights_of_a_float32_network_stay() -> None:
+    network = torch.nn.Linear(2, 2)
+    Precision(torch.device("cpu"), torch.float32).convert_weights(network)
+    assert network.weight.dtype == torch.float32

@@ -112,6 +112,8 @@ def place_networks(
     if engine == "openvino":
         return tuple(zip(compiled, formats, strict=True)), _name()
     placed = tuple(zip(map(process.place, networks), formats, strict=True))
+    for network, precision in placed:
+        precision.convert_weights(network)
     if engine == "torch":
         return placed, "torch"
     reason = ""

@@ -4,11 +4,14 @@ import platform
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.amp.autocast_mode import autocast
 
 from networks import NETWORKS
+from networks.cpu_kernels import Conv3d
 
 AMPERE = (8, 0)
+CONVERTED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)  # of which autocast converts the weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,16 @@ class Precision:
             cache: whether a weight that is used twice is converted once.
         """
         return autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=cache)
+
+    def convert_weights(self, network: nn.Module) -> None:
+        """Convert once what autocast would convert in each forward pass, of a network that isn't trained any more."""
+        if self.dtype == torch.float32:
+            return
+        for module in network.modules():
+            # our own convolutions choose their format
+            if isinstance(module, CONVERTED) and not isinstance(module, Conv3d):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
         """The scaler for the loss; it does nothing unless the format is float16."""
