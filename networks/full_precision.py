@@ -75,7 +75,8 @@ class ScanResBlock(UnetResBlock):
             if example.dtype != scan.dtype:
                 centred, weights = in_parts(centred, weights, example.dtype)
         samples = in_layout_of(example, centred).split(1)
-        return torch.cat([conv3d(one, kernel, None, (0, 0, 0)) for one, kernel in zip(samples, weights, strict=True)])
+        normalised = [conv3d(one, kernel, None, (0, 0, 0)) for one, kernel in zip(samples, weights, strict=True)]
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
 
 
 class OutBlock(UnetOutBlock):
