@@ -284,7 +284,7 @@ def _add_inference_flags(parser: argparse.ArgumentParser, fast: bool = False) ->
     if fast:
         overlap.add_argument(
             "--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
-            help=f"--infer_overlap {FAST_OVERLAP}: fewer windows, and borders of organs that are a little rougher",
+            help=f"--infer_overlap {FAST_OVERLAP}: fewer windows, at some cost in Dice",
         )  # fmt: skip
     group.add_argument("--sw_batch_size", type=count, default=1, help="windows in one forward pass")
 
