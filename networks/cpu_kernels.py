@@ -20,12 +20,11 @@ class Linear(nn.Linear):
         """(..., inputs) -> (..., outputs)."""
         if torch.jit.is_scripting():
             return F.linear(input, self.weight, self.bias)
-        if not (_in_float32_on_cpu(input) and input.dim() == 3 and torch.backends.mkl.is_available()):
+        mkls = _in_float32_on_cpu(input) and torch.backends.mkl.is_available()
+        if not (mkls and input.dim() == 3 and _is_onednns(input)):
             return F.linear(input, self.weight, self.bias)
         # (B, N, C) -> (B, N, 1, C) -> (B, C, N, 1) and back, so that strides say that channels lie together
         volume = input.unsqueeze(2).permute(0, 3, 1, 2)
-        if not _is_onednns(volume):
-            return F.linear(input, self.weight, self.bias)
         result = F.conv2d(volume, self.weight[:, :, None, None], self.bias, dilation=DILATION)
         return result.permute(0, 2, 3, 1).squeeze(2)
 
@@ -80,8 +79,9 @@ def _in_float32_on_cpu(x: Tensor) -> bool:
     )
 
 
-def _is_onednns(volume: Tensor) -> bool:
-    return len(volume) > 1 or volume.shape[1:4].numel() > ONEDNN_ABOVE
+def _is_onednns(x: Tensor) -> bool:
+    """Whether torch leaves a convolution to oneDNN: of (B, C, D, H, W), or of (B, N, C) as a linear layer."""
+    return len(x) > 1 or x.shape[1:4].numel() > ONEDNN_ABOVE
 
 
 def _with_enough_channels(volume: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

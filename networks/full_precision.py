@@ -91,7 +91,7 @@ class OutBlock(UnetOutBlock):
         if torch.jit.is_scripting():
             return self.conv(features)
         with torch.autocast(features.device.type, enabled=False):
-            return self.conv(features.float())
+            return self.conv(features.to(self.conv.conv.weight.dtype))
 
 
 def normalised_kernels(volume: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

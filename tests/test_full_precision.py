@@ -98,3 +98,9 @@ def test_logits_of_the_network_are_float32_in_training_too() -> None:
     assert [logits.dtype for logits in outputs] == [torch.float32] * 4
     sum(logits.square().mean() for logits in outputs).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_converted_as_a_whole_computes_in_its_format(dtype: torch.dtype) -> None:
+    network = UNETR(1, 2, 16, feature_size=2, hidden_size=8, mlp_dim=8, num_heads=2).to(dtype)
+    assert network(torch.rand(1, 1, 16, 16, 16, dtype=dtype)).dtype == dtype
