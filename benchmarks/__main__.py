@@ -98,7 +98,7 @@ def _by(*flags: str) -> str:
 def main(args: argparse.Namespace) -> None:
     """Print the tables line by line, and write them."""
     device = choose_device(args.device)
-    weights = Path(args.weights).absolute() if args.weights else None
+    weights: Path | None = args.weights
     lines = []
     for part in (table(device, weights, args.rounds), iter([""]), growth_table(device)):
         for line in part:
@@ -119,6 +119,10 @@ if __name__ == "__main__":
         prog="python -m benchmarks", description="Time everything beside the peer, and write README's table."
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
-    parser.add_argument("--weights", help="a trained checkpoint of the reference network (default: random weights)")
+    parser.add_argument(
+        "--weights",
+        type=whole_scan.weights_file,
+        help="a trained checkpoint of the reference network (default: random weights)",
+    )
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")
     main(parser.parse_args())

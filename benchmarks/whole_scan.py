@@ -320,12 +320,20 @@ def size(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
+def weights_file(text: str) -> Path:
+    """The file that ``--weights`` names, which is looked for before anything is timed."""
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no file; give a checkpoint that main.py saved")
+    return path
+
+
 def main(args: argparse.Namespace) -> None:
     """Print what both chains took, and what more the flags ask for."""
     if args.step:
         STEPS[args.step[0]](*args.step[1:], *args.flags)
         return
-    weights = Path(args.weights).absolute() if args.weights else None
+    weights: Path | None = args.weights
     shape: tuple[int, int, int] = tuple(args.shape or (LARGE if weights else WORST))  # type: ignore[assignment]
     if args.pieces:
         with tempfile.TemporaryDirectory() as name:
@@ -356,7 +364,9 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_scan", description="Time a scan beside the peer.")
-    parser.add_argument("--weights", help="a trained checkpoint of the reference network (default: random weights)")
+    parser.add_argument(
+        "--weights", type=weights_file, help="a trained checkpoint of the reference network (default: random weights)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both compute")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="of the scan in voxels")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
