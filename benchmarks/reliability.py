@@ -7,6 +7,7 @@ ends with has to be identical with what an undisturbed one of the same seed and 
 """
 
 import argparse
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -47,6 +48,7 @@ FLAGS = [
 ]
 WORKERS_KILLED = 3  # in a run of two processes
 TOO_LONG = 120  # seconds for a run that takes a few
+WHERE = signal.SIGUSR2  # lets a launch write where each of its threads is
 # a server that has imported everything forks the runs, each of which would otherwise spend seconds on imports; torch's
 # optimizers import its compiler
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -90,7 +92,7 @@ class Laboratory:
         server.start()
         server.join()
         start = time.monotonic()
-        assert self.finish(self.launch("undisturbed")) == 0, self.log("undisturbed")
+        assert self.finish(self.launch("undisturbed"), "undisturbed") == 0, self.log("undisturbed")
         self.seconds = time.monotonic() - start
         self.whole = self.run_folder("undisturbed")
 
@@ -111,13 +113,19 @@ class Laboratory:
         process.start()
         return process
 
-    @staticmethod
-    def finish(process: ForkServerProcess) -> int:
-        """Wait for the end of a launch; its exit status, negative for a signal that killed it."""
+    def finish(self, process: ForkServerProcess, name: str) -> int:
+        """Wait for the end of a launch of that run; its exit status, negative for a signal that killed it.
+
+        Raises:
+            RuntimeError: if it doesn't end, with its log, and where its threads were.
+        """
         process.join(TOO_LONG)
         if process.exitcode is None:
+            assert process.pid is not None
+            os.kill(process.pid, WHERE)
+            process.join(1)
             process.kill()
-            raise RuntimeError(f"a launch did not end within {TOO_LONG} s")
+            raise RuntimeError(f"a launch of {name} did not end within {TOO_LONG} s:\n{self.log(name)}")
         return process.exitcode
 
     def wait_until(self, happened: Callable[[], bool], runs: Callable[[], bool], name: str) -> bool:
@@ -143,7 +151,7 @@ class Laboratory:
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, number)
-        return self.finish(process)
+        return self.finish(process, name)
 
     def repeat(self, what: str, times: int, disturb: Callable[[str, Outcome], bool]) -> Outcome:
         """Disturb runs until that has been done ``times`` times and each of them is done.
@@ -158,7 +166,7 @@ class Laboratory:
             while not done and outcome.disturbances < times:
                 done = disturb(name, outcome)
             if not done:
-                status = self.finish(self.launch(name))
+                status = self.finish(self.launch(name), name)
                 if status != 0:
                     outcome.faults.append(f"{name} ended with status {status}:\n{self.log(name)}")
             outcome.runs += 1
@@ -195,7 +203,8 @@ class Laboratory:
                 return True
             latest = self.run_folder(name) / "model_final.pt"
             before = latest.read_bytes() if latest.exists() else None
-            status = self.finish(self.launch(name, file_size=self.random.randrange(size // 100, size)))
+            limit = self.random.randrange(size // 100, size)
+            status = self.finish(self.launch(name, file_size=limit), name)
             outcome.disturbances += 1
             outcome.in_training += ": loss " in self.log(name)[len(said) :]
             if status != 1 or "not saved: " not in self.log(name):
@@ -294,6 +303,7 @@ def _train(argv: list[str], folder: Path, name: str, file_size: int | None) -> N
     with open(f"{name}.log", "a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    faulthandler.register(WHERE)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     training_program.run(argv)
