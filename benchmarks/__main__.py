@@ -65,10 +65,11 @@ def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[s
         ways += [("--engine=openvino",), ("--engine=openvino", "--fast")]
     shape = whole_scan.LARGE
     of_host = "" if device.type == "cpu" else " (not the GPU's)"
+    tissue = ", tissue everywhere" if weights is None else ""
     scans = whole_scan.compare(weights, shape, ways, rounds, 1 if device.type == "cpu" else 4, device.type)
     for scan in scans:
         yield (
-            f"| {whole_scan.size(shape)} voxels, file to mask{_by(*scan.flags)} | {scan.ours.seconds:.1f} s "
+            f"| {whole_scan.size(shape)} voxels{tissue}, file to mask{_by(*scan.flags)} | {scan.ours.seconds:.1f} s "
             f"| {scan.peer.seconds:.1f} s | {scan.peer.seconds / scan.ours.seconds:.2f} "
             f"| {scan.ours.peak / 2**30:.2f} and {scan.peer.peak / 2**30:.2f}{of_host} | |"
         )
