@@ -22,10 +22,10 @@ def test_a_signal_waits_where_it_is_deferred(number: int) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
     with stop.listening(), stop.deferred():
-        stop.raise_if_asked(stop.number)
+        stop.raise_if_asked()
         signal.raise_signal(number)
         with pytest.raises(Stopped) as stopped:
-            stop.raise_if_asked(stop.number)
+            stop.raise_if_asked()
     assert stopped.value.number == number
     assert signal.getsignal(number) == before
 
@@ -43,6 +43,65 @@ def test_elsewhere_it_ends_the_program_at_once() -> None:
     stop = StopRequest()
     with stop.listening(), pytest.raises(Stopped, match="stopped by SIGTERM"):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_part_that_defers_it_leaves_it_deferred_around_itself() -> None:
+    stop = StopRequest()
+    with stop.listening(), stop.deferred():
+        with stop.deferred():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.raise_if_asked()
+
+
+def test_threads_begin_nothing_more_after_a_signal() -> None:
+    stop = StopRequest()
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+    with stop.listening(), pytest.raises(Stopped, match="SIGTERM"):
+        list(stop.map_in_threads(work, range(50), threads=1))
+    assert len(begun) < 10
+
+
+# a signal as the main thread has just taken the lock of a result that a thread is about to give
+A_LOCK_IS_TAKEN = """
+import signal, sys, threading, time
+from utils.errors import one_line_errors
+from utils.stop_request import StopRequest
+
+enter = threading.Condition.__enter__
+
+def enter_and_be_asked(condition):
+    held = enter(condition)
+    in_main = threading.get_ident() == threading.main_thread().ident
+    if in_main and sys._getframe(1).f_code.co_name == "result":
+        threading.Condition.__enter__ = enter
+        signal.raise_signal(signal.SIGTERM)
+    return held
+
+threading.Condition.__enter__ = enter_and_be_asked
+stop = StopRequest()
+with one_line_errors(), stop.listening():
+    for _ in stop.map_in_threads(time.sleep, [0.2, 0.2], threads=1):
+        pass
+print("went on")
+"""
+
+
+def test_a_signal_while_threads_hold_locks_lets_nothing_wait_for_ever() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", A_LOCK_IS_TAKEN],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    said = "stopped by SIGTERM before anything was done; launch the same command again\n"
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", said)
 
 
 def test_no_except_exception_swallows_it() -> None:

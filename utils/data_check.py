@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def check_scans(
         InputError: listing every fault of every file.
     """
     unique = list(dict.fromkeys(scans))
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = pool.map(lambda scan: scan_faults(scan, in_channels, out_channels, settings), unique)
-        faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
+    check = partial(scan_faults, in_channels=in_channels, out_channels=out_channels, settings=settings)
+    results = process.stop.map_in_threads(check, unique, max(1, workers))
+    faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
     if faults:
         raise InputError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "

@@ -6,8 +6,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -232,12 +231,16 @@ def _prepared(
     return ReadableScans(PersistentDataset(items, Compose(fixed), folder, hash_func=_hash_files))
 
 
+def _each(scans: ReadableScans, part: range, process: Process, workers: int) -> Iterable[Any]:
+    """Some of the scans, read in threads."""
+    # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
+    loaded = process.stop.map_in_threads(scans.__getitem__, part, max(1, _at_most_cores(workers)))
+    return process.bar(loaded, "loading scans", total=len(part))
+
+
 def _loaded(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
     """The scans in this process's memory."""
-    # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
-    with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
-        loaded = pool.map(scans.__getitem__, range(len(scans)))
-        return list(process.bar(loaded, "loading scans", total=len(scans)))
+    return list(_each(scans, range(len(scans)), process, workers))
 
 
 def _mapped(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
@@ -246,9 +249,8 @@ def _mapped(scans: ReadableScans, process: Process, workers: int) -> list[Any]:
     Each process prepares a part of them.
     """
     part = range(process.seat.local_rank, len(scans), process.seat.local_size)
-    with ThreadPoolExecutor(max(1, _at_most_cores(workers))) as pool:
-        for _ in process.bar(pool.map(scans.__getitem__, part), "loading scans", total=len(part)):
-            pass
+    for _ in _each(scans, part, process, workers):
+        pass  # it is in its file
     process.wait_for_all()
     return [torch.load(scans.file(index), mmap=True, weights_only=True) for index in range(len(scans))]
 

@@ -33,6 +33,7 @@ from utils.metrics import dice_per_label
 from utils.pictures import orthogonal, pixels, save_picture
 from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid, window_fault
 from utils.scan_files import Found, folder_around
+from utils.stop_request import StopRequest
 from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
@@ -280,12 +281,13 @@ def segment_scans(
                 tqdm.write(f"note: {remark}")
 
     with (
-        _kept_at_signals(),
+        _kept_at_signals(process.stop),
         process.bar((), "scans", total=len(todo)) as bar,
         ThreadPoolExecutor(1) as writer,
     ):
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
         for scan, reading in _read(todo, order, read_ahead):
+            process.stop.raise_if_asked()
             segmented = None
             with _passed_over(outcome, scan):
                 segmented = _segmented(reading, order, ensemble, predictor, process)
@@ -326,10 +328,12 @@ def _passed_over(outcome: Outcome, scan: Scan) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_at_signals() -> Iterator[None]:
-    """Let a signal end the work with a line that says how to go on."""
+def _kept_at_signals(stop: StopRequest) -> Iterator[None]:
+    """Let a signal end the work where it asks for one, with a line that says how to go on."""
     try:
-        yield
+        with stop.deferred():
+            yield
+        stop.raise_if_asked()
     except Stopped as stopped:
         name = signal.Signals(stopped.number).name
         text = f"stopped by {name}; finished scans are kept, and the same command goes on with the rest"
@@ -524,8 +528,13 @@ def _predict(prepared: Prepared, ensemble: Ensemble, predictor: Predictor, proce
     image = prepared.seen.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
     total = len(predictor.windows(image.shape[2:])) * len(ensemble.passes)
     with process.bar((), prepared.scan.name, total=total) as bar:
+
+        def progress(windows: int) -> None:
+            bar.update(windows)
+            process.stop.raise_if_asked()
+
         # what follows is the CPU's work, while a GPU has the next scan
-        probabilities = predictor(ensemble, image, bar.update).cpu()
+        probabilities = predictor(ensemble, image, progress).cpu()
     if probabilities[0].isnan().any():  # of one class that is NaN or +inf the softmax makes NaN of all
         raise InputError(
             f"{prepared.scan.image[0]}: the network's output isn't finite. Give --noamp, or weights that are sound."

@@ -4,13 +4,18 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from torch import nn
 
 from utils.errors import Stopped
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torchrun and schedulers hand one request to a process on several ways, seconds apart on a busy machine; of a person's
@@ -46,28 +51,52 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leave it to the program when to end."""
-        self._deferred = True
+        """Leave it to the program when to end, as it has to be where threads wait for each other.
+
+        An exception in the midst of :mod:`threading`, which is written in Python, can leave a lock taken, and the
+        program would wait for ever for a thread that needs it.
+        """
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
+
+    def map_in_threads(self, function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+        """What ``function`` makes of each item, in their order; a signal ends that before the next one is given.
+
+        Raises:
+            Stopped: after a signal, when the items that were begun are done.
+        """
+        with self.deferred():
+            pool = ThreadPoolExecutor(threads)
+            try:
+                for result in pool.map(function, items):
+                    self.raise_if_asked()
+                    yield result
+            finally:
+                pool.shutdown(cancel_futures=True)
+        self.raise_if_asked()
 
     @contextmanager
     def ending_before_each_forward(self, network: nn.Module) -> Iterator[None]:
         """Let ``network`` raise :class:`Stopped` where its next forward pass would begin after a signal."""
-        hook = network.register_forward_pre_hook(lambda *_: self.raise_if_asked(self.number))
+        hook = network.register_forward_pre_hook(lambda *_: self.raise_if_asked())
         try:
             yield
         finally:
             hook.remove()
 
-    def raise_if_asked(self, number: int) -> None:
-        """Raise :class:`Stopped` unless the signal ``number`` is 0, be it one that another process got.
+    def raise_if_asked(self, number: int | None = None) -> None:
+        """Raise :class:`Stopped` if a signal has arrived.
+
+        Args:
+            number: the signal, be it one that another process got, or 0; by default what this process knows of.
 
         Raises:
             Stopped: for the one who ends the program in good order.
         """
+        number = self.number if number is None else number
         if number:
             if not self.number:  # this process's own is a copy when it comes
                 self.number, self._arrival = number, time.monotonic()
