@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
     parser.add_argument(
         "--weights",
-        type=whole_scan.weights_file,
+        type=whole_scan.existing_file,
         help="a trained checkpoint of the reference network (default: random weights)",
     )
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.emulation import bfloat16
 from benchmarks.scaling import reference_learner
+from benchmarks.whole_scan import existing_file
 from networks.recomputation import recompute_activations
 from utils import checkpoint, cuda_graph
 from utils.allocator import keep_freed_memory
@@ -277,7 +278,7 @@ def main(args: argparse.Namespace) -> None:
             flush=True,
         )
     if args.weights and args.scan:
-        for dtype, (every, organs) in agreement(Path(args.weights), Path(args.scan), device).items():
+        for dtype, (every, organs) in agreement(args.weights, args.scan, device).items():
             print(f"masks in {dtype} agree on {every:.4%} of voxels, and on {organs:.4%} of the peer's organs")
 
 
@@ -289,7 +290,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=count, default=2, help="turns of each")
     parser.add_argument("--times", type=count, default=5, help="runs in a turn")
     parser.add_argument("--crops", type=count, default=1, help="crops in a batch")
-    parser.add_argument("--weights", help="a trained checkpoint, to compare masks")
-    parser.add_argument("--scan", help="a NIfTI file to compare masks on")
+    parser.add_argument("--weights", type=existing_file, help="a trained checkpoint, to compare masks")
+    parser.add_argument("--scan", type=existing_file, help="a NIfTI file to compare masks on")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "WORK", "DTYPE"), help=argparse.SUPPRESS)
     main(parser.parse_args())

@@ -320,11 +320,11 @@ def size(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def weights_file(text: str) -> Path:
-    """The file that ``--weights`` names, which is looked for before anything is timed."""
+def existing_file(text: str) -> Path:
+    """The file that a benchmark's flag names, which is looked for before anything is timed."""
     path = Path(text).absolute()
     if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no file; give a checkpoint that main.py saved")
+        raise argparse.ArgumentTypeError(f"{text} is no file; give the path of one")
     return path
 
 
@@ -365,7 +365,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_scan", description="Time a scan beside the peer.")
     parser.add_argument(
-        "--weights", type=weights_file, help="a trained checkpoint of the reference network (default: random weights)"
+        "--weights", type=existing_file, help="a trained checkpoint of the reference network (default: random weights)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both compute")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="of the scan in voxels")

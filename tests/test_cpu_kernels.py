@@ -1,6 +1,7 @@
 """Layers that take other kernels than torch would give what torch's give."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,18 @@ def kernels(layer: nn.Module, input: Tensor) -> set[str]:
     return {event.key for event in profiled.key_averages()}
 
 
+def results_and_gradients(layers: tuple[nn.Module, ...], values: Tensor) -> tuple[list[Tensor], list[Any]]:
+    """What each layer makes of the same values, and the gradients of them and its parameters in the same direction."""
+    inputs = [values.clone().requires_grad_() for _ in layers]
+    results: list[Tensor] = [layer(input) for layer, input in zip(layers, inputs, strict=True)]
+    direction = torch.randn(results[0].shape)
+    gradients = []
+    for layer, input, result in zip(layers, inputs, results, strict=True):
+        (result * direction).sum().backward()
+        gradients.append([input.grad, *(parameter.grad for parameter in layer.parameters())])
+    return results, gradients
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_results_and_gradients_are_torchs(batch: int, bias: bool) -> None:
@@ -36,15 +49,7 @@ def test_results_and_gradients_are_torchs(batch: int, bias: bool) -> None:
     theirs = nn.Linear(inputs, outputs, bias=bias)
     ours = Linear(inputs, outputs, bias=bias)
     ours.load_state_dict(theirs.state_dict())
-    values = torch.randn(batch, count, inputs)
-    factor = torch.randn(batch, count, outputs)
-    results, gradients = [], []
-    for layer in (ours, theirs):
-        tokens = values.clone().requires_grad_()
-        result: Tensor = layer(tokens)
-        (result * factor).sum().backward()
-        results.append(result)
-        gradients.append([tokens.grad, *(parameter.grad for parameter in layer.parameters())])
+    results, gradients = results_and_gradients((ours, theirs), torch.randn(batch, count, inputs))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-4)
     assert results[0].is_contiguous()  # otherwise the next layer norm would have to copy it
@@ -91,14 +96,7 @@ def test_a_convolution_is_torchs_in_the_layout_of_its_input(
     values = torch.randn(shape)
     if together:
         values = values.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format).permute(0, 4, 1, 2, 3)
-    factor = torch.randn(shape[0], 5, *shape[2:])
-    results, gradients = [], []
-    for layer in (ours, theirs):
-        volume = values.clone().requires_grad_()
-        result: Tensor = layer(volume)
-        (result * factor).sum().backward()
-        results.append(result)
-        gradients.append([volume.grad, *(parameter.grad for parameter in layer.parameters())])
+    results, gradients = results_and_gradients((ours, theirs), values)
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-2)  # sums over 46,080 voxels
     assert results[0].is_contiguous(memory_format=TOGETHER if together else torch.contiguous_format)

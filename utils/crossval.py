@@ -349,7 +349,7 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
     try:
         with stop.deferred():  # a signal now would leave the child without anyone who knows it
             child = subprocess.Popen(command)
-        stop.raise_if_asked(stop.number)
+        stop.raise_if_asked()
         return child.wait()
     except Stopped as stopped:
         if child is not None:

@@ -32,7 +32,7 @@ def check_scans(
     """
     unique = list(dict.fromkeys(scans))
     check = partial(scan_faults, in_channels=in_channels, out_channels=out_channels, settings=settings)
-    results = process.stop.map_in_threads(check, unique, max(1, workers))
+    results = process.stop.map_in_threads(check, unique, workers)
     faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
     if faults:
         raise InputError(

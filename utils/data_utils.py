@@ -234,7 +234,7 @@ def _prepared(
 def _each(scans: ReadableScans, part: range, process: Process, workers: int) -> Iterable[Any]:
     """Some of the scans, read in threads."""
     # MONAI's CacheDataset leaves its threads running when a scan can't be read, and the program then ends in an abort
-    loaded = process.stop.map_in_threads(scans.__getitem__, part, max(1, _at_most_cores(workers)))
+    loaded = process.stop.map_in_threads(scans.__getitem__, part, _at_most_cores(workers))
     return process.bar(loaded, "loading scans", total=len(part))
 
 

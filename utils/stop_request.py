@@ -65,11 +65,14 @@ class StopRequest:
     def map_in_threads(self, function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
         """What ``function`` makes of each item, in their order; a signal ends that before the next one is given.
 
+        Args:
+            threads: as many as work at a time; one where they are none.
+
         Raises:
             Stopped: after a signal, when the items that were begun are done.
         """
         with self.deferred():
-            pool = ThreadPoolExecutor(threads)
+            pool = ThreadPoolExecutor(max(1, threads))
             try:
                 for result in pool.map(function, items):
                     self.raise_if_asked()
