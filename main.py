@@ -1,5 +1,9 @@
 """Train a segmentation network. ``python main.py --help`` lists the flags, the README tells how to use them."""
 
+import gc
+
+gc.disable()  # while importing: to look for garbage in what stays takes 0.4 s, and as long again at the end
+
 import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,6 +32,9 @@ from utils.losses import at_each_resolution, dice_ce
 from utils.mirroring import trained_mirrorings
 from utils.precision import choose_precision
 from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
+
+gc.freeze()
+gc.enable()
 
 
 def main(process: Process, args: argparse.Namespace) -> None:

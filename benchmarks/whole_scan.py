@@ -181,6 +181,9 @@ def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
     def told(name: str, seconds: float) -> None:
         print(f"{name:<24} {seconds:>7.2f} s, done at {time.perf_counter() - start:>6.2f} s")
 
+    import gc
+
+    gc.disable()  # as test.py does
     import torch  # noqa: F401
 
     told("importing torch", time.perf_counter() - start)

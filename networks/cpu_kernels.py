@@ -1,5 +1,7 @@
 """Layers for which torch, left alone, takes a slower kernel of a CPU in float32 than it has: others than oneDNN's."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,10 +40,9 @@ class Conv3d(nn.Conv3d):
     @classmethod
     def like(cls, plain: nn.Conv3d) -> "Conv3d":
         """The same convolution, with the same parameters."""
-        own = nn.utils.skip_init(
-            cls, plain.in_channels, plain.out_channels, plain.kernel_size,
-            padding=plain.padding, bias=plain.bias is not None,
-        )  # fmt: skip
+        sizes: dict[str, Any] = {"kernel_size": plain.kernel_size, "padding": plain.padding}
+        # on a device without memory, since its own parameters are let go
+        own = cls(plain.in_channels, plain.out_channels, bias=plain.bias is not None, device="meta", **sizes)
         own.weight, own.bias = plain.weight, plain.bias
         return own
 

@@ -133,19 +133,25 @@ def test_windows_are_counted_before_they_are_predicted(
 class Ramps(nn.Module):
     """Logits that depend on what is there and on where in the window it is, as a network's do at its borders."""
 
+    def __init__(self, layout: torch.memory_format = torch.contiguous_format) -> None:
+        super().__init__()
+        self.layout = layout
+
     def forward(self, windows: Tensor) -> Tensor:
         x, y, z = (torch.linspace(-3, 3, size).reshape(-1, *[1] * (2 - axis)) for axis, size in enumerate((16, 16, 8)))
-        return torch.cat([windows * x, windows + y, windows.square() * z], 1)
+        logits = torch.cat([windows * x, windows + y, windows.square() * z], 1)
+        return logits.contiguous(memory_format=self.layout)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 8), (40, 33, 11), (10, 20, 5)])
 @pytest.mark.parametrize(("overlap", "batch_size"), [(0.5, 1), (0.25, 3), (0.7, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_overlapping_windows_are_averaged_as_monai_does_it(
-    shape: tuple[int, int, int], overlap: float, batch_size: int
+    shape: tuple[int, int, int], overlap: float, batch_size: int, layout: torch.memory_format
 ) -> None:
     image = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
     predictor = Predictor((16, 16, 8), 0.25, overlap, batch_size, CPU.device)
-    probabilities = predictor(Ensemble(((Ramps(), CPU),)), image)
+    probabilities = predictor(Ensemble(((Ramps(layout), CPU),)), image)
     logits = sliding_window_inference(image, (16, 16, 8), 1, Ramps(), overlap, mode="gaussian", cval=0.25)
     torch.testing.assert_close(probabilities, logits[0].softmax(0), rtol=0, atol=1e-6)
 

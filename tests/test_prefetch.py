@@ -52,13 +52,14 @@ def test_an_error_comes_with_its_batch() -> None:
         next(batches)
 
 
-def test_the_thread_ends_with_the_loop_that_is_left() -> None:
+def test_what_is_being_made_is_waited_for_where_the_loop_is_left() -> None:
+    numbers = Numbers()
     before = threading.active_count()
-    batches = iter(loader(Numbers()))
+    batches = iter(loader(numbers))
     next(batches)
-    assert threading.active_count() == before + 1
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+    assert numbers.taken[3].is_set()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

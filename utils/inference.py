@@ -133,7 +133,7 @@ class Predictor:
     def _probabilities(self, network: Pass, image: Tensor, progress: Callable[[int], object]) -> Tensor:
         """(C, D, H, W) -> (classes, D, H, W) of one pass, where the windows are put together."""
         windows = self.windows(image.shape[1:])
-        tissue = (image != self.padding).any(0)
+        tissue = (image != self.padding).any(0).cpu().numpy()  # whose any() ends at the first voxel that is
         # were all of them air, one would have to tell how many classes there are
         predicted = [window for window in windows if tissue[_with_rim(window)].any()] or windows[:1]
         progress(len(windows) - len(predicted))
@@ -144,19 +144,23 @@ class Predictor:
             batch = predicted[first : first + self.batch_size]
             logits = network(torch.stack([image[:, *window] for window in batch]).to(self.device))
             if total is None:
-                total = torch.zeros((logits.shape[1], *image.shape[1:]), device=self.stitching)
+                # laid out as the logits are: to reorder them takes longer than to add them
+                layout = torch.contiguous_format if logits.is_contiguous() else torch.channels_last_3d
+                shape = (1, logits.shape[1], *image.shape[1:])
+                total = torch.empty(shape, device=self.stitching, memory_format=layout).zero_()[0]
             for window, one in zip(batch, logits, strict=True):
-                # first contiguous and then float32, which is half as much to reorder
-                total[:, *window].addcmul_(one.to(self.stitching).contiguous().float(), gaussian)
+                total[:, *window].addcmul_(one.to(self.stitching).float(), gaussian)
                 weights[window] += gaussian
             progress(len(batch))
         assert total is not None
         alone = weights == 0
         total[0].masked_fill_(alone, CERTAIN)
         weights.masked_fill_(alone, 1)
-        for planes, weight in zip(total.split(PLANES, 1), weights.split(PLANES), strict=True):
-            planes.copy_((planes / weight).softmax(0))
-        return total
+        result = _class_after_class(total)
+        for first in range(0, len(weights), PLANES):
+            planes = slice(first, first + PLANES)
+            result[:, planes] = (total[:, planes] / weights[planes]).softmax(0)
+        return result
 
     def _take_less(self, error: torch.OutOfMemoryError) -> None:
         if self.batch_size > 1:
@@ -170,6 +174,18 @@ class Predictor:
                 f"--device {self.device}: has no room for one window of {' × '.join(map(str, self.roi))} voxels. "
                 "Free its memory, or give --device cpu."
             ) from error
+
+
+def _class_after_class(volume: Tensor) -> Tensor:
+    """The memory of (classes, D, H, W) to hold the same plane by plane, each class by itself, which is read row by row.
+
+    Where each voxel's classes lie together, the memory of a plane is that of the same plane in the result.
+    """
+    if volume.is_contiguous():
+        return volume
+    classes, depth, height, width = volume.shape
+    # (classes, D, H, W) -> (D, H, W, classes) -> (D, classes, H, W) of other strides -> (classes, D, H, W)
+    return volume.movedim(0, -1).view(depth, classes, height, width).transpose(0, 1)
 
 
 def _nobody(_: int) -> None:

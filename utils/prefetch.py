@@ -1,12 +1,13 @@
 """Batches that are made, and brought to the GPU, while the network is at the one before."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from utils.threads import SuccessiveThreads
 
 
 class PrefetchingLoader(DataLoader):
@@ -24,10 +25,10 @@ class PrefetchingLoader(DataLoader):
         batches: Iterator[Any] = super().__iter__()
         if self.device.type == "cuda":
             batches = self._moved(batches, torch.cuda.Stream(self.device))
-        with ThreadPoolExecutor(1) as thread:
-            ahead = thread.submit(next, batches, None)
+        with SuccessiveThreads() as threads:
+            ahead = threads.submit(next, batches, None)
             while (batch := ahead.result()) is not None:
-                ahead = thread.submit(next, batches, None)
+                ahead = threads.submit(next, batches, None)
                 if self.device.type == "cuda":
                     # or the stream that brought it could overwrite it while kernels of this one still read it
                     for value in filter(torch.is_tensor, batch.values()):
@@ -36,8 +37,11 @@ class PrefetchingLoader(DataLoader):
 
     def _moved(self, batches: Iterator[Any], stream: torch.cuda.Stream) -> Iterator[Any]:
         """The batches on the GPU, brought there by a stream of their own, so that no kernel waits for that."""
-        torch.cuda.set_device(self.device)  # each thread has its own current device, and pinning takes that
-        for batch in batches:
+        while True:
+            # each thread has its own current device, which pinning takes, and the next batch is made in another thread
+            torch.cuda.set_device(self.device)
+            if (batch := next(batches, None)) is None:
+                return
             with torch.cuda.stream(stream):
                 moved = {
                     key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -34,6 +34,7 @@ from utils.pictures import orthogonal, pixels, save_picture
 from utils.preprocessing import OnNetworkGrid, Preprocessing, to_network_grid, window_fault
 from utils.scan_files import Found, folder_around
 from utils.stop_request import StopRequest
+from utils.threads import SuccessiveThreads
 from utils.volume import Volume, read_label, read_scan, voxel_files
 
 RECORDS = "records"
@@ -283,7 +284,7 @@ def segment_scans(
     with (
         _kept_at_signals(process.stop),
         process.bar((), "scans", total=len(todo)) as bar,
-        ThreadPoolExecutor(1) as writer,
+        SuccessiveThreads() as writer,
     ):
         writing: tuple[Scan, Future[dict[str, Any]]] | None = None
         for scan, reading in _read(todo, order, read_ahead):
@@ -510,7 +511,7 @@ def write_scan(segmented: Segmented, order: Order) -> dict[str, Any]:
 def _read(scans: Iterable[Scan], order: Order, ahead: bool) -> Iterator[tuple[Scan, Future[Prepared]]]:
     """Each scan with the reading of it, of which one, or with ``ahead`` two, go on at a time."""
     waiting: deque[tuple[Scan, Future[Prepared]]] = deque()
-    with ThreadPoolExecutor(1) as reader:
+    with SuccessiveThreads() as reader:
         for scan in scans:
             waiting.append((scan, reader.submit(prepare, scan, order)))
             if len(waiting) > ahead:
