@@ -1,22 +1,16 @@
 """Calls in threads that end with them."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from utils.threads import SuccessiveThreads
-
-
-def happens(condition: Callable[[], bool]) -> bool:
-    """Whether something comes true within ten seconds."""
-    end = time.monotonic() + 10
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_calls_are_done_one_after_the_other() -> None:
@@ -45,17 +39,29 @@ def test_an_error_comes_with_its_own_call_alone() -> None:
         broken.result()
 
 
+COUNT = """
+import os, time, torch
+from tests.conftest import REPOSITORY
+from utils.threads import SuccessiveThreads
+
+def compute():
+    torch.ones(1 << 20).add(1)
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+alone = compute()
+with SuccessiveThreads() as threads:
+    beside = threads.submit(compute).result()
+    end = time.monotonic() + 10
+    while (left := len(os.listdir("/proc/self/task"))) > alone and time.monotonic() < end:
+        time.sleep(0.01)
+    print(beside - alone, left - alone)
+"""
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="this torch has no OpenMP")
 def test_no_thread_of_openmp_is_left_of_a_call_that_is_done() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        torch.ones(1 << 20).add(1)  # this thread's own team
-        alone = len(os.listdir("/proc/self/task"))
-        with SuccessiveThreads() as threads:
-            beside = threads.submit(lambda: (torch.ones(1 << 20).add(1), len(os.listdir("/proc/self/task")))[1])
-            assert beside.result() == alone + 2
-            assert happens(lambda: len(os.listdir("/proc/self/task")) == alone)
-    finally:
-        torch.set_num_threads(before)
+    """Where two threads make a team, a call has two: its own, and one that computes with it."""
+    counted = subprocess.run([sys.executable, "-c", COUNT], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert counted.stdout.split() == ["2", "0"]
