@@ -33,7 +33,7 @@ def test_calls_are_done_one_after_the_other() -> None:
 def test_an_error_comes_with_its_own_call_alone() -> None:
     with SuccessiveThreads() as threads:
         broken = threads.submit(int, "three")
-        whole = threads.submit(int, "3", base=5)
+        whole = threads.submit(int, "3")
     assert whole.result() == 3
     with pytest.raises(ValueError, match="three"):
         broken.result()

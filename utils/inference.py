@@ -133,7 +133,7 @@ class Predictor:
     def _probabilities(self, network: Pass, image: Tensor, progress: Callable[[int], object]) -> Tensor:
         """(C, D, H, W) -> (classes, D, H, W) of one pass, where the windows are put together."""
         windows = self.windows(image.shape[1:])
-        tissue = (image != self.padding).any(0).cpu().numpy()  # whose any() ends at the first voxel that is
+        tissue = (image != self.padding).any(0).cpu().numpy()  # whose any() takes a hundredth of torch's
         # were all of them air, one would have to tell how many classes there are
         predicted = [window for window in windows if tissue[_with_rim(window)].any()] or windows[:1]
         progress(len(windows) - len(predicted))

@@ -1,12 +1,14 @@
 """Work beside the main thread's."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-class SuccessiveThreads(Executor):
-    """Does one call after the other, each in a thread of its own that ends with it.
+class SuccessiveThreads:
+    """Does one call after the other, each in a thread of its own that ends with it; the end of ``with`` waits for all.
 
     A thread that has computed with torch keeps its OpenMP team until it ends. While there are more threads in all teams
     than cores, GNU's OpenMP lets those that wait for each other sleep at once, which made a network 8 % slower beside a
@@ -16,20 +18,23 @@ class SuccessiveThreads(Executor):
     def __init__(self) -> None:
         self._last: ThreadPoolExecutor | None = None
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def __enter__(self) -> "SuccessiveThreads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None:
+            self._last.shutdown()
+
+    def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         """Begin a call when all earlier ones have ended."""
-        before, self._last = self._last, ThreadPoolExecutor(1)
-        future = self._last.submit(_after, before, fn, *args, **kwargs)
-        self._last.shutdown(wait=False)  # takes no other call
+        thread = ThreadPoolExecutor(1)
+        future = thread.submit(_after, self._last, function, *arguments)
+        thread.shutdown(wait=False)  # takes no other call
+        self._last = thread
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for all calls."""
-        if self._last is not None:
-            self._last.shutdown(wait, cancel_futures=cancel_futures)
 
-
-def _after(before: ThreadPoolExecutor | None, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _after(before: ThreadPoolExecutor | None, function: Callable[..., T], *arguments: object) -> T:
     if before is not None:
         before.shutdown()
-    return fn(*args, **kwargs)
+    return function(*arguments)
