@@ -13,6 +13,7 @@ process begins with the peak of the one that launched it.
 """
 
 import argparse
+import gc
 import os
 import statistics
 import subprocess
@@ -180,8 +181,6 @@ def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
 
     def told(name: str, seconds: float) -> None:
         print(f"{name:<24} {seconds:>7.2f} s, done at {time.perf_counter() - start:>6.2f} s")
-
-    import gc
 
     gc.disable()  # as test.py does
     import torch  # noqa: F401

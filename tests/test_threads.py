@@ -41,7 +41,6 @@ def test_an_error_comes_with_its_own_call_alone() -> None:
 
 COUNT = """
 import os, time, torch
-from tests.conftest import REPOSITORY
 from utils.threads import SuccessiveThreads
 
 def compute():
