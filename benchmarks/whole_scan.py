@@ -377,4 +377,7 @@ if __name__ == "__main__":
     parser.add_argument("--growth", action="store_true", help="instead tell how ours grows with the scan")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="more of test.py's, behind --")
-    main(parser.parse_args())
+    args = parser.parse_args()
+    if min(args.rounds, args.peer_batch_size, *(args.shape or ())) < 1:
+        parser.error("--rounds, --peer_batch_size and --shape must be at least 1")
+    main(args)
