@@ -12,26 +12,29 @@ from pathlib import Path
 
 import torch
 
-from networks.recomputation import recompute_activations
+from networks.precision import choose_precision
 from optimizers import averaged, build_optimizer, build_scheduler, parameter_groups
 from trainer import Learner, Loss, Plan, Run, run_training
-from utils import checkpoint, cuda_graph
-from utils.args import network_options, parse_train, preprocessing, run_flags
-from utils.checkpoint import Description
-from utils.compilation import compile_blocks
-from utils.crops import Augmentation
-from utils.data_check import check_scans
-from utils.data_list import DataList, read_data_list
-from utils.data_utils import Caching, training_loader, validation_loader
-from utils.distributed import Process
-from utils.errors import blame_flags, one_line_errors
-from utils.files import writable_folder
-from utils.inference import Predictor, score_scans
-from utils.launch import launch
-from utils.losses import at_each_resolution, dice_ce
-from utils.mirroring import trained_mirrorings
-from utils.precision import choose_precision
-from utils.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
+from utils.checkpoints.description import Description
+from utils.checkpoints.progress import steps_for
+from utils.checkpoints.resume import initial_state
+from utils.config.flags import network_options, parse_train, preprocessing, run_flags
+from utils.data.check import check_scans
+from utils.data.crops import Augmentation
+from utils.data.data_list import DataList, read_data_list
+from utils.data.loaders import Caching, training_loader, validation_loader
+from utils.data.mirroring import trained_mirrorings
+from utils.distributed.launch import launch
+from utils.distributed.process import Process
+from utils.evaluation.validation import score_scans
+from utils.inference.sliding_window import Predictor
+from utils.system.errors import blame_flags, one_line_errors
+from utils.system.files import writable_folder
+from utils.training import cuda_graph
+from utils.training.compilation import compile_blocks
+from utils.training.losses import at_each_resolution, dice_ce
+from utils.training.recomputation import recompute_activations
+from utils.training.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
 
 gc.freeze()
 gc.enable()
@@ -59,7 +62,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         network = description.build()
     continued = process.main_first("looking for a checkpoint", partial(find_checkpoint, args, folder))
     process.require_same_files(files_to_start_from(args, folder, continued))
-    start = checkpoint.start(args, continued, description, data, network)
+    start = initial_state(args, continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
         check = partial(check_scans, scans, args.in_channels, args.out_channels, settings, args.workers, process)
@@ -97,7 +100,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     sizes = (len(data.training), process.world_size, args.batch_size, args.accumulate)
     scheduler = build_scheduler(
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs,
-        checkpoint.steps_for(*sizes), steps_done=progress.steps_done(*sizes),
+        steps_for(*sizes), steps_done=progress.steps_done(*sizes),
     )  # fmt: skip
     otherwise = args.compile, args.activation_checkpointing, args.nocuda_graph
     if cuda_graph.can_record(process, args.accumulate, args.model_name, *otherwise):

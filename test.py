@@ -8,18 +8,19 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from utils import checkpoint
-from utils.args import parse_test
-from utils.data_list import DataList, read_data_list, unlisted
-from utils.distributed import Process
-from utils.engine import place_networks
-from utils.errors import InputError, one_line_errors
-from utils.inference import Ensemble, Predictor
-from utils.launch import launch
-from utils.mirroring import Mirroring, trained_mirrorings
-from utils.results import claim_results, write_results
-from utils.scan_files import Found, find_scans, require_elsewhere
-from utils.segmentation import Order, file_state, gather, segment_scans, wanted
+from utils.checkpoints.load import load_ensemble, weight_files
+from utils.config.flags import parse_test
+from utils.data.data_list import DataList, read_data_list, unlisted
+from utils.data.mirroring import Mirroring, trained_mirrorings
+from utils.distributed.launch import launch
+from utils.distributed.process import Process
+from utils.inference.openvino import place_networks
+from utils.inference.sliding_window import Ensemble, Predictor
+from utils.io.find_scans import Found, find_scans, require_elsewhere
+from utils.segmentation.job import Order, file_state, wanted
+from utils.segmentation.pipeline import gather, segment_scans
+from utils.segmentation.results import claim_results, write_results
+from utils.system.errors import InputError, one_line_errors
 
 gc.freeze()
 gc.enable()
@@ -27,12 +28,12 @@ gc.enable()
 
 def main(process: Process, args: argparse.Namespace) -> None:
     """Segment scans with the networks of some weights files, in this process of one or many."""
-    weights = checkpoint.weight_files(args)
+    weights = weight_files(args)
     process.require_same_files(weights)
     files = [file_state(path) for path in weights]  # before they are read, since a training may go on in their folder
     listed = args.input is None
     data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
-    members, source = checkpoint.load_ensemble(args, weights, data)
+    members, source = load_ensemble(args, weights, data)
     description = members[0][1]
     settings = description.preprocessing
     mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)

@@ -19,15 +19,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from utils import checkpoint
-from utils.checkpoint import Progress
-from utils.distributed import Process
-from utils.errors import LostError, Stopped, TrainingError
-from utils.inference import Example
-from utils.metrics import Scores
-from utils.precision import Precision
-from utils.run_folder import RunFolder
-from utils.score_tables import organ_table, score_record
+from networks.precision import Precision
+from utils.checkpoints.progress import Progress
+from utils.checkpoints.resume import learner_state
+from utils.distributed.process import Process
+from utils.evaluation.metrics import Scores
+from utils.evaluation.tables import organ_table, score_record
+from utils.evaluation.validation import Example
+from utils.system.errors import LostError, Stopped, TrainingError
+from utils.training.run_folder import RunFolder
 
 Batch = dict[str, Any]
 Loss = Callable[[Any, Tensor], Tensor]  # of logits, or a list of them, and the label
@@ -127,7 +127,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What the run needs to go on beside the network that is kept."""
-        return checkpoint.learner_state(self.network, self.average, self.optimizer, self.scaler)
+        return learner_state(self.network, self.average, self.optimizer, self.scaler)
 
 
 @dataclass(frozen=True)

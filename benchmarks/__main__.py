@@ -20,9 +20,9 @@ import monai
 import torch
 
 from benchmarks import loader, network, startup, whole_scan
-from utils.args import Parser, count
-from utils.launch import choose_device
-from utils.machine import processor
+from utils.config.parser import Parser, count
+from utils.distributed.launch import choose_device
+from utils.system.hardware import processor
 
 README = Path(__file__).parent.parent / "README.md"
 MARKS = "<!-- written by make bench -->", "<!-- end of what make bench wrote -->"

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import markdown
-from utils.args import Parser, count, parse_train
-from utils.errors import InputError, TrainingError, one_line_errors
-from utils.machine import machine
-from utils.run_folder import RUNS
+from utils.config.flags import parse_train
+from utils.config.parser import Parser, count
+from utils.system.errors import InputError, TrainingError, one_line_errors
+from utils.system.hardware import machine
+from utils.training.run_folder import RUNS
 
 RECIPE = "@recipes/hippocampus.args"
 

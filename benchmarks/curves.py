@@ -21,19 +21,21 @@ from torch import Tensor
 from benchmarks.emulation import bfloat16
 from benchmarks.network import ROI, peers_network
 from benchmarks.scaling import reference_learner
+from networks.precision import Precision
 from optimizers import build_scheduler
 from trainer import Learner
-from utils.allocator import keep_freed_memory
-from utils.args import Parser, count, parse_train
-from utils.crops import Augmentation
-from utils.data_list import Scan, read_data_list
-from utils.data_utils import Caching, training_loader
-from utils.distributed import Process
-from utils.launch import choose_device
-from utils.machine import machine
+from utils.config.flags import parse_train
+from utils.config.parser import Parser, count
+from utils.data.crops import Augmentation
+from utils.data.data_list import read_data_list
+from utils.data.loaders import Caching, training_loader
+from utils.data.preprocessing import Preprocessing
+from utils.distributed.launch import choose_device
+from utils.distributed.process import Process
+from utils.io.scan import Scan
 from utils.phantom import write_phantoms
-from utils.precision import Precision
-from utils.preprocessing import Preprocessing
+from utils.system.allocator import keep_freed_memory
+from utils.system.hardware import machine
 
 MEAN_OF = 20  # steps
 

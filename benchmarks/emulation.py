@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from utils.precision import choose_precision
+from networks.precision import choose_precision
 
 _ATEN = torch.ops.aten
 # what multiplies matrices, with gradients and without; attention torch does itself, since that of so few tokens is fast

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import markdown
-from utils.args import Parser, count
-from utils.data_list import find_data_list
-from utils.errors import TrainingError, one_line_errors
-from utils.files import write_json
-from utils.machine import machine
-from utils.measurements import scores_of
-from utils.metrics import Scores
-from utils.run_folder import LATEST, RUNS
+from utils.config.parser import Parser, count
+from utils.data.data_list import find_data_list
+from utils.evaluation.measurements import scores_of
+from utils.evaluation.metrics import Scores
+from utils.system.errors import TrainingError, one_line_errors
+from utils.system.files import write_json
+from utils.system.hardware import machine
+from utils.training.run_folder import LATEST, RUNS
 
 RECIPE = "@recipes/hippocampus.args"
 FOLDS = 5

@@ -21,13 +21,14 @@ from monai import transforms
 from monai.data import CacheDataset, list_data_collate
 from torch.utils.data import DataLoader
 
-from utils.args import Parser, count, whole
-from utils.crops import Augmentation
-from utils.data_list import Scan, read_data_list
-from utils.data_utils import Caching, EpochSampler, training_loader
-from utils.distributed import Process
+from utils.config.parser import Parser, count, whole
+from utils.data.crops import Augmentation
+from utils.data.data_list import read_data_list
+from utils.data.loaders import Caching, EpochSampler, training_loader
+from utils.data.preprocessing import KEYS, Preprocessing
+from utils.distributed.process import Process
+from utils.io.scan import Scan
 from utils.phantom import write_phantoms
-from utils.preprocessing import KEYS, Preprocessing
 
 CROPS_PER_SCAN = 4
 

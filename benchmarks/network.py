@@ -29,21 +29,23 @@ from torch import Tensor, nn
 from benchmarks.emulation import bfloat16
 from benchmarks.scaling import reference_learner
 from benchmarks.whole_scan import existing_file
-from networks.recomputation import recompute_activations
-from utils import checkpoint, cuda_graph
-from utils.allocator import keep_freed_memory
-from utils.args import Parser, count, network_options, parse_train, preprocessing
-from utils.checkpoint import Description
-from utils.data_list import Scan
-from utils.distributed import Process
-from utils.engine import place_networks
-from utils.errors import InputError
-from utils.launch import choose_device
+from networks.precision import Precision, choose_precision
+from utils.checkpoints.description import Description, describe
+from utils.checkpoints.foreign_weights import COARSE_OUTPUT, load_weights
+from utils.checkpoints.read import read_checkpoint
+from utils.config.flags import network_options, parse_train, preprocessing
+from utils.config.parser import Parser, count
+from utils.data.preprocessing import to_network_grid
+from utils.distributed.launch import choose_device
+from utils.distributed.process import Process
+from utils.inference.openvino import place_networks
+from utils.io.reader import read_scan
+from utils.io.scan import Scan
 from utils.phantom import LABELS
-from utils.precision import Precision, choose_precision
-from utils.preprocessing import to_network_grid
-from utils.volume import read_scan
-from utils.weights import COARSE_OUTPUT, load_weights
+from utils.system.allocator import keep_freed_memory
+from utils.system.errors import InputError
+from utils.training import cuda_graph
+from utils.training.recomputation import recompute_activations
 
 ROI = (96, 96, 96)
 RECOMPUTED = "recomputed step"  # with --activation_checkpointing
@@ -236,8 +238,8 @@ def agreement(weights: Path, scan: Path, device: torch.device) -> dict[str, tupl
     Returns:
         The shares for each of :data:`FORMATS` in which ours computes.
     """
-    content: dict[str, Any] = checkpoint.read(weights)
-    description = checkpoint.describe(content)
+    content: dict[str, Any] = read_checkpoint(weights)
+    description = describe(content)
     if description is None:
         raise SystemExit(f"error: {weights}: doesn't describe its network. Give a checkpoint of main.py.")
     ours = description.build()

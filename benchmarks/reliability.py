@@ -28,8 +28,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main as training_program
-from utils.args import Parser, count
-from utils.checkpoint import read
+from utils.checkpoints.read import read_checkpoint
+from utils.config.parser import Parser, count
 from utils.phantom import write_phantoms
 
 EPOCHS = 12
@@ -286,7 +286,7 @@ class Laboratory:
             outcome.lost += saved_before
             return
         try:
-            progress = read(latest)["resume"]["progress"]
+            progress = read_checkpoint(latest)["resume"]["progress"]
         except ValueError as error:
             outcome.lost += 1
             outcome.faults.append(str(error))

@@ -18,16 +18,17 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from networks import build_network
+from networks.precision import choose_precision
 from optimizers import build_optimizer, build_scheduler, parameter_groups
 from trainer import Learner
-from utils.allocator import keep_freed_memory
-from utils.args import Parser, count, network_options, parse_train
-from utils.distributed import Process
-from utils.launch import choose_device
-from utils.losses import dice_ce
-from utils.machine import processor
-from utils.precision import choose_precision
-from utils.rendezvous import Seat
+from utils.config.flags import network_options, parse_train
+from utils.config.parser import Parser, count
+from utils.distributed.launch import choose_device
+from utils.distributed.process import Process
+from utils.distributed.rendezvous import Seat
+from utils.system.allocator import keep_freed_memory
+from utils.system.hardware import processor
+from utils.training.losses import dice_ce
 
 WARM_UP = 2  # steps; DDP orders its buckets in the second
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.args import Parser, count
+from utils.config.parser import Parser, count
 
 SPACING = (0.75, 0.75, 3.0)  # mm
 READY = "first step"
@@ -35,8 +35,8 @@ def run_peer(folder: Path) -> None:
 
     from benchmarks.loader import pipeline_of_2021
     from benchmarks.network import peers_step
-    from utils.data_list import read_data_list
-    from utils.preprocessing import Preprocessing
+    from utils.data.data_list import read_data_list
+    from utils.data.preprocessing import Preprocessing
 
     scans = pipeline_of_2021(read_data_list(str(folder), None, 0).training, Preprocessing())
     step = peers_step(torch.device("cpu"))

@@ -98,16 +98,17 @@ def write_random_weights(folder: Path, classes: int) -> None:
     """Write a checkpoint of the reference network, untrained, as ``model.pt``."""
     import torch
 
-    from utils import checkpoint
-    from utils.args import network_options, parse_train, preprocessing
-    from utils.checkpoint import Description, Progress
+    from utils.checkpoints.description import Description
+    from utils.checkpoints.progress import Progress
+    from utils.checkpoints.save import save_checkpoint
+    from utils.config.flags import network_options, parse_train, preprocessing
     from utils.phantom import LABELS
 
     torch.manual_seed(0)
     flags = {**vars(parse_train([])), "out_channels": classes}
     labels = LABELS if classes == len(LABELS) else ("background", *(f"label {number}" for number in range(1, classes)))
     description = Description("unetr", network_options(flags), preprocessing(flags), labels, amp=True)
-    checkpoint.save(folder / "model.pt", description, description.build(), Progress())
+    save_checkpoint(folder / "model.pt", description, description.build(), Progress())
 
 
 def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
@@ -163,7 +164,7 @@ def print_agreement(folder: Path) -> None:
     import numpy as np
     import torch
 
-    from utils.metrics import dice_per_label
+    from utils.evaluation.metrics import dice_per_label
     from utils.phantom import LABELS
 
     peer_image, our_image = (nib.Nifti1Image.from_filename(folder / who / "scan.nii.gz") for who in ("peer", "ours"))
@@ -193,7 +194,8 @@ def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
     begun = time.perf_counter()
     import runpy
 
-    from utils import checkpoint, results, segmentation
+    from utils.checkpoints import load
+    from utils.segmentation import pipeline, results
 
     told("importing the rest", time.perf_counter() - begun)
 
@@ -208,11 +210,11 @@ def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
 
         setattr(module, name, watched)
 
-    watch(checkpoint, "load_ensemble")
+    watch(load, "load_ensemble")
     for name in ("read_scan", "to_network_grid", "_predict", "to_scan_grid", "write_mask", "measure"):
-        watch(segmentation, name)
+        watch(pipeline, name)
     for name in ("_picture", "pixels", "save_picture"):
-        watch(segmentation, name)
+        watch(pipeline, name)
     watch(results, "write_report")
     sys.argv = our_command(folder, weights, device, *flags)[1:]
     runpy.run_path("test.py", run_name="__main__")

@@ -7,14 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from networks.monai_networks import (
-    dynunet,
-    dynunet_steps,
-    segresnet,
-    segresnet_steps,
-    swin_unetr,
-    swin_unetr_steps,
-)
+from networks.monai_networks import dynunet, dynunet_steps, segresnet, segresnet_steps, swin_unetr, swin_unetr_steps
 from networks.unetr import PATCH_SIZES, UNETR, unetr_steps
 
 

@@ -1,6 +1,6 @@
 """MONAI's own networks for comparison, each in the configuration of its paper, by keywords that a checkpoint records.
 
-Instance norms are those of :mod:`networks.instance_norm`, which compute the same as torch's and have the same names.
+Instance norms are those of :mod:`networks.layers.instance_norm`, which compute the same as torch's and have the same names.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 
-from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
+from networks.layers.instance_norm import LAYOUT_KEEPING_INSTANCE
 
 SWIN_STEP = 32  # patches of 2 voxels, merged four times
 SWIN_HEADS = (3, 6, 12, 24)

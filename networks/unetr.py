@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from networks.full_precision import OutBlock, ScanBlock
-from networks.instance_norm import LAYOUT_KEEPING_INSTANCE
-from networks.layout import in_layout_of, with_dense_gradient
+from networks.layers.full_precision import OutBlock, ScanBlock
+from networks.layers.instance_norm import LAYOUT_KEEPING_INSTANCE
+from networks.layers.layout import in_layout_of, with_dense_gradient
 from networks.vit import POSITION_EMBEDDINGS, ViT
 
 PATCH_SIZE = 16  # of the published network

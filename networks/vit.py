@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.cpu_kernels import Linear
+from networks.layers.cpu_kernels import Linear
 
 POSITION_EMBEDDINGS = ("perceptron", "conv")
 

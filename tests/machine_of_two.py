@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import main as training_program
-from utils.checkpoint import Progress
+from utils.checkpoints.progress import Progress
 
 original = training_program.run_training
 

@@ -28,22 +28,26 @@ import monai
 import torch
 
 import utils
-from utils import checkpoint
-from utils.args import flags_of_a_network, parse_crossval, parse_test, parse_train, preprocessing, testing_flags
-from utils.checkpoint import Description
-from utils.data_check import check_scans
-from utils.data_list import DataList, Scan, find_folds, read_data_list
-from utils.distributed import Process
-from utils.errors import DamagedError, InputError, Stopped, TrainingError, one_line_errors
-from utils.files import write_json
-from utils.machine import machine
-from utils.measurements import scores_of
-from utils.metrics import FoldScores
-from utils.results import save_results
-from utils.run_folder import LATEST, RUNS, claim_group, remove_run
-from utils.score_tables import fold_record, fold_table, save_fold_scores
-from utils.segmentation import Order, Outcome, file_state, finished, wanted
-from utils.stop_request import StopRequest, forwarded_to
+from utils.checkpoints.description import Description, refuse_contradictions
+from utils.checkpoints.read import read_checkpoint
+from utils.checkpoints.resume import require_continuable
+from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, parse_train, preprocessing, testing_flags
+from utils.data.check import check_scans
+from utils.data.data_list import DataList, find_folds, read_data_list
+from utils.distributed.process import Process
+from utils.evaluation.measurements import scores_of
+from utils.evaluation.metrics import FoldScores
+from utils.evaluation.tables import fold_record, fold_table, save_fold_scores
+from utils.io.scan import Scan
+from utils.segmentation.job import Order, file_state, wanted
+from utils.segmentation.pipeline import Outcome
+from utils.segmentation.records import finished
+from utils.segmentation.results import save_results
+from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, one_line_errors
+from utils.system.files import write_json
+from utils.system.hardware import machine
+from utils.system.signals import StopRequest, forwarded_to
+from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run
 
 Execute = Callable[[Sequence[str]], int]
 Records = dict[str, dict[str, Any]]
@@ -187,8 +191,8 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     if not latest.exists():
         return None
     try:
-        content = checkpoint.read(latest)
-        description = checkpoint.require_continuable(latest, content)
+        content = read_checkpoint(latest)
+        description = require_continuable(latest, content)
     except DamagedError:
         return None  # main.py goes on from the one before
     remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
@@ -198,7 +202,7 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
         given["pretrained_model_name"] = args.pretrained_model_name
     # an older run had what is newer at its default
     recorded = {**vars(parse_train(["--model_name", description.network])), **state["flags"]}
-    checkpoint.refuse_contradictions(latest, given, recorded, remedy)
+    refuse_contradictions(latest, given, recorded, remedy)
     if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
     if content["epoch"] > args.max_epochs:

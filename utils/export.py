@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint
-from utils.args import Parser
-from utils.checkpoint import METADATA
-from utils.errors import InputError, one_line_errors
-from utils.files import replacing, writable_folder
-from utils.weights import COARSE_OUTPUT, load_weights
+from utils.checkpoints.description import METADATA, describe
+from utils.checkpoints.foreign_weights import COARSE_OUTPUT, load_weights
+from utils.checkpoints.read import read_checkpoint, read_torchscript
+from utils.checkpoints.save import add_metadata, save_tensors
+from utils.config.parser import Parser
+from utils.system.errors import InputError, one_line_errors
+from utils.system.files import replacing, writable_folder
 
 TOLERANCE = 1e-4
 ENDINGS = {"torchscript": "_torchscript.pt", "onnx": ".onnx", "state_dict": "_state_dict.pth"}
@@ -41,10 +42,10 @@ def export(weights: Path, format_name: str, output: Path) -> float:
             what was written gives other logits; ``output`` is then as it was before.
         WriteError: if ``output`` can't be written.
     """
-    content = checkpoint.read(weights)
+    content = read_checkpoint(weights)
     if output.exists() and output.samefile(weights):
         raise InputError(f"--output {output}: is the checkpoint itself, which would be lost. Give another name.")
-    description = checkpoint.describe(content)
+    description = describe(content)
     if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
     if description.options.get("deep_supervision"):  # its outputs at coarser resolutions serve training alone
@@ -78,7 +79,7 @@ def _write_torchscript(path: Path, network: nn.Module, windows: Tensor, metadata
         raise InputError("--format torchscript: torch can't write this network so. Give --format onnx.") from error
     with open(path, "wb") as file:  # torch's own writer hides a full disk behind another error
         torch.jit.save(script, file, _extra_files={METADATA: metadata})
-    return checkpoint.read_torchscript(path)[0]
+    return read_torchscript(path)[0]
 
 
 def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
@@ -118,10 +119,10 @@ def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) 
 
 def _write_state_dict(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
     with open(path, "wb") as file:
-        checkpoint.save_tensors(dict(network.state_dict()), file)
-    checkpoint.add_metadata(path, metadata)
-    content = checkpoint.read(path)
-    description = checkpoint.describe(content)
+        save_tensors(dict(network.state_dict()), file)
+    add_metadata(path, metadata)
+    content = read_checkpoint(path)
+    description = describe(content)
     assert description is not None
     copy = description.build().eval()
     load_weights(copy, content["state_dict"], str(path))

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from utils.args import Parser, count, whole
-from utils.data_check import open_volume, read_voxels
-from utils.data_list import numbered_labels
-from utils.errors import InputError, one_line_errors
-from utils.files import write_json
+from utils.config.parser import Parser, count, whole
+from utils.data.check import open_volume, read_voxels
+from utils.data.data_list import numbered_labels
+from utils.system.errors import InputError, one_line_errors
+from utils.system.files import write_json
 
 # (images, labels, images without labels)
 LAYOUTS = (

@@ -22,9 +22,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from utils.args import Parser, count, positive, whole
-from utils.errors import InputError, one_line_errors
-from utils.files import write_json
+from utils.config.parser import Parser, count, positive, whole
+from utils.system.errors import InputError, one_line_errors
+from utils.system.files import write_json
 
 LABELS = (
     "background",

@@ -1,0 +1,146 @@
+"""Each fault that a data set can have, found before training and named by its file."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from utils.data.check import check_scans, scan_faults
+from utils.data.preprocessing import Preprocessing
+from utils.distributed.process import Process
+from utils.io.scan import Scan
+from utils.system.errors import InputError
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+
+
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path: Path, random: np.random.Generator) -> Scan:
+    image = save(tmp_path / "img1.nii.gz", random.normal(0, 100, (8, 9, 10)).astype(np.float32))
+    label = save(tmp_path / "label1.nii.gz", random.integers(0, 3, (8, 9, 10)).astype(np.uint8))
+    return Scan("img1", (image,), label)
+
+
+def with_image(scan: Scan, voxels: np.ndarray) -> None:
+    save(scan.image[0], voxels)
+
+
+def with_label(scan: Scan, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    assert scan.label is not None
+    save(scan.label, voxels, affine)
+
+
+def cut_off(scan: Scan) -> None:
+    content = scan.image[0].read_bytes()
+    scan.image[0].write_bytes(content[: len(content) // 2])
+
+
+def nan_voxel(scan: Scan) -> None:
+    voxels = np.ones((8, 9, 10), np.float32)
+    voxels[1, 2, 3] = np.nan
+    with_image(scan, voxels)
+
+
+def rgb(scan: Scan) -> None:
+    colour = np.zeros((8, 9, 10), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(colour, AFFINE), scan.image[0])
+
+
+FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
+    "missing": (lambda scan: scan.image[0].unlink(), "img1.nii.gz: no such file"),
+    "text": (lambda scan: scan.image[0].write_text("hello"), "img1.nii.gz: can't be opened as NIfTI"),
+    "empty": (lambda scan: scan.image[0].write_bytes(b""), "img1.nii.gz: can't be opened as NIfTI"),
+    "gzip of text": (lambda scan: scan.image[0].write_bytes(gzip.compress(b"hello")), "can't be opened as NIfTI"),
+    "cut off": (cut_off, "img1.nii.gz: is cut off or damaged"),
+    "2D": (lambda scan: with_image(scan, np.eye(8, dtype=np.float32)), "has 2 dimensions; a scan has 3"),
+    "two channels": (
+        lambda scan: with_image(scan, np.random.default_rng(0).normal(size=(8, 9, 10, 2)).astype(np.float32)),
+        "channels: 2 (shape 8 × 9 × 10 × 2), but --in_channels is 1. Give --in_channels 2",
+    ),
+    "colours": (rgb, "not one number each"),
+    "not a number": (nan_voxel, "img1.nii.gz: has NaN or infinite voxels"),
+    "constant": (lambda scan: with_image(scan, np.full((8, 9, 10), 7.0)), "img1.nii.gz: every voxel is 7"),
+    "air": (
+        lambda scan: with_image(scan, np.random.default_rng(0).integers(-1024, -999, (8, 9, 10)).astype(np.int16)),
+        "has voxels of -1024 to -1000, of which none is inside the network's window of -175 to 250. Are they",
+    ),
+    "shape": (
+        lambda scan: with_label(scan, np.zeros((8, 9, 11), np.uint8)),
+        "label1.nii.gz: has shape 8 × 9 × 11, but img1.nii.gz has 8 × 9 × 10",
+    ),
+    "grid": (
+        lambda scan: with_label(scan, np.zeros((8, 9, 10), np.uint8), AFFINE + np.eye(4)[3] * np.eye(4)[:, :1] * 5),
+        "label1.nii.gz: lies up to 5 mm away from img1.nii.gz",
+    ),
+    "too high": (
+        lambda scan: with_label(scan, np.full((8, 9, 10), 15, np.uint8)),
+        "label1.nii.gz: has the values 15, but --out_channels 3 allows 0 … 2. Give --out_channels 16, or remap",
+    ),
+    "negative": (
+        lambda scan: with_label(scan, np.full((8, 9, 10), -1, np.int16)),
+        "label1.nii.gz: has the values -1, but --out_channels 3 allows 0 … 2. Remap",
+    ),
+    "fractions": (
+        lambda scan: with_label(scan, np.full((8, 9, 10), 0.5, np.float32)),
+        "label1.nii.gz: has the values 0.5, but",
+    ),
+    "four-dimensional label": (
+        lambda scan: with_label(scan, np.zeros((8, 9, 10, 2), np.uint8)),
+        "label1.nii.gz: has shape 8 × 9 × 10 × 2; a label is 3D",
+    ),
+}
+
+
+def test_a_sound_scan_has_no_faults(scan: Scan) -> None:
+    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named(scan: Scan, fault: str) -> None:
+    spoil, words = FAULTS[fault]
+    spoil(scan)
+    faults = scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing())
+    assert len(faults) == 1, faults
+    assert words in faults[0]
+
+
+def test_what_is_no_ct_has_no_window(scan: Scan) -> None:
+    with_image(scan, np.random.default_rng(0).integers(1000, 2000, (8, 9, 10)).astype(np.int16))
+    assert len(scan_faults(scan, 1, 3, Preprocessing())) == 1
+    assert scan_faults(scan, 1, 3, Preprocessing(intensity="zscore")) == []
+
+
+def test_a_fourth_dimension_of_length_one_is_one_channel(scan: Scan, random: np.random.Generator) -> None:
+    with_image(scan, random.normal(size=(8, 9, 10, 1)))
+    with_label(scan, np.ones((8, 9, 10, 1), np.uint8))
+    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
+
+
+def test_channels_may_be_files_of_their_own(scan: Scan, tmp_path: Path, random: np.random.Generator) -> None:
+    second = save(tmp_path / "img1_b.nii.gz", random.normal(size=(8, 9, 10)))
+    assert scan_faults(Scan("img1", (*scan.image, second), scan.label), 2, 3, Preprocessing()) == []
+
+
+def test_a_missing_channel_does_not_put_the_next_one_s_fault_on_another_file(scan: Scan, tmp_path: Path) -> None:
+    flat = save(tmp_path / "flat.nii.gz", np.full((8, 9, 10), 7.0))
+    faults = scan_faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), 2, 3, Preprocessing())
+    assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / "gone.nii.gz"), str(flat)]
+
+
+def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path) -> None:
+    other = Scan("img2", (tmp_path / "img2.nii.gz",), tmp_path / "label2.nii.gz")
+    nan_voxel(scan)
+    with pytest.raises(InputError) as error:
+        check_scans([scan, other], 1, 3, Preprocessing(), 2, Process(torch.device("cpu")))
+    message = str(error.value)
+    assert message.startswith("3 faults in the data; nothing was started.")
+    assert all(name in message for name in ("img1.nii.gz", "img2.nii.gz", "label2.nii.gz"))

@@ -1,0 +1,196 @@
+"""Data lists: the meaning of --fold, label names, and BTCV's published split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from utils.data.data_list import find_folds, read_data_list, unlisted
+from utils.system.errors import InputError
+
+BTCV = REPOSITORY / "dataset" / "btcv"
+
+
+def write(folder: Path, content: Any, name: str = "dataset_0.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def entry(number: int, **more: Any) -> dict[str, Any]:
+    return {"image": f"imagesTr/img{number}.nii.gz", "label": f"labelsTr/label{number}.nii.gz", **more}
+
+
+def names(scans: list[Any]) -> list[str]:
+    return [scan.name for scan in scans]
+
+
+def test_a_list_without_folds_is_used_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1), entry(2)], "validation": [entry(3)], "test": ["imagesTs/img9.nii.gz"]})
+    data = read_data_list(str(tmp_path), None, fold=0)
+    assert (names(data.training), names(data.validation), names(data.test)) == (["img1", "img2"], ["img3"], ["img9"])
+    assert data.training[0].image == (tmp_path / "imagesTr/img1.nii.gz",)
+    assert data.training[0].label == tmp_path / "labelsTr/label1.nii.gz"
+
+
+@pytest.mark.parametrize(("fold", "validation"), [(0, ["img1", "img3"]), (1, ["img2"])])
+def test_entries_with_folds_are_split_by_them(tmp_path: Path, fold: int, validation: list[str]) -> None:
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=1), entry(3, fold=0)]}, "folds.json")
+    data = read_data_list(str(tmp_path), "folds.json", fold)
+    assert names(data.validation) == validation
+    assert sorted(names(data.training) + validation) == ["img1", "img2", "img3"]
+
+
+def test_a_fold_that_no_entry_has_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=1)]}, "folds.json")
+    with pytest.raises(InputError, match=r'no entry has "fold": 7; --fold can be one of 0, 1'):
+        read_data_list(str(tmp_path), "folds.json", 7)
+
+
+def test_a_fold_changes_nothing_in_a_list_without_folds_unless_its_name_has_it(tmp_path: Path) -> None:
+    """Five runs by hand, --fold 0 to 4, would all be of one split."""
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "split.json")
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
+    write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=3)]}, "folds.json")
+    data = {name: read_data_list(str(tmp_path), f"{name}.json", fold=3) for name in ("split", "dataset_3", "folds")}
+    assert {name: one.ignores(3) for name, one in data.items()} == {"split": True, "dataset_3": False, "folds": False}
+    assert not data["split"].ignores(0)
+    assert [scan.name for scan in data["split"].validation] == ["img2"]
+
+
+def test_the_default_list_is_named_after_the_fold(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
+    assert read_data_list(str(tmp_path), None, fold=3).path.name == "dataset_3.json"
+    with pytest.raises(InputError, match=r"dataset_7.json: no such data list. --fold can be one of 3\."):
+        read_data_list(str(tmp_path), None, fold=7)
+
+
+def test_a_list_may_lie_outside_the_data_folder(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "mine.json")
+    (tmp_path / "scans").mkdir()
+    data = read_data_list(str(tmp_path / "scans"), str(path), fold=0)
+    assert data.training[0].image[0].parent == tmp_path / "scans" / "imagesTr"
+
+
+def test_scans_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    scans = [{"image": f"case{number}/ct.nii.gz", "label": f"case{number}/organs.nii.gz"} for number in (1, 2)]
+    write(tmp_path, {"training": scans, "validation": [entry(3)]})
+    data = read_data_list(str(tmp_path), None, 0)
+    assert names(data.training + data.validation) == ["case1/ct", "case2/ct", "img3"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"0": "background", "1": "liver"}, {"1": "liver"}, {"background": 0, "liver": 1}, ["background", "liver"]],
+)
+def test_label_names_in_every_known_form(tmp_path: Path, labels: Any) -> None:
+    write(tmp_path, {"training": [entry(1)], "labels": labels})
+    data = read_data_list(str(tmp_path), None, 0)
+    assert data.label_names(2) == ("background", "liver")
+    with pytest.raises(InputError, match=r"names 2 labels.*--out_channels is 14\. Give --out_channels 2"):
+        data.label_names(14)
+
+
+def test_unnamed_labels_are_numbered(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1)]})
+    assert read_data_list(str(tmp_path), None, 0).label_names(3) == ("background", "label 1", "label 2")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not readable as JSON"),
+        ([1, 2], "not a data list"),
+        ({"scans": []}, "not a data list"),
+        ({"training": {"a": 1}}, '"training" must be a list'),
+        ({"training": [{"label": "a"}]}, '"training" entry 0: needs an "image"'),
+        ({"training": [entry(1), {"image": "a"}]}, '"training" entry 1: needs a "label"'),
+        ({"training": [{"image": "a", "label": ""}]}, '"training" entry 0: needs a "label"'),
+        ({"training": [entry(1)], "labels": {"1": "liver", "2": "liver"}}, '"labels" has a name twice'),
+        ({"training": [{"image": 3, "label": "a"}]}, "must be file names"),
+        ({"training": [entry(1, fold="one")]}, "must be a whole number, not 'one'"),
+        ({"training": [entry(1)], "labels": {"1": "liver", "3": "spleen"}}, '"labels" must name the values'),
+        ({"training": [entry(1)], "labels": {"liver": "x"}}, '"labels" must name the values'),
+    ],
+)
+def test_what_is_no_data_list_is_named(tmp_path: Path, content: Any, words: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(InputError, match=words) as error:
+        read_data_list(str(tmp_path), None, 0)
+    assert str(path) in str(error.value)
+
+
+def test_missing_folders_files_and_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--data_dir .*nowhere: no such folder"):
+        read_data_list(str(tmp_path / "nowhere"), None, 0)
+    with pytest.raises(InputError, match=r"dataset_0\.json: no such data list"):
+        read_data_list(str(tmp_path), None, 0)
+    write(tmp_path, {"training": [entry(1)], "validation": []})
+    with pytest.raises(InputError, match='lists no scans under "validation"'):
+        read_data_list(str(tmp_path), None, 0).require("training", "validation")
+
+
+@pytest.mark.parametrize(
+    ("fold", "validation"),
+    [
+        (0, [35, 36, 37, 38, 39, 40]),
+        (1, [29, 30, 31, 32, 33, 34]),
+        (2, [23, 24, 25, 26, 27, 28]),
+        (3, [7, 8, 9, 10, 21, 22]),
+        (4, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_btcv_folds_are_the_published_ones(tmp_path: Path, fold: int, validation: list[int]) -> None:
+    data = read_data_list(str(tmp_path), str(BTCV / f"dataset_{fold}.json"), fold)
+    every = {f"img{number:04d}" for number in [*range(1, 11), *range(21, 41)]}
+    expected = [f"img{number:04d}" for number in validation]
+    assert names(data.validation) == expected
+    assert set(names(data.training)) == every - set(expected)
+    assert names(data.test) == [f"img{number:04d}" for number in range(61, 81)]
+    assert data.label_names(14)[1] == "spleen"
+    for scan in data.training + data.validation:
+        assert scan.label is not None
+        assert scan.label.name == scan.image[0].name.replace("img", "label")
+
+
+def test_a_list_for_the_names_of_labels_alone_has_to_name_them(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"labels": {"0": "background", "1": "liver"}}')
+    assert unlisted(str(path)).labels == ("background", "liver")
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"list\.json: names no labels\. Give one with"):
+        unlisted(str(path))
+
+
+def test_a_scan_is_called_by_its_file_without_the_ending(tmp_path: Path) -> None:
+    content = {"training": [{"image": "a.nii.gz", "label": "l.nii"}], "test": ["b.nrrd", "c.mha"]}
+    (tmp_path / "dataset_0.json").write_text(json.dumps(content))
+    data = read_data_list(str(tmp_path), None, 0)
+    assert [scan.name for scan in (*data.training, *data.test)] == ["a", "b", "c"]
+
+
+def test_folds_of_files_and_of_entries(tmp_path: Path) -> None:
+    for name in ("dataset_10.json", "dataset_2.json", "dataset_0.json", "dataset_old.json", "dataset_01.json"):
+        (tmp_path / name).write_text("{}")
+    assert find_folds(str(tmp_path), None) == [0, 2, 10]
+    entries = [{"image": str(number), "fold": fold} for number, fold in enumerate((1, 0, 1, 3))]
+    (tmp_path / "one.json").write_text(json.dumps({"training": [*entries, {"image": "5"}]}))
+    assert find_folds(str(tmp_path), "one.json") == [0, 1, 3]
+
+
+def test_a_fold_that_is_no_number_is_an_error_for_all_of_them_too(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1, fold="0"), entry(2, fold="1")]}, "folds.json")
+    with pytest.raises(InputError, match=r'folds.json: "fold" must be a whole number, not \'[01]\''):
+        find_folds(str(tmp_path), "folds.json")
+
+
+def test_fewer_than_two_folds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset_0.json").write_text(json.dumps({"training": [{"image": "a"}]}))
+    with pytest.raises(InputError, match=r"dataset_0.json, dataset_1.json, … there give 1 folds"):
+        find_folds(str(tmp_path), None)
+    with pytest.raises(InputError, match=r'dataset_0\.json: its "training" entries name 0 folds'):
+        find_folds(str(tmp_path), "dataset_0.json")
+    with pytest.raises(InputError, match="no such folder"):
+        find_folds(str(tmp_path / "nothing"), None)

@@ -1,0 +1,80 @@
+"""Dice of boxes worked out by hand, and against MONAI's."""
+
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import compute_dice
+from monai.networks.utils import one_hot
+
+from utils.evaluation.metrics import FoldScores, Scores, dice_per_label
+
+
+def box(value: int, start: int, stop: int) -> torch.Tensor:
+    volume = torch.zeros(8, 4, 4, dtype=torch.int16)
+    volume[start:stop] = value
+    return volume
+
+
+def test_two_boxes_that_share_half() -> None:
+    assert dice_per_label(box(1, 0, 4), box(1, 2, 6), 2).tolist() == [0.5]  # 2 of 4 slices in common
+
+
+def test_different_sizes() -> None:
+    # 2 slices in common, 2 and 6 slices large: 2 · 2 / (2 + 6)
+    assert dice_per_label(box(1, 2, 4), box(1, 0, 6), 2).tolist() == [0.5]
+
+
+def test_absent_from_both_is_not_a_number_and_from_one_alone_is_zero() -> None:
+    prediction, label = box(1, 0, 2), box(2, 4, 6)
+    dice = dice_per_label(prediction, label, 4)
+    assert dice[:2].tolist() == [0.0, 0.0]
+    assert torch.isnan(dice[2])
+
+
+def test_random_label_maps_agree_with_monai(random: np.random.Generator) -> None:
+    prediction, label = (torch.from_numpy(random.integers(0, 5, (9, 8, 7))) for _ in range(2))
+    theirs = compute_dice(one_hot(prediction[None, None], 5), one_hot(label[None, None], 5), include_background=False)[
+        0
+    ]
+    torch.testing.assert_close(dice_per_label(prediction, label, 5), theirs.double(), atol=1e-6, rtol=0)
+
+
+def test_means_leave_out_what_is_absent() -> None:
+    scores = Scores(("a", "b"), ("liver", "spleen", "kidney"), np.array([[0.8, np.nan, np.nan], [0.6, 0.2, np.nan]]))
+    assert scores.scan_means.tolist() == pytest.approx([0.8, 0.4])
+    assert scores.organ_means[:2].tolist() == pytest.approx([0.7, 0.2])
+    assert np.isnan(scores.organ_means[2])
+    assert scores.mean == pytest.approx(0.6)  # over both scans, not the last alone
+
+
+def test_a_set_without_any_organ_has_no_mean() -> None:
+    assert np.isnan(Scores(("a",), ("liver",), np.array([[np.nan]])).mean)
+
+
+def test_means_and_deviations_over_folds_and_over_scans() -> None:
+    """Fold 0 has two scans and fold 1 one; the liver is absent but in one scan of fold 0."""
+    nan = float("nan")
+    folds = {
+        0: Scores(("a", "b"), ("spleen", "liver"), np.array([[0.8, nan], [0.6, 0.4]])),
+        1: Scores(("c",), ("spleen", "liver"), np.array([[0.9, nan]])),
+    }
+    scores = FoldScores(folds)
+    # scans: a 0.8, b (0.6 + 0.4) / 2, c 0.9; folds: (0.8 + 0.5) / 2 and 0.9, of the spleen 0.7 and 0.9
+    np.testing.assert_allclose(scores.by_scan, [[0.8, 0.8, nan], [0.5, 0.6, 0.4], [0.9, 0.9, nan]])
+    np.testing.assert_allclose(scores.by_fold, [[0.65, 0.7, 0.4], [0.9, 0.9, nan]])
+    summary = scores.summary
+    np.testing.assert_allclose(summary["mean over folds"], [0.775, 0.8, 0.4])
+    np.testing.assert_allclose(summary["mean over scans"], [2.2 / 3, 2.3 / 3, 0.4])
+    # of two values the deviation is their distance over √2; of one there is none
+    np.testing.assert_allclose(summary["sd over folds"], [0.25 / 2**0.5, 0.2 / 2**0.5, nan])
+    # spleen: 0.8, 0.6, 0.9 have the squared distances 1/900, 25/900 and 16/900, half of whose sum is 21/900
+    np.testing.assert_allclose(summary["sd over scans"], [statistics.stdev([0.8, 0.5, 0.9]), (21 / 900) ** 0.5, nan])
+    assert scores.counted.tolist() == [3, 3, 1]
+
+
+def test_one_fold_has_no_deviation() -> None:
+    scores = FoldScores({3: Scores(("a",), ("spleen",), np.array([[0.5]]))})
+    np.testing.assert_array_equal(scores.summary["sd over folds"], [np.nan, np.nan])
+    np.testing.assert_array_equal(scores.summary["mean over folds"], [0.5, 0.5])

@@ -1,0 +1,81 @@
+"""Pictures: the right slice, the right way round."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.evaluation.pictures import curves, orthogonal, overlay, pixels
+from utils.evaluation.validation import Example
+
+LABELS = ("background", "liver", "spleen")
+
+
+def test_the_overlay_shows_the_middle_labelled_slice_with_the_right_side_on_the_left() -> None:
+    image, label, prediction = (torch.zeros(40, 30, 20) for _ in range(3))
+    label[30:38, 10:20, 14:17] = 1  # on the patient's right; middle labelled plane: 15
+    prediction[30:38, 10:20, 15] = 2
+    figure = overlay(Example("scan", image, label.int(), prediction.int()), LABELS, (1.0, 1.0, 1.0))
+    label_panel, prediction_panel = figure.axes[1].images[1], figure.axes[2].images[1]
+    shown = np.asarray(label_panel.get_array())  # (rows, columns), row 0 at the bottom
+    rows, columns = np.nonzero(shown == 1)
+    assert (rows.min(), rows.max()) == (10, 19)  # posterior to anterior, bottom to top
+    assert (columns.min(), columns.max()) == (2, 9)  # x 37 … 30, counted from the patient's right
+    assert (np.asarray(prediction_panel.get_array()) == 2).sum() == 80
+    picture = pixels(figure)
+    assert picture.ndim == 3
+    assert picture.std() > 10
+
+
+def test_curves_show_every_epoch_and_every_validation() -> None:
+    dice = {"mean": 0.5, "organs": {"liver": 0.5, "spleen": None}}
+    records: list[dict[str, Any]] = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "dice": dice}]
+    loss, validation = curves(records).axes
+    assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 2], [2, 1]]
+    assert {line.get_label() for line in validation.lines} == {"liver", "spleen", "mean"}
+    assert np.asarray(validation.lines[-1].get_xydata()).tolist() == [[2, 0.5]]
+
+
+def test_orthogonal_slices_go_through_the_organs_as_radiologists_look_at_them() -> None:
+    image, prediction = np.zeros((20, 16, 12)), np.zeros((20, 16, 12), np.uint8)
+    prediction[15:18, 10:14, 7:11] = 1  # on the patient's right, in front, towards the head
+    prediction[16, 11, 8] = 2
+    prediction[15, 13, 7:11] = 0  # the fullest planes, the first of equals: x 16, y 10 and z 7
+    figure = orthogonal(image, prediction, None, LABELS, (1.0, 2.0, 3.0), (-100.0, 200.0), "scan")
+    axial, coronal, sagittal = (np.asarray(panel.images[1].get_array()) for panel in figure.axes[3:6])
+    assert (axial.shape, coronal.shape, sagittal.shape) == ((16, 20), (12, 20), (12, 16))  # rows, columns
+    rows, columns = np.nonzero(axial)
+    assert (columns.min(), columns.max()) == (2, 4)  # x 17 … 15, counted from the patient's right: the left half
+    assert (rows.min(), rows.max()) == (10, 13)  # y, the back at row 0, which is drawn at the bottom
+    rows, columns = np.nonzero(coronal)
+    assert (columns.min(), columns.max()) == (2, 4)
+    assert (rows.min(), rows.max()) == (7, 10)  # z, the feet at row 0
+    rows, columns = np.nonzero(sagittal)
+    assert (columns.min(), columns.max()) == (2, 5)  # y 13 … 10, counted from the front
+    assert (rows.min(), rows.max()) == (7, 10)
+    assert (sagittal == 2).sum() == 1  # x 16
+    assert all(panel.images[0].origin == "lower" for panel in figure.axes)
+    assert [panel.get_aspect() for panel in figure.axes[:3]] == [2 / 1, 3 / 1, 3 / 2]
+    assert figure.axes[0].images[0].get_clim() == (-100, 200)
+
+
+def test_orthogonal_slices_have_a_row_for_the_label_and_a_legend_of_what_is_seen() -> None:
+    image, prediction, label = (np.zeros((8, 8, 8)) for _ in range(3))
+    label[6, 5, 4] = 2
+    figure = orthogonal(image, prediction, label, LABELS, (1.0, 1.0, 1.0), (0.0, 1.0), "scan")
+    assert [panel.get_ylabel() for panel in figure.axes[::3]] == ["image", "prediction", "label"]
+    assert [int(np.asarray(panel.images[1].get_array()).sum()) for panel in figure.axes[3:]] == [0, 0, 0, 2, 2, 2]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["spleen"]
+    shown = figure.axes[6].images[1].to_rgba(np.array([[2]]), alpha=1)[0, 0]
+    assert legend.get_patches()[0].get_facecolor() == tuple(shown)
+
+
+def test_orthogonal_slices_of_an_empty_prediction_are_the_middle_ones() -> None:
+    image = np.zeros((8, 6, 4))
+    image[4, 3, 2] = 1
+    empty = np.zeros((8, 6, 4), np.uint8)
+    figure = orthogonal(image, empty, None, LABELS, (1.0, 1.0, 1.0), (0.0, 1.0), "a $name^")
+    assert [np.asarray(panel.images[0].get_array()).max() for panel in figure.axes] == [1] * 6
+    assert figure.legends == []
+    assert pixels(figure).std() > 0

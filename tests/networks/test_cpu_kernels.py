@@ -1,0 +1,111 @@
+"""Layers that take other kernels than torch would give what torch's give."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from networks.layers.cpu_kernels import Conv3d, Linear
+
+TOGETHER = torch.channels_last_3d
+SIZES = {"inputs": 96, "outputs": 40, "tokens": 216}
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch chooses kernels by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def kernels(layer: nn.Module, input: Tensor) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        layer(input)
+    return {event.key for event in profiled.key_averages()}
+
+
+def results_and_gradients(layers: tuple[nn.Module, ...], values: Tensor) -> tuple[list[Tensor], list[Any]]:
+    """What each layer makes of the same values, and the gradients of them and its parameters in the same direction."""
+    inputs = [values.clone().requires_grad_() for _ in layers]
+    results: list[Tensor] = [layer(input) for layer, input in zip(layers, inputs, strict=True)]
+    direction = torch.randn(results[0].shape)
+    gradients = []
+    for layer, input, result in zip(layers, inputs, results, strict=True):
+        (result * direction).sum().backward()
+        gradients.append([input.grad, *(parameter.grad for parameter in layer.parameters())])
+    return results, gradients
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_results_and_gradients_are_torchs(batch: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    inputs, outputs, count = SIZES.values()
+    theirs = nn.Linear(inputs, outputs, bias=bias)
+    ours = Linear(inputs, outputs, bias=bias)
+    ours.load_state_dict(theirs.state_dict())
+    results, gradients = results_and_gradients((ours, theirs), torch.randn(batch, count, inputs))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-4)
+    assert results[0].is_contiguous()  # otherwise the next layer norm would have to copy it
+
+
+@pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="torch hasn't both libraries here",
+)
+def test_it_is_a_convolution_in_float32_alone() -> None:
+    layer = Linear(SIZES["inputs"], SIZES["outputs"])
+    tokens = torch.randn(1, SIZES["tokens"], SIZES["inputs"])
+    assert "aten::mkldnn_convolution" in kernels(layer, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "aten::mkldnn_convolution" not in kernels(layer, tokens)
+    assert "aten::mkldnn_convolution" not in kernels(layer.double(), tokens.double())
+    assert "aten::mkldnn_convolution" not in kernels(layer.float(), tokens[0])
+    few = tokens[:, :12]  # for which torch would take its slowest convolution
+    assert not [name for name in kernels(layer, few) if "conv" in name]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_other_programs_get_a_linear_layer() -> None:
+    layer = Linear(SIZES["inputs"], SIZES["outputs"])
+    tokens = torch.randn(2, SIZES["tokens"], SIZES["inputs"])
+    assert "conv" not in str(torch.jit.trace(layer, tokens, check_trace=False).graph)
+    for strict in (False, True):
+        graph = torch.export.export(layer, (tokens,), strict=strict).graph
+        assert "linear" in str(graph)
+        assert "conv" not in str(graph)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(tokens), layer(tokens))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 96, 80, 3), (1, 2, 96, 80, 3), (2, 1, 96, 80, 3), (1, 1, 6, 5, 4)])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_convolution_is_torchs_in_the_layout_of_its_input(
+    shape: tuple[int, ...], kernel: int, together: bool
+) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv3d(shape[1], 5, kernel, padding=kernel // 2)
+    ours = Conv3d.like(nn.Conv3d(shape[1], 5, kernel, padding=kernel // 2))
+    ours.load_state_dict(theirs.state_dict())
+    values = torch.randn(shape)
+    if together:
+        values = values.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format).permute(0, 4, 1, 2, 3)
+    results, gradients = results_and_gradients((ours, theirs), values)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-2)  # sums over 46,080 voxels
+    assert results[0].is_contiguous(memory_format=TOGETHER if together else torch.contiguous_format)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (1, 1), (16, 1)])
+def test_a_single_window_is_convolved_by_onednn(channels: int, kernel: int) -> None:
+    volume = torch.randn(1, channels, 96, 80, 3)
+    assert "aten::mkldnn_convolution" in kernels(Conv3d(channels, 5, kernel), volume)
+    few = volume[:, :, :6, :5]
+    assert not [name for name in kernels(Conv3d(channels, 5, kernel), few) if "dilated" in name]

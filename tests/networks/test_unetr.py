@@ -1,0 +1,165 @@
+"""The network against the one that wrote the published weights, MONAI 0.7.0's."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from networks import build_network
+from networks.unetr import UNETR
+from networks.vit import DropPath
+from tests.conftest import REPOSITORY
+from utils.checkpoints.foreign_weights import load_weights
+
+# what docs/golden_weights.md made with monai==0.7.0: weights, one input and its logits
+GOLDEN = {
+    "in_channels": 2,
+    "out_channels": 3,
+    "img_size": (32, 16, 16),
+    "feature_size": 3,
+    "hidden_size": 9,
+    "mlp_dim": 16,
+    "num_heads": 3,
+}
+
+
+def small(**changes: Any) -> UNETR:
+    options = {"in_channels": 1, "out_channels": 2, "img_size": 16, "feature_size": 2, "hidden_size": 8}
+    return UNETR(**{**options, "mlp_dim": 8, "num_heads": 2, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pos_embed", ["perceptron", "conv"])
+def test_logits_are_those_of_monai_0_7_0(pos_embed: str) -> None:
+    path = REPOSITORY / "tests" / "weights" / f"monai070_unetr_{pos_embed}.pt"
+    golden = torch.load(path, weights_only=True)
+    network = build_network("unetr", **GOLDEN, pos_embed=pos_embed).eval()
+    transfer = load_weights(network, golden["state_dict"], "golden.pt")
+    assert transfer.line().endswith("4 that no forward pass reads left out")
+    with torch.no_grad():
+        torch.testing.assert_close(network(golden["input"]), golden["logits"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("feature_size", "parameters"), [(16, 92_784_046), (32, 101_787_214)])
+def test_parameters_of_the_reference_network(feature_size: int, parameters: int) -> None:
+    with torch.device("meta"):
+        network = UNETR(in_channels=1, out_channels=14, img_size=(96, 96, 96), feature_size=feature_size)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("pos_embed", ["perceptron", "conv"])
+@pytest.mark.parametrize("norm_name", ["instance", "batch"])
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_a_forward_pass_reads_every_parameter(pos_embed: str, norm_name: str, patch_size: int) -> None:
+    network = small(pos_embed=pos_embed, norm_name=norm_name, img_size=32, patch_size=patch_size)
+    network(torch.randn(2, 1, 32, 32, 32)).square().sum().backward()
+    unread = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert unread == []
+
+
+def test_names_are_the_published_ones() -> None:
+    names = set(small().state_dict())
+    assert {
+        "vit.patch_embedding.position_embeddings",
+        "vit.patch_embedding.patch_embeddings.1.weight",
+        "vit.blocks.0.attn.qkv.weight",
+        "vit.blocks.11.mlp.linear2.bias",
+        "vit.norm.weight",
+        "encoder1.layer.conv3.conv.weight",
+        "encoder2.blocks.0.1.conv1.conv.weight",
+        "decoder5.transp_conv.conv.weight",
+        "out.conv.conv.bias",
+    } <= names
+
+
+def test_patches_of_8_voxels_leave_the_decoder_one_stage_less() -> None:
+    network = small(patch_size=8, img_size=(8, 24, 16), feature_size=3).eval()
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes["vit.patch_embedding.position_embeddings"] == (1, 1 * 3 * 2, 8)
+    assert shapes["vit.patch_embedding.patch_embeddings.1.weight"] == (8, 8**3)
+    assert not [name for name in shapes if name.startswith(("encoder4", "decoder5"))]
+    # transposed convolutions (in, out, 2, 2, 2): from tokens to a quarter of the resolution, and on to the full one
+    assert shapes["decoder4.transp_conv.conv.weight"] == (8, 12, 2, 2, 2)
+    assert shapes["decoder3.transp_conv.conv.weight"] == (12, 6, 2, 2, 2)
+    assert shapes["decoder2.transp_conv.conv.weight"] == (6, 3, 2, 2, 2)
+    with torch.no_grad():
+        assert network(torch.randn(2, 1, 8, 24, 16)).shape == (2, 2, 8, 24, 16)
+
+
+@pytest.mark.parametrize(("patch_size", "levels"), [(16, 4), (8, 3)])
+def test_deep_supervision_gives_every_resolution_in_training_alone(patch_size: int, levels: int) -> None:
+    network = small(deep_supervision=True, patch_size=patch_size, img_size=32, out_channels=3)
+    outputs = network(torch.randn(1, 1, 32, 32, 32))
+    assert [output.shape for output in outputs] == [(1, 3, *(32 >> level,) * 3) for level in range(levels)]
+    sum(output.square().sum() for output in outputs).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+    plain = small(patch_size=patch_size, img_size=32, out_channels=3)
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("coarse_outs.")})
+    volume = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(volume), plain.eval()(volume))
+
+
+def test_a_residual_branch_is_left_out_for_whole_samples() -> None:
+    torch.manual_seed(0)
+    branch = torch.ones(4000, 2, 3)
+    dropped = DropPath(0.2)(branch)
+    kept = dropped[:, 0, 0] > 0
+    torch.testing.assert_close(dropped, kept[:, None, None] * torch.full_like(branch, 1 / 0.8))
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=0.02)  # three deviations of 4000 draws
+    assert torch.equal(DropPath(0.2).eval()(branch), branch)
+    rates = [module.rate for module in small(drop_path_rate=0.22).modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.02 * depth for depth in range(12)], abs=1e-6)
+
+
+@pytest.mark.parametrize("img_size", [(16, 32, 48), (48, 16, 32)])
+def test_sizes_may_differ_by_direction(img_size: tuple[int, int, int]) -> None:
+    network = small(img_size=img_size, in_channels=3, out_channels=5).eval()
+    with torch.no_grad():
+        assert network(torch.randn(2, 3, *img_size)).shape == (2, 5, *img_size)
+
+
+def test_blocks_can_be_turned_off() -> None:
+    full = set(small().state_dict())
+    no_residual = set(small(res_block=False).state_dict())
+    no_convolution = set(small(conv_block=False).state_dict())
+    assert {name for name in full if ".conv3." in name}
+    assert not {name for name in no_residual if ".conv3." in name}
+    assert {name for name in full if re.match(r"encoder2\.blocks\.0\.1\.", name)}
+    assert not {name for name in no_convolution if re.match(r"encoder2\.blocks\.0\.1\.", name)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"img_size": (96, 96, 90)}, "img_size must be three multiples of 16, not 96 × 96 × 90"),
+        ({"img_size": 0}, "img_size"),
+        ({"hidden_size": 10, "num_heads": 4}, "num_heads 4 must divide hidden_size 10"),
+        ({"pos_embed": "sine"}, "pos_embed must be one of perceptron, conv, not 'sine'"),
+        ({"norm_name": "layer"}, "norm_name must be one of"),
+        ({"feature_size": 0}, "feature_size must be at least 1, not 0"),
+        ({"num_heads": 0}, "num_heads must be at least 1, not 0"),
+        ({"dropout_rate": 1.5}, "dropout_rate"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, not 1.0"),
+        ({"patch_size": 12}, "patch_size must be one of 16, 8, not 12"),
+        ({"patch_size": 8, "img_size": 20}, "img_size must be three multiples of 8, not 20 × 20 × 20"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        small(**changes)
+
+
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(ValueError, match="model_name must be one of unetr, swin_unetr, segresnet, dynunet, not 'vnet'"):
+        build_network("vnet")
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    network = small(dropout_rate=0.5).eval()
+    volume = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(network(volume), network(volume))
+        network.train()
+        assert not torch.equal(network(volume), network(volume))

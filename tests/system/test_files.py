@@ -1,0 +1,88 @@
+"""Files are the old one or the new one, never a part of one and never none."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FileSizeLimit
+from utils.system.errors import InputError, WriteError
+from utils.system.files import replacing, writable_folder, write_json, write_text
+
+
+def test_a_file_is_safe_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(descriptor: int) -> None:
+        happened.append(f"flush {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def seen_replace(source: Path, target: Path) -> None:
+        happened.append(f"rename {source.name} to {target.name}, which has {target.read_text()!r}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    write_text(path, "new")
+    assert happened == ["flush a.txt.part", "rename a.txt.part to a.txt, which has 'old'", f"flush {tmp_path.name}"]
+    assert path.read_text() == "new"
+
+
+def test_what_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="our own fault"), replacing(path) as temporary:  # noqa: PT012
+        temporary.write_text("half of")
+        raise RuntimeError("our own fault")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path: Path, file_size_limit: FileSizeLimit) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with file_size_limit(2000), pytest.raises(WriteError, match=r"a\.json: can't be written \(File too large\)"):
+        write_json(path, list(range(5000)))
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_the_file_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("this file system has no hard links")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    for text in ("one", "two", "three"):
+        with replacing(path, previous) as temporary:
+            temporary.write_text(text)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["latest", "previous"]
+
+
+def test_the_latest_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    path.write_text("one")
+    replace = os.replace
+
+    def checked(source: Path, target: Path) -> None:
+        assert path.exists()
+        replace(source, target)
+        assert path.exists()
+
+    monkeypatch.setattr(os, "replace", checked)
+    for text in ("two", "three"):
+        with replacing(path, previous) as temporary:
+            temporary.write_text(text)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+
+
+def test_a_folder_that_can_not_be_written_is_named_with_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--output_dir: can't write to .*/file/below \(Not a directory\)"):
+        writable_folder(tmp_path / "file" / "below", "--output_dir")

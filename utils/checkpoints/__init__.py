@@ -1,0 +1,1 @@
+"""Weights files: our own, their description, and weights from elsewhere."""

@@ -1,0 +1,204 @@
+"""Read weights files without running any code in them."""
+
+import argparse
+import errno
+import importlib.util
+import json
+import pickle
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core.multiarray import scalar as numpy_scalar
+from torch import Tensor
+
+from networks import NETWORKS
+from utils.checkpoints.description import FORMAT, METADATA, _describes_itself
+from utils.system.errors import DamagedError, InputError, brief, lacks_memory
+
+# the scalars in which the repository of 2021 saved its best score; making them runs no code of the file
+NUMPY_SCALARS: list[Any] = [
+    (numpy_scalar, "numpy.core.multiarray.scalar"),
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+]
+
+
+# what the readers of zip files and of torch raise on files that are damaged or none of theirs
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint or of a bare state dict. No code in the file is run.
+
+    Raises:
+        DamagedError: if there is no such file, or it is damaged, or it holds something else.
+        InputError: if a newer version made it.
+    """
+    content = _load(path, if_torchscript="Give --resume_jit, or to test.py --saved_checkpoint=torchscript")
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        _refuse_newer(path, content)
+        return dict(content)
+    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+        metadata = _metadata(path)
+        _refuse_newer(path, metadata)
+        return {**metadata, "state_dict": content}
+    raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+
+
+def read_vit(path: Path) -> dict[str, Any]:
+    """The content of a file with the weights of a ViT, by whatever program. No code in the file is run.
+
+    Raises:
+        DamagedError: if there is no such file, or it is damaged, or it holds something else.
+        InputError: if it needs a package that is missing.
+    """
+    if path.suffix == ".safetensors":
+        return {"state_dict": _load_safetensors(path)}
+    content = _load(path, if_torchscript="Save its state_dict() alone")
+    if not isinstance(content, Mapping):
+        raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
+    content = {**_metadata(path), **content}
+    _refuse_newer(path, content)
+    return content
+
+
+def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
+    if _describes_itself(content) and (content["format"] > FORMAT or content["network"]["name"] not in NETWORKS):
+        raise InputError(f"{path}: was made by a newer version of this program. Update it.")
+
+
+def _load(path: Path, if_torchscript: str) -> Any:
+    """What torch.save wrote.
+
+    Args:
+        if_torchscript: what to do where torch.jit.save wrote it.
+    """
+    _require_file(path)
+    try:
+        _require_whole(path)
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
+            torch.serialization.safe_globals([*NUMPY_SCALARS, argparse.Namespace]),  # flags, as MAE and DINO save them
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        reason = _why_unreadable(path, error)
+        if "TorchScript" in str(error):
+            reason = f"it is TorchScript. {if_torchscript}"
+        elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
+        raise DamagedError(f"{path}: can't be read as weights: {reason}.") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    _require_file(path)
+    if importlib.util.find_spec("safetensors") is None:
+        raise InputError(f"{path}: to read it takes a package that is missing. Install it: pip install safetensors")
+    import safetensors.torch
+
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
+        raise DamagedError(f"{path}: can't be read as weights: {_why_unreadable(path, error)}.") from error
+    return tensors
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What :func:`add_metadata` put there, or nothing."""
+    if not zipfile.is_zipfile(path):
+        return {}  # torch before 1.6 wrote no archive
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
+        return json.loads(archive.read(found[0])) if found else {}
+
+
+def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """A TorchScript file's network, and what the file tells of it, as :func:`read_checkpoint` gives that of a checkpoint.
+
+    TorchScript is code: load it from people you trust.
+
+    Raises:
+        InputError: if there is no such file, or it isn't TorchScript.
+    """
+    _require_file(path)
+    try:
+        _require_whole(path)
+        module = torch.jit.load(str(path), map_location="cpu")
+    except UNREADABLE as error:
+        reason = _why_unreadable(path, error)
+        if _is_of_torch_save(path):
+            reason = "it is a checkpoint or a state dict. Give --resume_ckpt, or to test.py --saved_checkpoint=ckpt"
+        raise InputError(f"{path}: can't be read as TorchScript: {reason}.") from error
+    metadata = _metadata(path)
+    _refuse_newer(path, metadata)
+    return module, {**metadata, "state_dict": module.state_dict()}
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        there = [] if path.is_dir() else sorted(file.name for file in path.parent.glob("*.pt*"))
+        what += f", but there are {', '.join(there[:6])}" if there else ""
+        raise InputError(
+            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint or "
+            "--vit_weights of main.py)."
+        )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file, and what to do.
+
+    Raises:
+        InputError: if the error tells nothing of its content, so that it may be sound.
+    """
+    # EINVAL does, as of a place before a damaged file's beginning
+    if lacks_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+        raise InputError(f"{path}: can't be read now ({brief(error)}). Launch again when it can be.") from error
+    if path.stat().st_size == 0:
+        return "it is empty. Copy it again, or give another file"
+    return "it is damaged, or of another kind. Copy it again, or give another file"
+
+
+def _is_of_torch_save(path: Path) -> bool:
+    names = _members(path)
+    return "data.pkl" in names and "constants.pkl" not in names
+
+
+def _is_torchscript(path: Path) -> bool:
+    return "constants.pkl" in _members(path)
+
+
+def _members(path: Path) -> set[str]:
+    """The names in an archive that torch wrote, without that of its folder; none where it isn't a sound one."""
+    try:
+        _require_whole(path)
+        with zipfile.ZipFile(path) as archive:
+            return {name.split("/", 1)[-1] for name in archive.namelist()}
+    except UNREADABLE:
+        return set()
+
+
+def _require_whole(path: Path) -> None:
+    """Compare the checksums that torch.save writes, since torch.load doesn't.
+
+    Raises:
+        ValueError: if one differs; or others of :data:`UNREADABLE`.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} has another checksum")

@@ -1,0 +1,59 @@
+"""Write checkpoints."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.checkpoints.description import METADATA, Description
+from utils.checkpoints.progress import Progress
+from utils.system.files import replacing
+
+
+def save_checkpoint(
+    path: Path,
+    description: Description,
+    network: nn.Module,
+    progress: Progress,
+    resume: Mapping[str, Any] | None = None,
+    previous: Path | None = None,
+) -> None:
+    """Write a checkpoint in one step: whatever happens, ``path`` is the old file or the new one.
+
+    Args:
+        resume: from :func:`resume_state`, for a checkpoint that a run can continue from.
+        previous: gets the checkpoint that was at ``path``.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    content = {
+        **description.content(),
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
+        "epoch": progress.epoch,
+        "score": progress.score,
+    }
+    if resume is not None:
+        content["resume"] = resume
+    with replacing(path, previous) as temporary, open(temporary, "wb") as file:
+        save_tensors(content, file)
+
+
+def save_tensors(content: Any, file: Any) -> None:
+    """``torch.save``, with the disk's own error where there is no room, which torch hides behind one of its own."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def add_metadata(path: Path, metadata: str) -> None:
+    """Put what describes the network into a bare state dict, where TorchScript has it too; others don't see it."""
+    with zipfile.ZipFile(path, "a") as archive:
+        top = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{top}/extra/{METADATA}", metadata)

@@ -1,0 +1,309 @@
+"""The encoder's weights from a ViT that was trained elsewhere, on images or on volumes.
+
+A ViT of images reads a volume by inflation (Carreira & Zisserman 2017, arXiv 1705.07750): its patches are spread over
+z, the last axis, so that axial slices are its images, rows along x and columns along y. Where a volume is the same in
+all slices, each column of patches along z gets the tokens that the image gets, but for what a class token adds.
+
+E is the hidden size, C the channels, p the edge of a patch, N the number of patches.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.unetr import PATCH_SIZES, UNETR
+from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
+from utils.system.errors import InputError, size_text
+
+# under what key files of training programs have the weights; of DINO's two networks the teacher is the one to use
+NESTS = ("state_dict", "model", "teacher", "student")
+PATCHES = "patch_embedding.patch_embeddings.weight"
+POSITIONS = "patch_embedding.position_embeddings"
+# what comes before it is the prefix of the ViT
+PATCHES_IN_FILE = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj|patch_embedding\.patch_embeddings(?:\.1)?)\.weight")
+CLASS_TOKENS = ("cls_token", "dist_token")
+# other names for what ours has: those of timm (DINO, MAE), and the perceptron's, which is the same map as a convolution
+NAMES = (
+    (re.compile(r"patch_embed\.proj\.(weight|bias)"), r"patch_embedding.patch_embeddings.\1"),
+    (re.compile(r"patch_embedding\.patch_embeddings\.1\.(weight|bias)"), r"patch_embedding.patch_embeddings.\1"),
+    (re.compile(r"pos_embed"), POSITIONS),
+    (re.compile(r"(blocks\.\d+\.attn)\.proj\.(weight|bias)"), r"\1.out_proj.\2"),
+    (re.compile(r"(blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)"), r"\1.linear\2.\3"),
+)
+UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # MONAI 1 saves it, and no forward pass reads it
+
+
+@dataclass
+class _Encoder:
+    """The tensors of a ViT under our names, and what became of them."""
+
+    origin: str
+    tensors: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.tensors["blocks.0.norm1.weight"].numel()
+
+
+def load_vit_weights(
+    network: UNETR, content: Mapping[str, Any], source: str, img_size: tuple[int, ...] | None = None
+) -> tuple[str, list[str]]:
+    """Put the weights of a file's ViT into a network's encoder; the decoder stays as it is.
+
+    The file's ViT may have other channels, another window and biases of queries, keys and values.
+
+    Args:
+        content: a state dict, or one below a key of :data:`NESTS`. Its ViT has the names of timm, of MONAI, or ours.
+        source: the file, for messages.
+        img_size: the window in voxels that it was trained with, where the file says so; else it was a square or cube.
+
+    Returns:
+        A text about what was loaded, and notes about what was changed or left out.
+
+    Raises:
+        InputError: if the file holds no such ViT, or one that the encoder can't be.
+    """
+    vit = network.vit
+    wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
+    encoder = _read_encoder(content, source)
+    _refuse_other_sizes(encoder, wanted, source)
+    edge = network.patch_size
+    of_images = _adapt_patches(encoder, wanted[PATCHES], edge, source)
+    grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
+    _adapt_positions(encoder, of_images, grid, network.grid, source)
+    _keep_known(encoder, wanted, source)
+    lost = [_absorb(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
+    if any(lost):
+        encoder.notes.append("left out: biases of queries, which UNETR has not")
+    if wanted[PATCHES].ndim == 2:
+        encoder.tensors[PATCHES] = encoder.tensors[PATCHES].permute(0, 2, 3, 4, 1).flatten(1)  # (E, p³ · C)
+    tensors = {**wanted, **encoder.tensors}
+    vit.load_state_dict({name: tensors[_our_name(name)] for name in vit.state_dict()})
+    what = "images" if of_images else "volumes"
+    return f"its encoder from {source} (a ViT of {what} {encoder.origin}), all else from random weights", encoder.notes
+
+
+def _our_name(name: str) -> str:
+    """A tensor's name in a ViT of ours with a convolution for patches."""
+    for pattern, ours in NAMES:
+        if match := pattern.fullmatch(name):
+            return match.expand(ours)
+    return name
+
+
+def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
+    path = []
+    while nest := next((key for key in NESTS if isinstance(content.get(key), Mapping)), None):
+        path.append(nest)
+        content = content[nest]
+    state = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    prefixes = [
+        match[1]
+        for name in state
+        if (match := PATCHES_IN_FILE.fullmatch(name)) and f"{match[1]}blocks.0.norm1.weight" in state
+    ]
+    if not prefixes:
+        raise InputError(
+            f"{source}: holds no ViT with the names of timm (patch_embed.proj.weight, blocks.0.norm1.weight, …) or of "
+            "MONAI (patch_embedding.patch_embeddings.weight, …). Give --vit_weights the state dict of one."
+        )
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{source}: holds {len(prefixes)} ViTs, with the prefixes {', '.join(map(repr, prefixes))}. Save the state "
+            "dict of one alone."
+        )
+    prefix = prefixes[0]
+    style = "timm" if f"{prefix}patch_embed.proj.weight" in state else "MONAI"
+    place = ".".join([*path, prefix.rstrip(".")]).strip(".")
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
+    if len(tensors) < len(inside):
+        raise InputError(f"{source}: has a tensor of its ViT by two names. Save the state dict of one network alone.")
+    encoder = _Encoder(f"with names of {style}" + (f" below {place}" if place else ""), tensors)
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        encoder.notes.append(
+            f"left out, since {'it is' if len(others) == 1 else 'they are'} not of its ViT: {_listed(others)}"
+        )
+    return encoder
+
+
+def _refuse_other_sizes(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) -> None:
+    tensors = encoder.tensors
+    linear = "blocks.0.mlp.linear1.weight"
+    sizes = {"hidden_size": (encoder.hidden_size, len(wanted["norm.weight"]))}
+    if linear in tensors and tensors[linear].ndim == 2:  # else the blocks are of another kind
+        sizes["mlp_dim"] = (len(tensors[linear]), len(wanted[linear]))
+    differing = {flag: (theirs, ours) for flag, (theirs, ours) in sizes.items() if theirs != ours}
+    if differing:
+        faults = "; ".join(
+            f"--{flag} is {ours}, but its ViT has {theirs}" for flag, (theirs, ours) in differing.items()
+        )
+        flags = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in differing.items())
+        raise InputError(f"{source}: {faults}. Give {flags}, and the --num_heads that it was trained with.")
+    theirs, ours = _depth(tensors), _depth(wanted)
+    if theirs != ours:
+        raise InputError(f"{source}: its ViT has {theirs} blocks, and UNETR's has {ours}. Give a ViT of {ours} blocks.")
+
+
+def _depth(names: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[1] for name in names if re.match(r"blocks\.\d+\.", name)})
+
+
+def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) -> None:
+    """Take out what ours has no place for; of the rest all has to be there, in its shape and finite."""
+    tensors = encoder.tensors
+    size = encoder.hidden_size
+    absorbed = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
+    absorbed |= {
+        f"blocks.{number}.{scale}.gamma": (size,) for number in range(_depth(wanted)) for scale in ("ls1", "ls2")
+    }
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in (PATCHES, POSITIONS)
+    } | absorbed
+    missing = [name for name in wanted if name not in tensors]
+    needed = [name for name in missing if name != POSITIONS and not name.startswith("norm.")]
+    misfits = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if needed or misfits:
+        faults = [f"missing: {_listed(needed)}"] if needed else []
+        faults += [f"of another shape: {', '.join(misfits)}"] if misfits else []
+        raise InputError(f"{source}: its ViT is of another kind than UNETR's; {'; '.join(faults)}. Give a plain ViT.")
+    unknown = [name for name in tensors if name not in wanted and name not in absorbed]
+    changing = [name for name in unknown if name.startswith("blocks.") and not UNREAD.fullmatch(name)]
+    left_out = [name for name in unknown if not name.startswith("blocks.")]
+    if changing:
+        encoder.notes.append(f"left out, and its blocks compute something else without them: {_listed(changing)}")
+    if left_out:
+        encoder.notes.append(f"left out: {_listed(left_out)}")
+    if missing:
+        encoder.notes.append(f"not in {source}, and as in a new network: {_listed(missing)}")
+    for name in unknown:
+        del tensors[name]
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{source}: has numbers that aren't finite in {_listed(broken)}. Give another file.")
+
+
+def _listed(names: list[str]) -> str:
+    """Names, those of a part of the network or of all blocks as one with their number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        groups.setdefault(f"blocks.*.{parts[2]}" if parts[0] == "blocks" else parts[0], []).append(name)
+    return ", ".join(group[0] if len(group) == 1 else f"{part}.* ({len(group)})" for part, group in groups.items())
+
+
+def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> bool:
+    """Make the weights that read a patch those of a convolution over volumes; whether they were of images.
+
+    Args:
+        ours: what they become, (E, C, p, p, p) or (E, p³ · C).
+    """
+    kernel = encoder.tensors[PATCHES]
+    shape = tuple(kernel.shape)
+    channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
+    if kernel.ndim == 2:
+        # a flattened patch doesn't tell its edge: it is taken for one of our channels, else of few
+        sizes = [size for size in sorted(PATCH_SIZES, reverse=True) if kernel.shape[1] % size**3 == 0]
+        exact = [size for size in sizes if kernel.shape[1] == size**3 * channels]
+        theirs = next(iter([*exact, *sizes]), 1)
+        kernel = kernel.unflatten(1, (theirs, theirs, theirs, -1)).permute(0, 4, 1, 2, 3)  # (E, p³ · C) -> as below
+    if kernel.ndim not in (4, 5) or kernel.shape[0] != ours.shape[0] or set(kernel.shape[2:]) != {edge}:
+        raise InputError(
+            f"{source}: its patch embedding {shape} doesn't read patches with an edge of {edge}, as the network that "
+            "the flags describe does. Give a ViT with such patches."
+        )
+    if kernel.shape[1] != channels:
+        encoder.notes.append(
+            f"the weights of {kernel.shape[1]} channels became those of {channels}; a scan whose channels are alike "
+            "gives the same tokens"
+        )
+        kernel = average_channels(kernel, channels)
+    of_images = kernel.ndim == 4
+    if of_images:
+        encoder.notes.append(
+            "its patches of images are spread over z: axial slices are its images, rows along x and columns along y"
+        )
+        kernel = kernel.unsqueeze(-1).expand(-1, -1, -1, -1, edge) / edge  # (E, C, p, p) -> (E, C, p, p, p)
+    encoder.tensors[PATCHES] = kernel
+    return of_images
+
+
+def _adapt_positions(
+    encoder: _Encoder, of_images: bool, old: tuple[int, ...] | None, new: tuple[int, ...], source: str
+) -> None:
+    """Make the position embeddings those of the window's grid of patches; of none in the file nothing is made.
+
+    Args:
+        old: the grid that they are of, where that is known.
+        new: the window's.
+    """
+    positions = encoder.tensors.get(POSITIONS)
+    if positions is None:
+        return
+    tokens = positions.shape[1] if positions.ndim == 3 else 0
+    no_patches = 0  # class tokens, which come first
+    if old is None and not of_images and tokens == math.prod(new):
+        old = new
+    elif old is None:
+        dimensions = 2 if of_images else 3
+        edge = math.floor(tokens ** (1 / dimensions) + 1e-6)
+        old = (edge,) * dimensions
+        if tokens != edge**dimensions:
+            no_patches = sum(name in encoder.tensors for name in CLASS_TOKENS)
+    if tokens == 0 or tokens != math.prod(old) + no_patches or positions.shape[::2] != (1, encoder.hidden_size):
+        form = "a square" if of_images else "a cube"
+        raise InputError(
+            f"{source}: its position embeddings {tuple(positions.shape)} are not those of {form} of patches. Give a "
+            "ViT that was trained with such a window, or the --roi_x, --roi_y and --roi_z of its own."
+        )
+    positions = positions[:, no_patches:]
+    wanted = new[: len(old)]
+    if of_images:
+        image = positions.transpose(1, 2).unflatten(2, old)  # (1, N, E) -> (1, E, x, y)
+        if old != wanted:
+            image = F.interpolate(image, size=wanted, mode="bicubic", antialias=True)
+        volume = image.unsqueeze(-1).expand(-1, -1, -1, -1, new[2])  # (1, E, x, y, z)
+        positions = volume.flatten(2).transpose(1, 2)  # (1, N, E)
+    elif old != wanted:
+        positions = interpolate_positions(positions, old, new)
+    if old != wanted:
+        encoder.notes.append(
+            f"position embeddings are interpolated from {size_text(old)} to {size_text(wanted)} patches"
+        )
+    encoder.tensors[POSITIONS] = positions
+
+
+def _absorb(encoder: _Encoder, block: str) -> bool:
+    """Put what ours has no place for, scales and biases of a block, into the tensors around it.
+
+    A scale (Touvron et al. 2021, arXiv 2103.17239) multiplies what a layer puts out, so that the layer can have it.
+    A bias of keys adds the same to all that a softmax compares, and does nothing. Weights of attention add up to 1, so
+    that out_proj's bias can have what it makes of the bias of values. That of queries has nowhere to go.
+
+    Returns:
+        Whether a bias of queries was lost.
+    """
+    tensors = encoder.tensors
+    for scale, layer in (("ls1", "attn.out_proj"), ("ls2", "mlp.linear2")):
+        factor = tensors.pop(f"{block}.{scale}.gamma", None)
+        if factor is not None:
+            tensors[f"{block}.{layer}.weight"] = factor[:, None] * tensors[f"{block}.{layer}.weight"]
+            tensors[f"{block}.{layer}.bias"] = factor * tensors[f"{block}.{layer}.bias"]
+    biases = tensors.pop(f"{block}.attn.qkv.bias", None)
+    if biases is None:
+        return False
+    query, _, value = biases.chunk(3)
+    bias = tensors[f"{block}.attn.out_proj.bias"]
+    tensors[f"{block}.attn.out_proj.bias"] = bias + tensors[f"{block}.attn.out_proj.weight"] @ value
+    return bool(query.any())

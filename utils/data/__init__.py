@@ -1,0 +1,1 @@
+"""From a data list to batches: check, preprocessing, crops, augmentation, loaders."""

@@ -1,0 +1,167 @@
+"""The one way from a scan to the voxels that the network sees, shared by training, validation and testing."""
+
+import logging
+import warnings
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai import transforms
+from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL
+from monai.transforms import Transform
+from torch import Tensor
+
+from utils.data.resampling import AxisMap, interpolate
+
+# LoadImaged tries every reader that MONAI knows, and where pydicom is installed says twice that one for GPUs isn't
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+
+INTENSITIES = ("ct", "zscore")
+KEYS = ("image", "label")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a checkpoint records of the way in.
+
+    Attributes:
+        intensity: ``ct`` maps the window [a_min, a_max] (Hounsfield units) to [b_min, b_max] and clips;
+            ``zscore`` shifts and scales each channel of each scan to mean 0 and standard deviation 1.
+        spacing: voxel size in mm along x, y, z after resampling.
+        roi: the network's window in voxels.
+        orientation: axis codes that every scan is brought to.
+    """
+
+    intensity: str = "ct"
+    a_min: float = -175.0
+    a_max: float = 250.0
+    b_min: float = 0.0
+    b_max: float = 1.0
+    spacing: tuple[float, float, float] = (1.5, 1.5, 2.0)
+    roi: tuple[int, int, int] = (96, 96, 96)
+    orientation: str = "RAS"
+
+    @property
+    def padding(self) -> float:
+        """What a scan smaller than the window is padded with: air for a CT, the mean for a standardised scan."""
+        return self.b_min if self.intensity == "ct" else 0.0
+
+
+def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -> str | None:
+    """That a CT's window shows nothing of a scan whose voxels go from ``low`` to ``high``, in a sentence, or None."""
+    if settings.intensity != "ct" or (high > settings.a_min and low < settings.a_max):
+        return None
+    return (
+        f"{path}: has voxels of {low:g} to {high:g}, of which none is inside the network's window of "
+        f"{settings.a_min:g} to {settings.a_max:g}. Are they Hounsfield units?"
+    )
+
+
+def above_minimum(image: Tensor) -> Tensor:
+    """The foreground of a scan: every voxel above the lowest value (for a CT: above the window's lower end)."""
+    return image > image.min()
+
+
+def read_transform() -> Transform:
+    """Read the NIfTI files of an image and its label, (C, D, H, W) each."""
+    return transforms.LoadImaged(KEYS, reader="NibabelReader", ensure_channel_first=True)
+
+
+def scan_transforms(settings: Preprocessing, keys: tuple[str, ...] = KEYS) -> list[Transform]:
+    """Orient, resample, scale and crop a scan and its label, (C, D, H, W) each on the scan's own grid.
+
+    Afterwards the axes run to the Right, Anterior and Superior.
+
+    Args:
+        keys: without ``"label"`` for scans that have none.
+    """
+    window = transforms.ScaleIntensityRanged(
+        "image", settings.a_min, settings.a_max, settings.b_min, settings.b_max, clip=True
+    )
+    crop = transforms.CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True)
+    # the statistics of an MR must not count the empty rim that cropping removes; a CT's rim is only known
+    # after windowing
+    standardise = transforms.NormalizeIntensityd("image", channel_wise=True)
+    scale_and_crop = [window, crop] if settings.intensity == "ct" else [crop, standardise]
+    return [ToSpacing(keys, settings), *scale_and_crop]
+
+
+class ToSpacing(transforms.MapTransform):
+    """MONAI's ``Orientationd`` and ``Spacingd``, images linearly, labels to the nearest voxel.
+
+    Where a scan's axes stay straight, an image goes to the same grid in one step and an axis at a time.
+    """
+
+    def __init__(self, keys: tuple[str, ...], settings: Preprocessing) -> None:
+        super().__init__(keys)
+        self.orientation = transforms.Orientation(axcodes=settings.orientation, labels=None)
+        self.spacing = transforms.Spacing(pixdim=settings.spacing)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The scan with its axes turned and its voxels resampled."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            at_once = self._at_once(result[key]) if key == "image" else None
+            mode = "bilinear" if key == "image" else "nearest"
+            result[key] = self.spacing(self.orientation(result[key]), mode=mode) if at_once is None else at_once
+        return result
+
+    def _at_once(self, image: MetaTensor) -> MetaTensor | None:
+        """(C, X, Y, Z) on the grid that MONAI would take it to, or None where that isn't parallel to the scan's."""
+        # with ``lazy`` MONAI tells shape and affine, and touches no voxel
+        turned = cast(MetaTensor, self.orientation(image, lazy=True))
+        spaced = cast(MetaTensor, self.spacing(turned, lazy=True))
+        shape, affine = tuple(spaced.peek_pending_shape()), spaced.peek_pending_affine().numpy()
+        step = np.linalg.solve(turned.peek_pending_affine().numpy(), affine)
+        if shape == tuple(turned.peek_pending_shape()) and np.allclose(step, np.eye(4), atol=AFFINE_TOL):
+            return None  # MONAI doesn't resample for so little
+        grid = AxisMap.of(np.linalg.solve(image.affine.numpy(), affine), shape)
+        if grid is None:
+            return None
+        channels = [interpolate(channel, grid, (0, 0, 0), shape) for channel in image.as_tensor()]
+        return MetaTensor(torch.stack(channels), affine=torch.from_numpy(affine))
+
+
+@dataclass(frozen=True)
+class OnNetworkGrid:
+    """A scan as the network sees it.
+
+    Attributes:
+        image: (C, D, H, W) in float32.
+        affine: (4, 4), from voxel indices to mm.
+        label: (D, H, W), where the scan has one.
+    """
+
+    image: Tensor
+    affine: np.ndarray
+    label: Tensor | None
+
+
+def to_network_grid(
+    voxels: np.ndarray, affine: np.ndarray, label: np.ndarray | None, settings: Preprocessing
+) -> OnNetworkGrid:
+    """Preprocess a scan that is in memory.
+
+    Args:
+        voxels: (C, X, Y, Z).
+        affine: (4, 4), from its voxel indices to mm, x running to the Right, y to Anterior, z to Superior.
+        label: (X, Y, Z), where there is one.
+    """
+    volumes = {"image": voxels} if label is None else {"image": voxels, "label": label[None]}
+    item = {
+        # in the file's order of axes, which is faster to write than another
+        key: MetaTensor(torch.from_numpy(np.array(volume, np.float32, order="K")), affine=torch.from_numpy(affine))
+        for key, volume in volumes.items()
+    }
+    result = transforms.Compose(scan_transforms(settings, tuple(volumes)))(item)
+    image = result["image"]
+    return OnNetworkGrid(
+        image=image.as_tensor(),
+        affine=image.affine.numpy(),
+        label=None if label is None else result["label"].as_tensor()[0].long(),  # (1, D, H, W) -> (D, H, W)
+    )

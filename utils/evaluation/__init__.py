@@ -1,0 +1,1 @@
+"""Scores, measurements, tables, pictures and the report."""

@@ -1,0 +1,175 @@
+"""Pictures of a run: its curves, and label and prediction on slices."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.patches import Patch
+
+from utils.evaluation.validation import Example
+from utils.system.files import replacing
+
+UNLABELLED = (0.0, 0.0, 0.0, 0.0)
+
+
+def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float, float]) -> Figure:
+    """Image, label and prediction on the middle axial slice of the labelled part, the patient's right on the left.
+
+    Args:
+        labels: names of the classes, the background first.
+        spacing: voxel size in mm, for the picture's proportions.
+    """
+    planes = np.flatnonzero((example.label > 0).any(0).any(0).numpy())  # (D, H, W) -> axial planes with a label
+    plane = int(planes[len(planes) // 2]) if len(planes) else example.label.shape[2] // 2
+    colours = label_colours(labels)
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = (example.name, "label", "prediction")
+    for panel, title, volume in zip(panels, titles, (None, example.label, example.prediction), strict=True):
+        look = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
+        panel.imshow(_section(example.image.numpy(), 2, plane), cmap="gray", **look)
+        if volume is not None:
+            panel.imshow(_section(volume.numpy(), 2, plane), **_tint(colours), **look)
+        panel.set_title(title)
+        panel.set_axis_off()
+    patches = [Patch(color=colour, label=name) for colour, name in zip(colours[1:], labels[1:], strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), frameon=False)
+    return figure
+
+
+def orthogonal(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    label: np.ndarray | None,
+    labels: Sequence[str],
+    spacing: tuple[float, float, float],
+    window: tuple[float, float],
+    title: str,
+) -> Figure:
+    """Image, prediction and label on an axial, a coronal and a sagittal slice, as radiologists look at them.
+
+    In each direction the slice is the one with most voxels of the prediction or the label; the middle one if both
+    are empty. The patient's right, or front, is on the left, and the head on top.
+
+    Args:
+        image, prediction, label: (X, Y, Z) each, axes to Right, Anterior and Superior; without a label, its row of
+            pictures is left out.
+        labels: names of the classes, the background first.
+        spacing: voxel size in mm along X, Y and Z.
+        window: intensities that are drawn black and white.
+    """
+    masks = {"prediction": prediction} if label is None else {"prediction": prediction, "label": label}
+    planes = _fullest_planes(np.logical_or.reduce([mask > 0 for mask in masks.values()]))
+    colours = label_colours(labels)
+    width, depth, height = (size * step for size, step in zip(image.shape, spacing, strict=True))  # mm
+    inches = 9 / (width + width + depth)  # an inch a mm, three panels side by side
+    row_height = min(max(depth, height) * inches, 5.0)  # or a scan of the whole body is a picture of many screens
+    rows = 1 + len(masks)
+
+    figure = Figure(figsize=(9, rows * row_height + 1), layout="constrained", facecolor="black")
+    panels = figure.subplots(rows, 3, squeeze=False, width_ratios=(width, width, depth))
+    letters: dict[str, Any] = {"color": "white", "fontsize": 13}  # legible at half the size too
+    visible: set[int] = set()
+    directions = (("axial", 2, "R"), ("coronal", 1, "R"), ("sagittal", 0, "A"))
+    for column, (direction, axis, left) in enumerate(directions):
+        across, up = (step for number, step in enumerate(spacing) if number != axis)
+        look = {"origin": "lower", "aspect": up / across}
+        grey = _section(image, axis, planes[axis])
+        for panel, (name, mask) in zip(panels[:, column], {"image": None, **masks}.items(), strict=True):
+            panel.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], **look)
+            if mask is not None:
+                section = _section(mask, axis, planes[axis])
+                panel.imshow(section, **_tint(colours), **look)
+                visible.update(np.unique(section).astype(int).tolist())
+            panel.text(0.02, 0.5, left, transform=panel.transAxes, va="center", **letters)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+            if column == 0:
+                panel.set_ylabel(name, **letters)
+        panels[0, column].set_title(direction, **letters)
+    figure.suptitle(title, parse_math=False, **letters)
+    patches = [Patch(color=colours[value], label=labels[value]) for value in sorted(visible - {0})]
+    if patches:
+        look = {"ncols": 3, "frameon": False, "fontsize": letters["fontsize"], "labelcolor": letters["color"]}
+        figure.legend(handles=patches, loc="outside lower center", **look)
+    return figure
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss of every epoch, and the mean Dice and each organ's at every validation, from a run's JSON lines."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    loss, dice = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in records]
+    loss.plot(epochs, [record["loss"] for record in records])
+    loss.set(xlabel="epoch", title="training loss")
+    validated = [record for record in records if "dice" in record]
+    epochs = [record["epoch"] for record in validated]
+    # a run that goes on with another data list may have other organs from there on
+    organs = list(dict.fromkeys(organ for record in validated for organ in record["dice"]["organs"]))
+    for number, organ in enumerate(organs):
+        values = [_or_nan(record["dice"]["organs"].get(organ)) for record in validated]
+        dice.plot(epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=organ)
+    mean = [_or_nan(record["dice"]["mean"]) for record in validated]
+    dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")
+    dice.set(xlabel="epoch", title="validation Dice", xlim=loss.get_xlim(), ylim=(0, 1))
+    dice.legend(fontsize="small", ncols=2)
+    for panel in (loss, dice):
+        panel.grid(alpha=0.3)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """(height, width, 3), 0 … 255."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once, where Figure.savefig would draw twice
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write pixels (height, width, 3) as a PNG in one step."""
+    with replacing(path) as temporary:
+        imsave(temporary, picture, format="png")
+
+
+def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
+    """A slice of a volume whose axes run to Right, Anterior and Superior, as radiologists look at it.
+
+    Returns:
+        (rows, columns), row 0 at the bottom. Axial (axis 2): the patient's right on the left, the front on top;
+        coronal (1): the right on the left, the head on top; sagittal (0): the front on the left, the head on top.
+    """
+    return np.moveaxis(volume, axis, 0)[plane][::-1].T
+
+
+def _fullest_planes(marked: np.ndarray) -> list[int]:
+    """For each axis of a boolean volume, the plane across it with most marked voxels; the middle if there are none."""
+    if not marked.any():
+        return [size // 2 for size in marked.shape]
+    return [int(marked.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1))]
+
+
+def label_colours(labels: Sequence[str]) -> list[tuple[float, float, float, float]]:
+    """A colour for each class, the background's invisible."""
+    return [UNLABELLED, *(colormaps["tab20"](value % 20) for value in range(len(labels) - 1))]
+
+
+def _tint(colours: Sequence[tuple[float, float, float, float]]) -> dict[str, Any]:
+    """How ``imshow`` lays a label map over an image."""
+    return {
+        "cmap": ListedColormap(colours),
+        "vmin": 0,
+        "vmax": len(colours) - 1,
+        "alpha": 0.6,
+        "interpolation": "nearest",
+    }
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

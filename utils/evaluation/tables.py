@@ -1,0 +1,131 @@
+"""Scores as a table on the screen and as files."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.evaluation.metrics import FoldScores, Scores
+from utils.system.files import replacing, write_json
+
+
+def organ_table(scores: Scores) -> str:
+    """One line an organ with its mean Dice over the scans, and the mean over scans below."""
+    width = max(len(name) for name in (*scores.organs, "mean"))
+    rows = [f"  {name:<{width}}  {_text(value)}" for name, value in zip(scores.organs, scores.organ_means, strict=True)]
+    return "\n".join([*rows, f"  {'mean':<{width}}  {_text(scores.mean)}"])
+
+
+def scan_table(scores: Scores) -> str:
+    """One line a scan with its mean and the Dice of each organ."""
+    rows = [
+        [scan, _text(mean), *map(_text, dice)]
+        for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
+    ]
+    rows.append(["mean", _text(scores.mean), *map(_text, scores.organ_means)])
+    return _table(["scan", "mean", *scores.organs], rows)
+
+
+def volume_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line a scan with the volume of each organ in ml, from :func:`utils.evaluation.measurements.measure`."""
+    rows = [[record["scan"], *(f"{one['volume_ml']:.1f}" for one in record["organs"].values())] for record in records]
+    return _table(["scan", *records[0]["organs"]], rows)
+
+
+def fold_table(scores: FoldScores) -> str:
+    """One line a fold with its mean and each organ, then means and standard deviations over folds and over scans."""
+    rows = [
+        [name, *(f"{value:.4f}" if math.isfinite(value) else "–" for value in values)] for name, values in _rows(scores)
+    ]
+    rows.append(["scans counted", *map(str, scores.counted)])
+    return _table(["fold", "mean", *scores.organs], rows)
+
+
+def fold_record(scores: FoldScores) -> dict[str, Any]:
+    """The lines of :func:`fold_table` as JSON can hold them: for each ``mean`` and, by organ, ``organs``."""
+    rows = {
+        name: {"mean": _number(mean), "organs": _by_organ(scores, organs)} for name, (mean, *organs) in _rows(scores)
+    }
+    mean, *organs = scores.counted.tolist()
+    return {**rows, "scans counted": {"mean": mean, "organs": dict(zip(scores.organs, organs, strict=True))}}
+
+
+def save_fold_scores(path: Path, tables: Mapping[str, FoldScores]) -> None:
+    """Write a CSV with the lines of :func:`fold_table`, one table after the other; an undefined value is empty.
+
+    Args:
+        tables: by the name of their score.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    organs = next(iter(tables.values())).organs
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["score", "fold", "mean", *organs])
+        for score, scores in tables.items():
+            for fold, row in fold_record(scores).items():
+                writer.writerow([score, fold.removeprefix("fold "), row["mean"], *row["organs"].values()])
+
+
+def _rows(scores: FoldScores) -> list[tuple[str, np.ndarray]]:
+    folds = [(f"fold {fold}", values) for fold, values in zip(scores.folds, scores.by_fold, strict=True)]
+    return [*folds, *scores.summary.items()]
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows below titles whose words are stacked."""
+    columns = [title.split() for title in titles]
+    depth = max(map(len, columns))
+    head = [[([""] * (depth - len(words)) + words)[line] for words in columns] for line in range(depth)]
+    widths = [max(len(row[column]) for row in [*head, *rows]) for column in range(len(columns))]
+    return "\n".join(_line(row, widths) for row in [*head, *rows])
+
+
+def score_record(scores: Scores) -> dict[str, Any]:
+    """The means as JSON can hold them: ``mean`` and, by organ, ``organs``."""
+    return {"mean": _number(scores.mean), "organs": _by_organ(scores, scores.organ_means)}
+
+
+def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
+    """Write ``scores.csv`` and ``scores.json``: Dice of each scan and organ, and the means.
+
+    An organ in neither label nor prediction is an empty cell of the CSV and null in the JSON.
+
+    Args:
+        facts: what the JSON says beside the scores, such as the weights' file.
+    """
+    scans = [
+        {"scan": scan, "mean": _number(mean), "organs": _by_organ(scores, dice)}
+        for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
+    ]
+    means = score_record(scores)
+    with (
+        replacing(folder / "scores.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["scan", "mean", *scores.organs])
+        for row in [*scans, {"scan": "mean", **means}]:
+            writer.writerow([row["scan"], row["mean"], *row["organs"].values()])
+    write_json(folder / "scores.json", {**facts, **means, "scans": scans})
+
+
+def _by_organ(scores: Scores | FoldScores, values: Any) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in zip(scores.organs, values, strict=True)}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _text(value: float) -> str:
+    return "absent" if math.isnan(value) else f"{value:.4f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    others = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([cells[0].ljust(widths[0]), *others]).rstrip()

@@ -1,0 +1,52 @@
+"""Score a network on whole scans."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from networks.precision import Precision
+from utils.distributed.process import Process
+from utils.evaluation.metrics import Scores, dice_per_label
+from utils.inference.sliding_window import Ensemble, Predictor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scan with its label and prediction, (D, H, W) each, for a picture."""
+
+    name: str
+    image: Tensor
+    label: Tensor
+    prediction: Tensor
+
+
+def score_scans(
+    network: nn.Module,
+    loader: DataLoader,
+    predictor: Predictor,
+    precision: Precision,
+    labels: tuple[str, ...],
+    process: Process,
+) -> tuple[Scores, Example | None]:
+    """Predict and score this process's scans, and collect the scores of all of them.
+
+    Args:
+        labels: names of the classes, the background first.
+
+    Returns:
+        The scores of all processes' scans on the network's grid, and this process's first scan.
+    """
+    network.eval()
+    ensemble = Ensemble(((network, precision),))
+    results = []
+    example = None
+    for batch in process.bar(loader, "validating"):
+        prediction = predictor(ensemble, batch["image"]).argmax(0)  # (classes, D, H, W) -> (D, H, W)
+        label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
+        results.append((batch["name"][0], dice_per_label(prediction, label, len(labels)).numpy()))
+        if example is None:
+            example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
+    names, dice = zip(*process.gather(results), strict=True)
+    return Scores(names, labels[1:], np.stack(dice)), example

@@ -1,0 +1,1 @@
+"""From a preprocessed scan to class probabilities, and back to the scan's own grid."""

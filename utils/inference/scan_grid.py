@@ -1,0 +1,137 @@
+"""From the network's grid back to the scan's own."""
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.data.resampling import SLAB_VOXELS, AxisMap, interpolate
+
+
+def to_scan_grid(
+    probabilities: Tensor, affine: np.ndarray, scan_affine: np.ndarray, scan_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """The mask of the most probable class at each voxel of a scan's own grid.
+
+    Probabilities are interpolated linearly, one class at a time into a running maximum, and where a class can't win
+    not at all. What the network's grid doesn't cover (it is cropped to the foreground) is background.
+
+    Args:
+        probabilities: (classes, D, H, W) in float32 on the CPU, the background first.
+        affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
+
+    Returns:
+        ``scan_shape``, uint8 (uint16 beyond 255 labels).
+    """
+    classes = probabilities.shape[0]
+    mask = np.zeros(scan_shape, np.uint8 if classes <= 256 else np.uint16)
+    sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]), scan_shape)
+    # a class that wins somewhere is above the background at a neighbour on the network's grid
+    boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] > probabilities[0]))}
+    if not boxes:
+        return mask
+    lower = np.min([box[0] for box in boxes.values()], 0)
+    upper = np.minimum(np.max([box[1] for box in boxes.values()], 0), scan_shape)
+    if (upper <= lower).any():
+        return mask
+    planes = max(1, SLAB_VOXELS // int(np.prod((upper - lower)[1:])))
+    for first in range(lower[0], upper[0], planes):
+        start = np.array([first, *lower[1:]])
+        stop = np.array([min(first + planes, upper[0]), *upper[1:]])
+        best = sampler(probabilities[0], start, stop)
+        winner = torch.zeros(best.shape, dtype=torch.uint8 if classes <= 256 else torch.int32)
+        for label, (low, high) in boxes.items():
+            low, high = np.maximum(low, start), np.minimum(high, stop)
+            if (low >= high).any():
+                continue
+            inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
+            value = sampler(probabilities[label], low, high)
+            winner[inside].masked_fill_(value > best[inside], label)
+            torch.maximum(best[inside], value, out=best[inside])
+        covered = sampler.covers(start, stop)
+        place = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        mask[place] = (winner * covered).numpy()
+    return mask
+
+
+def class_on_scan_grid(
+    probability: Tensor,
+    affine: np.ndarray,
+    scan_affine: np.ndarray,
+    scan_shape: tuple[int, int, int],
+    outside: float,
+) -> np.ndarray:
+    """The probability (D, H, W) of one class at each voxel of a scan's own grid, ``scan_shape`` in float32.
+
+    Args:
+        outside: the probability where the network's grid doesn't reach: 1 for the background, 0 for others.
+    """
+    sampler = _Sampler(affine, scan_affine, tuple(probability.shape), scan_shape)
+    result = np.empty(scan_shape, np.float32)
+    planes = max(1, SLAB_VOXELS // (scan_shape[1] * scan_shape[2]))
+    for first in range(0, scan_shape[0], planes):
+        start, stop = np.array([first, 0, 0]), np.array([min(first + planes, scan_shape[0]), *scan_shape[1:]])
+        values = torch.where(sampler.covers(start, stop), sampler(probability, start, stop), outside)
+        result[first : stop[0]] = values.numpy()
+    return result
+
+
+class _Sampler:
+    """Linear interpolation of volumes on the network's grid at the voxels of boxes of a scan's grid.
+
+    A box is given by its first voxel and the one behind its last.
+    """
+
+    def __init__(
+        self, affine: np.ndarray, scan_affine: np.ndarray, shape: tuple[int, ...], scan_shape: tuple[int, int, int]
+    ) -> None:
+        self.shape = np.array(shape)
+        self.matrix = np.linalg.inv(affine) @ scan_affine  # from the scan's voxel indices to the network's
+        self.parallel = AxisMap.of(self.matrix, scan_shape)
+
+    def box(self, chosen: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+        """The box of the scan's grid in which interpolation reads any of the ``chosen`` voxels (D, H, W)."""
+        across = chosen.any(2)
+        bounds = []
+        for line in (across.any(1), across.any(0), chosen.any(0).any(0)):
+            places = torch.nonzero(line)
+            if len(places) == 0:
+                return None
+            bounds.append((int(places[0]) - 1, int(places[-1]) + 1))
+        corners = np.array([[*corner, 1] for corner in itertools.product(*bounds)])  # (8, 4)
+        there = (corners @ np.linalg.inv(self.matrix).T)[:, :3]
+        return np.maximum(np.floor(there.min(0)).astype(int), 0), np.maximum(np.ceil(there.max(0)).astype(int) + 1, 0)
+
+    def __call__(self, volume: Tensor, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """(D, H, W) -> the values at the voxels of the box, those of the border beyond it."""
+        if self.parallel is not None:
+            return interpolate(volume, self.parallel, start.tolist(), stop.tolist())
+        scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample counts from -1 to 1 between the outermost voxels
+        places = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
+        # each plane as a batch of its own, since torch shares batches among its threads and nothing else
+        volumes = volume[None, None].expand(len(places), -1, -1, -1, -1)
+        sampled = F.grid_sample(volumes, places[:, None], mode="bilinear", padding_mode="border", align_corners=True)
+        return sampled[:, 0, 0]  # (planes, 1, 1, Y, Z) -> (planes, Y, Z)
+
+    def covers(self, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """Where the network's grid reaches: to the faces of its outermost voxels, and as far again for its rounding.
+
+        Returns:
+            Booleans in the box's shape, or in one that broadcasts to it.
+        """
+        inside = torch.ones((1, 1, 1), dtype=torch.bool)
+        for axis in range(3):
+            indices = self._indices(axis, start, stop)
+            inside = inside & (indices >= -1) & (indices <= float(self.shape[axis]))
+        return inside
+
+    def _indices(self, axis: int, start: np.ndarray, stop: np.ndarray) -> Tensor:
+        """The network's voxel index along ``axis`` at each voxel of the box, or in a shape that broadcasts to it."""
+        total = torch.full((1, 1, 1), self.matrix[axis, 3], dtype=torch.float64)
+        for other in range(3):
+            if self.parallel is None or self.parallel.order[other] == axis:
+                along = torch.arange(start[other], stop[other], dtype=torch.float64) * self.matrix[axis, other]
+                total = total + along.reshape([-1 if number == other else 1 for number in range(3)])
+        return total.float()

@@ -1,0 +1,442 @@
+"""DICOM series in, DICOM segmentations out.
+
+A series is read by what its headers say about space, never by its files' names, and only if its slices make up one
+regular grid; otherwise the error says which file breaks it. DICOM's own frame is LPS (mm to the patient's Left,
+Posterior, Superior); affines here are RAS+ as in nibabel, so x and y change sign.
+"""
+
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID
+
+from utils.system.errors import InputError, brief
+
+VOLUME_CLASSES = frozenset({
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
+    "1.2.840.10008.5.1.4.1.1.2.2",  # legacy converted enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.4",  # legacy converted enhanced MR
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.128.1",  # legacy converted enhanced PET
+    "1.2.840.10008.5.1.4.1.1.130",  # enhanced PET
+})  # fmt: skip
+
+
+# where a multi-frame file keeps what a slice's own file has at the top
+MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
+
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+SAME_PLACE_MM = 0.01
+
+
+SAME_DIRECTION = 1e-4  # between direction cosines; headers give six digits
+
+
+# A slice may lie this far from the regular grid. Scanners that write positions in 0.1 mm are off by as much.
+OFF_GRID_MM, OFF_GRID_SHARE = 0.1, 0.02
+
+
+MISSING_SLICE = 1.5  # a gap of so many usual ones misses a slice
+
+
+EXPORT_AGAIN = "Export the series again from its source."
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one scan, in any order.
+
+    Args:
+        name: its folder's name, with the series' number where the folder holds several; nothing about the patient.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One slice as its header places it; lengths in mm, in LPS."""
+
+    file: Path
+    frame: int | None  # in a multi-frame file
+    size: tuple[int, int]  # rows, columns
+    spacing: np.ndarray  # (2,) from row to row, from column to column
+    directions: np.ndarray  # (2, 3) of a growing column index, of a growing row index
+    position: np.ndarray  # (3,) of the first pixel's centre
+    thickness: float | None
+    slope: float
+    intercept: float
+
+    def __str__(self) -> str:
+        return str(self.file.parent / self.short)
+
+    @property
+    def short(self) -> str:
+        """Its file, without the folder."""
+        return self.file.name if self.frame is None else f"{self.file.name}, frame {self.frame + 1}"
+
+    @property
+    def normal(self) -> np.ndarray:
+        """(3,) unit vector along which slices are stacked."""
+        normal = np.cross(*self.directions)
+        return normal / np.linalg.norm(normal)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom warns about every value that breaks the standard's letter; what matters here is checked here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|highdicom)\.")
+        yield
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file's content is DICOM, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+@_quiet()
+def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
+    """Group DICOM files by the series that their headers name.
+
+    Returns:
+        The series by name, no name twice; and remarks, a sentence for what was left out of each folder and why:
+        localizers, files without pixels (a DICOMDIR, a report), files of other kinds than CT, MR and PET images.
+    """
+    grouped: dict[str, list[Path]] = defaultdict(list)
+    numbers: dict[str, int | None] = {}
+    left_out: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns"]
+    for path in sorted(set(files)):
+        try:
+            header = dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            reason = _not_a_slice(header)
+            uid = str(header.get("SeriesInstanceUID") or path.parent)
+        except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
+            reason = f"its header can't be read ({brief(error)})"
+        if reason:
+            left_out[path.parent, reason].append(path)
+            continue
+        grouped[uid].append(path)
+        numbers.setdefault(uid, _whole_number(header, "SeriesNumber"))
+    names = _names({uid: _folder(paths) for uid, paths in grouped.items()}, numbers)
+    remarks = [
+        f"{paths[0]}: left out, {reason}." if len(paths) == 1 else f"{folder}: {len(paths)} files left out, {reason}."
+        for (folder, reason), paths in left_out.items()
+    ]
+    series = [Series(names[uid], tuple(paths)) for uid, paths in grouped.items()]
+    return sorted(series, key=lambda one: one.name), remarks
+
+
+def _not_a_slice(header: Dataset) -> str | None:
+    """Why a file is no part of a volume, if it isn't."""
+    kind = UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    kind_name = kind.name or "of no stated kind"
+    if not header.get("Rows") or not header.get("Columns"):
+        return f"no pixels in it ({kind_name})"
+    if kind not in VOLUME_CLASSES:
+        return f"not a CT, MR or PET image ({kind_name})"
+    image_type = header.get("ImageType") or ()
+    if {"LOCALIZER", "SCOUT"} & {str(value).strip().upper() for value in np.atleast_1d(image_type)}:
+        return "a localizer"
+    return None
+
+
+def _folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
+
+
+def _names(folders: Mapping[str, Path], numbers: Mapping[str, int | None]) -> dict[str, str]:
+    """A name for each series from its folder, as short as tells them apart."""
+    parts = dict.fromkeys(folders.values(), 1)
+    while True:
+        short = {folder: "_".join(folder.parts[1:][-count:]) or "series" for folder, count in parts.items()}
+        shared = {name for name, count in Counter(short.values()).items() if count > 1}
+        longer = [folder for folder in parts if short[folder] in shared and parts[folder] < len(folder.parts) - 1]
+        if not longer:
+            break
+        for folder in longer:
+            parts[folder] += 1
+    in_folder = Counter(folders.values())
+    names: dict[str, str] = {}
+    for uid, folder in folders.items():
+        number = numbers[uid]
+        several = in_folder[folder] > 1 and number is not None
+        stem = f"{short[folder]}_{number}" if several else short[folder]
+        name, count = stem, 1
+        while name in names.values():
+            count += 1
+            name = f"{stem}_{count}"
+        names[uid] = name
+    return names
+
+
+@_quiet()
+def read_series(series: Series) -> tuple[np.ndarray, np.ndarray, list[Dataset], list[str]]:
+    """Read a scan: either files of one slice each, or one multi-frame file.
+
+    Slices follow each other along the normal of their plane. A slice that is there twice is read once; one that
+    lies up to 0.1 mm + 2 % of the slice distance beside the regular grid is taken as lying on it.
+
+    Returns:
+        Voxels (X, Y, Z) = (columns, rows, slices), rescaled slice by slice: int16 where every slice has slope 1 and
+        a whole intercept and the values fit, otherwise float32. The affine (4, 4) from their indices to mm in RAS+.
+        The headers in the order of the slices (one for a multi-frame file), as :func:`write_segmentation` wants
+        them. Remarks, a sentence each, on slices that were there twice.
+
+    Raises:
+        InputError: if a file is damaged or doesn't say where its pixels lie, or if the slices don't make up one
+            regular grid.
+    """
+    headers = {path: _header(path) for path in series.files}
+    planes = [plane for path, header in headers.items() for plane in _planes(path, header)]
+    if len(headers) > 1 and any(plane.frame is not None for plane in planes):
+        raise InputError(
+            f"{series.name}: has {len(headers)} files, of which at least one is multi-frame; a scan is one multi-frame "
+            "file, or files of one slice each. Give a folder with one of them, or convert it to NIfTI."
+        )
+    _check_alike(planes)
+    places = _places(planes)
+    _check_regular(series.name, [place[0] for place in places])
+    voxels, remarks = _read_places(series.name, places)
+    slices = [place[0] for place in places]
+    datasets = list(dict.fromkeys(plane.file for plane in slices))
+    return voxels, _affine(slices), [headers[path] for path in datasets], remarks
+
+
+def _header(path: Path) -> Dataset:
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
+        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
+
+
+def _planes(path: Path, header: Dataset) -> list[_Plane]:
+    """The slices of a file: its one, or each frame's."""
+    try:
+        return _planes_of(path, header)
+    except NotImplementedError as error:  # pydicom's, which converts an element when it is asked for
+        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
+
+
+def _planes_of(path: Path, header: Dataset) -> list[_Plane]:
+    colours, kind = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
+    if colours != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        if (_whole_number(header, "NumberOfFrames") or 1) > 1:
+            raise InputError(
+                f"{path}: has {header.NumberOfFrames} frames, but doesn't say where each lies. Convert it to NIfTI."
+            )
+        return [_plane(path, None, header, header)]
+    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    planes = []
+    for index, own in enumerate(header.PerFrameFunctionalGroupsSequence):
+        frame = Dataset()
+        for macro in MACROS:
+            for item in (*(shared[0].get(macro) or ()), *(own.get(macro) or ())):
+                frame.update(item)
+        planes.append(_plane(path, index, header, frame))
+    return planes
+
+
+def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> _Plane:
+    name = str(path) if frame is None else f"{path}, frame {frame + 1}"
+
+    def wanted(keyword: str, count: int) -> np.ndarray:
+        numbers = _numbers(place, keyword)
+        if numbers is None or len(numbers) != count:
+            raise InputError(f"{name}: has no usable {keyword}, so its place is unknown. {EXPORT_AGAIN}")
+        return numbers
+
+    spacing, position = wanted("PixelSpacing", 2), wanted("ImagePositionPatient", 3)
+    if spacing.min() <= 0:
+        raise InputError(f"{name}: has PixelSpacing {spacing[0]:g} × {spacing[1]:g} mm. {EXPORT_AGAIN}")
+    directions = wanted("ImageOrientationPatient", 6).reshape(2, 3)
+    if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
+        raise InputError(f"{name}: the axes in ImageOrientationPatient aren't perpendicular unit ones. {EXPORT_AGAIN}")
+    thickness = [_numbers(place, keyword) for keyword in ("SliceThickness", "SpacingBetweenSlices")]
+    slope, intercept = (
+        _numbers(place, keyword) if place.get(keyword) is not None else np.array([default])
+        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if slope is None or intercept is None or slope[0] == 0:
+        raise InputError(f"{name}: has no usable RescaleSlope and RescaleIntercept. {EXPORT_AGAIN}")
+    rows, columns = (_whole_number(header, keyword) for keyword in ("Rows", "Columns"))
+    if not rows or not columns:
+        raise InputError(f"{name}: holds no pixels. Take it out of the folder.")
+    return _Plane(
+        file=path,
+        frame=frame,
+        size=(rows, columns),
+        spacing=spacing,
+        directions=directions,
+        position=position,
+        thickness=next((float(value[0]) for value in thickness if value is not None and value[0] > 0), None),
+        slope=float(slope[0]),
+        intercept=float(intercept[0]),
+    )
+
+
+def _numbers(dataset: Dataset, keyword: str) -> np.ndarray | None:
+    """The finite numbers of an element, or None where it is missing, empty or holds something else."""
+    try:
+        numbers = np.atleast_1d(np.asarray(dataset.get(keyword), dtype=float))
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom converts it when it is asked for
+        return None
+    return numbers if numbers.size and np.isfinite(numbers).all() else None
+
+
+def _whole_number(dataset: Dataset, keyword: str) -> int | None:
+    numbers = _numbers(dataset, keyword)
+    return None if numbers is None else int(numbers[0])
+
+
+def _check_alike(planes: Sequence[_Plane]) -> None:
+    """Raise InputError unless all slices have one size, spacing and orientation."""
+    first = planes[0]
+    for plane in planes[1:]:
+        if plane.size != first.size:
+            raise _mixed(first, plane, "size", *(f"{p.size[1]} × {p.size[0]} pixels" for p in (first, plane)))
+        if not np.allclose(plane.spacing, first.spacing, rtol=1e-3, atol=0):
+            raise _mixed(first, plane, "PixelSpacing", *(f"{_list(p.spacing)} mm" for p in (first, plane)))
+        if not np.allclose(plane.directions, first.directions, rtol=0, atol=SAME_DIRECTION):
+            raise _mixed(first, plane, "orientation", *(_list(p.directions.ravel()) for p in (first, plane)))
+
+
+def _mixed(first: _Plane, second: _Plane, what: str, one: str, other: str) -> InputError:
+    return InputError(
+        f"{second}: its {what} is {other}, but that of {first.short} is {one}; both say that they are of one "
+        "series. Put them into folders of their own, and give them different series."
+    )
+
+
+def _places(planes: Sequence[_Plane]) -> list[list[_Plane]]:
+    """The slices in their order along the normal; those at one place in one list, by their files' names."""
+    normal = planes[0].normal
+    places: list[list[_Plane]] = []
+    for plane in sorted(planes, key=lambda plane: float(plane.position @ normal)):
+        if places and (plane.position - places[-1][0].position) @ normal < SAME_PLACE_MM:
+            places[-1].append(plane)
+        else:
+            places.append([plane])
+    return [sorted(place, key=lambda plane: (plane.file, plane.frame or 0)) for place in places]
+
+
+def _check_regular(name: str, slices: Sequence[_Plane]) -> None:
+    """Raise InputError unless the slices' positions are evenly spaced on a straight line."""
+    if len(slices) == 1:
+        if slices[0].thickness is None:
+            raise InputError(
+                f"{slices[0]}: is the only slice of {name}, and has no positive SliceThickness or "
+                "SpacingBetweenSlices. Give the whole series."
+            )
+        return
+    positions = np.array([plane.position for plane in slices])
+    heights = positions @ slices[0].normal
+    gaps = np.diff(heights)
+    usual = float(np.median(gaps))
+    # tell the coordinate that a viewer shows: for axial slices the patient's z, whichever way the normal points
+    told = heights * np.sign(slices[0].normal[np.abs(slices[0].normal).argmax()])
+    if gaps.max() > MISSING_SLICE * usual:
+        at = int((gaps > MISSING_SLICE * usual).argmax())
+        raise InputError(
+            f"{name}: a slice is missing between {told[at]:g} and {told[at + 1]:g} mm ({slices[at].short} and "
+            f"{slices[at + 1].short}): the gap is {gaps[at]:.4g} mm, elsewhere {usual:.4g} mm. Copy the series again."
+        )
+    even = np.linspace(positions[0], positions[-1], len(positions))
+    away = np.linalg.norm(positions - even, axis=1)
+    if away.max() > OFF_GRID_MM + OFF_GRID_SHARE * usual:
+        at = int(away.argmax())
+        raise InputError(
+            f"{name}: the slice at {told[at]:g} mm ({slices[at].short}) lies {away[at]:.3g} mm beside an even grid "
+            f"(gaps of {gaps.min():.4g} … {gaps.max():.4g} mm). Resample it to even slices, and give it as NIfTI."
+        )
+
+
+def _affine(slices: Sequence[_Plane]) -> np.ndarray:
+    """(4, 4), voxel index (column, row, slice) -> mm in RAS+."""
+    first = slices[0]
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[1]
+    affine[:3, 1] = first.directions[1] * first.spacing[0]
+    if len(slices) > 1:
+        # not along the normal: with a tilted gantry each slice is also shifted in its plane
+        affine[:3, 2] = (slices[-1].position - first.position) / (len(slices) - 1)
+    else:
+        assert first.thickness is not None  # checked by _check_regular
+        affine[:3, 2] = first.normal * first.thickness
+    affine[:3, 3] = first.position
+    return LPS_TO_RAS @ affine
+
+
+def _read_places(name: str, places: Sequence[Sequence[_Plane]]) -> tuple[np.ndarray, list[str]]:
+    """The voxels (columns, rows, slices), and remarks on slices that are there twice."""
+    frames = lru_cache(maxsize=1)(_pixels)  # a multi-frame file is decoded once
+    slices: list[np.ndarray] = []
+    doubled: list[_Plane] = []
+    for first, *others in places:
+        pixels = frames(first.file)[first.frame or 0]
+        for other in others:
+            same_scale = (first.slope, first.intercept) == (other.slope, other.intercept)
+            same_place = np.abs(first.position - other.position).max() < SAME_PLACE_MM
+            if not (same_scale and same_place and np.array_equal(pixels, frames(other.file)[other.frame or 0])):
+                raise InputError(
+                    f"{name}: {first.short} and {other.short} lie at one place but differ: the series holds "
+                    "several volumes, such as phases or echoes. Split it into one series for each volume."
+                )
+            doubled.append(other)
+        slices.append(_rescaled(pixels, first.slope, first.intercept).T)
+    voxels = np.empty((*slices[0].shape, len(slices)), np.result_type(*slices), order="F")
+    for index, values in enumerate(slices):
+        voxels[..., index] = values
+    if not doubled:
+        return voxels, []
+    more = f" and {len(doubled) - 1} more" if len(doubled) > 1 else ""
+    return voxels, [f"{name}: {doubled[0].short}{more} left out: another file holds the same slice."]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(frames, rows, columns) as stored."""
+    try:
+        pixels = pixel_array(path, raw=True)
+    except Exception as error:  # each of the decoders has its own kinds
+        raise InputError(
+            f"{path}: its pixels can't be decoded ({brief(error)}); the file may be cut off. Copy it again."
+        ) from error
+    return pixels.reshape(-1, *pixels.shape[-2:])
+
+
+def _rescaled(pixels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """A slice in the scan's own unit: int16 if that holds every value exactly, else float32."""
+    if pixels.dtype.kind in "iu" and slope == 1 and intercept == round(intercept):
+        limits = np.iinfo(np.int16)
+        if limits.min <= int(pixels.min()) + intercept and int(pixels.max()) + intercept <= limits.max:
+            return (pixels.astype(np.int32) + int(intercept)).astype(np.int16)
+    return (pixels * slope + intercept).astype(np.float32)
+
+
+def _list(numbers: np.ndarray) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,145 @@
+"""Which scans ``test.py --input`` means: files, DICOM series, and folders of both."""
+
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from utils.io.dicom_series import find_series, is_dicom
+from utils.io.reader import header_file, is_image
+from utils.io.scan import ENDINGS, Scan, without_endings
+from utils.system.errors import InputError
+
+CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
+NO_SCAN = "holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # SimpleITK reads them, and they are no scans
+
+
+@dataclass
+class Found:
+    """What some paths hold.
+
+    Attributes:
+        scans: each under a name of its own.
+        faults: by path, what keeps it from being a scan.
+        remarks: what was passed over, a sentence each.
+    """
+
+    scans: list[Scan] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def find_scans(paths: Sequence[str], in_channels: int) -> Found:
+    """The scans that some files and folders hold.
+
+    Args:
+        in_channels: with more than one, files whose names differ by ``_0000``, ``_0001``, … make one scan.
+    """
+    found = Found()
+    slices: dict[str, Path] = {}  # by their absolute paths, as one may be given twice
+    volumes: dict[str, Path] = {}
+    for text in paths:
+        path = Path(text)
+        given = header_file(path) if path.is_file() else None
+        before, empty = len(found.faults), True
+        for file in _files_below(path, found) if given is None else [given]:
+            try:
+                kind = slices if is_dicom(file) else volumes if file == given or _is_volume(file) else None
+                if kind is not None:
+                    kind.setdefault(os.path.abspath(file), file)
+                    empty = False
+            except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                reason = getattr(error, "strerror", None) or "it is cut off or damaged"
+                found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
+        if empty and len(found.faults) == before:
+            found.faults[text] = f"--input {path}: {NO_SCAN}"
+    series, remarks = find_series(list(slices.values()))
+    found.remarks += remarks
+    found.scans = [Scan(one.name, one.files, None, is_series=True) for one in series]
+    for name, files in _by_scan(volumes.values(), in_channels):
+        found.scans.append(Scan(name, files, None))
+    if not found.scans and not found.faults:
+        found.faults[paths[0]] = f"--input {', '.join(paths)}: {NO_SCAN}"  # localizers alone
+    found.scans = _with_distinct_names(found.scans)
+    return found
+
+
+def require_elsewhere(output: Path, paths: Sequence[str]) -> None:
+    """Check that a folder for masks isn't in one that is searched for scans.
+
+    Raises:
+        InputError: if it is; the masks would be taken for scans the next time.
+    """
+    around = folder_around(output, paths)
+    if around is not None:
+        raise InputError(
+            f"--output_dir {output}: lies in --input {around}, so that masks would be taken for scans the next time. "
+            "Give a folder elsewhere."
+        )
+
+
+def folder_around(place: Path, paths: Sequence[str]) -> str | None:
+    """The first folder among some files and folders in which a place lies, links followed."""
+    real = Path(os.path.realpath(place))
+    return next((path for path in paths if os.path.isdir(path) and real.is_relative_to(os.path.realpath(path))), None)
+
+
+def _files_below(path: Path, found: Found) -> Iterable[Path]:
+    """All files in a folder and the folders in it but hidden ones; what can't be listed is noted as a fault."""
+
+    def note(error: OSError) -> None:
+        found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend --input."
+
+    walked = {os.path.realpath(path)}  # links to folders are followed, but not round and round
+    for folder, folders, names in os.walk(path, onerror=note, followlinks=True):
+        inner = {os.path.realpath(Path(folder, name)): name for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for real, name in inner.items() if real not in walked]
+        walked.update(inner)
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _is_volume(path: Path) -> bool:
+    name = path.name.lower()
+    if header_file(path) != path:
+        return False  # the voxels of a pair, which its header stands for
+    # a volume's name without a volume is a fault, while other files in a folder are passed over
+    return name.endswith(ENDINGS) or (not name.endswith(PICTURES) and is_image(path))
+
+
+def _by_scan(files: Iterable[Path], in_channels: int) -> list[tuple[str, tuple[Path, ...]]]:
+    """Names of scans with their files, one for each channel where all are there.
+
+    Other names with four digits, such as ``patient_2023`` and ``patient_2024``, are scans of their own.
+    """
+    grouped: dict[Path, list[tuple[int, Path]]] = {}
+    for file in files:
+        channel = CHANNEL.fullmatch(without_endings(file.name)) if in_channels > 1 else None
+        scan, number = (file.with_name(channel["scan"]), int(channel["channel"])) if channel else (file, -1)
+        grouped.setdefault(scan, []).append((number, file))
+    scans: list[tuple[str, tuple[Path, ...]]] = []
+    for scan, group in grouped.items():
+        numbers, group_files = zip(*sorted(group), strict=True)
+        if numbers == tuple(range(in_channels)):
+            scans.append((scan.name, group_files))
+        else:
+            scans += [(without_endings(file.name), (file,)) for file in group_files]
+    return scans
+
+
+def _with_distinct_names(scans: Sequence[Scan]) -> list[Scan]:
+    """Scans of one name get that of their folder before it, and where that doesn't help a number behind it."""
+    names = [scan.name for scan in scans]
+    parents = [f"{scan.image[0].absolute().parent.name}_{scan.name}" for scan in scans]
+    names = [long if names.count(name) > 1 else name for name, long in zip(names, parents, strict=True)]
+    taken: set[str] = set()
+    for place, name in enumerate(names):
+        number = 1
+        while names[place] in taken:
+            number += 1
+            names[place] = f"{name}_{number}"
+        taken.add(names[place])
+    return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)]

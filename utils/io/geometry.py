@@ -1,0 +1,50 @@
+"""Whether a grid can place voxels in space, and whether two grids are one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.system.errors import size_text
+
+GRID_TOLERANCE_MM = 1e-2
+
+
+def unit_of(header: Any) -> str:
+    """The unit of length of a NIfTI header; of one that names none that there is, ``unknown``."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except (AttributeError, KeyError):  # of Analyze, and of a number that stands for no unit
+        return "unknown"
+
+
+def affine_faults(path: Path, affine: np.ndarray | None) -> list[str]:
+    """What is wrong with the affine (4, 4) of a file, in a sentence; none if it can place voxels in space."""
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        return [f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."]
+    return []
+
+
+def grid_faults(
+    path: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    other_path: Path,
+    other_shape: Sequence[int],
+    other_affine: np.ndarray,
+) -> list[str]:
+    """How the grid (X, Y, Z) of a file differs from that of another, in a sentence; none if it doesn't."""
+    if tuple(shape) != tuple(other_shape):
+        return [
+            f"{path}: has shape {size_text(shape)}, but {other_path.name} has "
+            f"{size_text(other_shape)}. Both must lie on one grid; resample one to the other."
+        ]
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0]) for y in (0, shape[1]) for z in (0, shape[2])])
+    distance = np.abs(corners @ (affine - other_affine).T).max()
+    if not distance <= GRID_TOLERANCE_MM:
+        return [
+            f"{path}: lies up to {distance:.3g} mm away from {other_path.name} (their affines differ). "
+            "Both must lie on one grid; resample one to the other."
+        ]
+    return []

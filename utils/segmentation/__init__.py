@@ -1,0 +1,1 @@
+"""Segment scan after scan into an output folder."""

@@ -1,0 +1,95 @@
+"""Masks and probabilities as files that lie on the scan, and tables of their labels for viewers."""
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from utils.evaluation.pictures import label_colours
+from utils.io.scan import Volume
+from utils.system.files import replacing, write_text
+
+MOST = 65535  # NIfTI has no float16; as many bits, evenly spread from 0 to 1, keep a probability better
+SCANNER, MILLIMETRES = 1, "mm"
+
+
+def write_mask(path: Path, mask: np.ndarray, volume: Volume, labels: Mapping[int, str]) -> None:
+    """Write a mask (X, Y, Z) as NIfTI with the shape, affine, codes and units of its scan's file.
+
+    The labels' names are in the header's extension, as JSON.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    # dimensions of length one stay, that of the channels goes
+    header = _header(volume, volume.file_shape if np.prod(volume.file_shape) == mask.size else mask.shape)
+    header.set_data_dtype(mask.dtype)
+    header.set_intent("label", name="UNETR")
+    names = json.dumps({"labels": {str(label): name for label, name in labels.items()}})
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
+    voxels = mask.reshape(header.get_data_shape())
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    with replacing(path) as temporary, gzip.open(temporary, "wb", compresslevel=5) as file:
+        kind(voxels, None, header).to_stream(file)
+
+
+def write_probabilities(
+    path: Path, volume: Volume, labels: Mapping[int, str], probability: Callable[[int], np.ndarray]
+) -> None:
+    """Write class probabilities as NIfTI (X, Y, Z, classes), in 16 bits, one class at a time.
+
+    Args:
+        labels: names by class, the background included.
+        probability: gives that of a class, (X, Y, Z).
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    header = _header(volume, (*volume.shape, len(labels)))
+    header.set_data_dtype(np.uint16)
+    header.set_slope_inter(1 / MOST, 0)
+    names = json.dumps({"classes": list(labels.values())})
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
+    with replacing(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
+        header.write_to(file)
+        for label in labels:
+            values = np.rint(probability(label) * MOST).astype(header.endianness + "u2")
+            file.write(values.tobytes(order="F"))
+
+
+def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
+    """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP, in the pictures' colours.
+
+    Raises:
+        WriteError: if they can't be written.
+    """
+    colours = label_colours([""] * (max(labels) + 1))
+    slicer, snap = "", ""
+    for label, name in labels.items():
+        r, g, b = (round(255 * channel) for channel in colours[label][:3])
+        slicer += f"{label} {'_'.join(name.split())} {r} {g} {b} 255\n"
+        quoted = name.replace('"', "'")
+        snap += f'{label:5d} {r:5d} {g:4d} {b:4d}        1  1  1    "{quoted}"\n'
+    write_text(folder / "labels_slicer.ctbl", f"# colours of the labels\n0 background 0 0 0 0\n{slicer}")
+    clear = '    0     0    0    0        0  0  0    "Clear Label"\n'
+    write_text(folder / "labels_itksnap.txt", f"# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL\n{clear}{snap}")
+
+
+def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
+    """A header that places (X, Y, Z) voxels as the scan's file does, and says nothing else of it."""
+    if volume.header is None:
+        header = nib.Nifti1Header()
+        header.set_sform(volume.affine, SCANNER)
+        header.set_qform(volume.affine, SCANNER, strip_shears=True)
+        header.set_xyzt_units(MILLIMETRES)
+    else:
+        kind = nib.Nifti2Header if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Header
+        header = kind.from_header(volume.header)
+        header.extensions.clear()
+        header["descrip"] = header["aux_file"] = b""
+        header["cal_min"] = header["cal_max"] = 0
+    header.set_data_shape(shape)
+    return header

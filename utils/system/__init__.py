@@ -1,0 +1,1 @@
+"""Errors, files, signals, threads, memory and hardware. Imports nothing of this repository."""
