@@ -1,6 +1,8 @@
-# `make demo` watches UNETR learn, `make test` checks everything, `make bench` times everything beside MONAI and writes
-# the README's table (with WEIGHTS=a trained checkpoint also how much the masks agree). Each makes its own virtual
-# environment first.
+# make demo    train a small UNETR on synthetic abdomens and test it
+# make test    lint, types and all tests
+# make bench   time everything beside MONAI and write the table in docs/performance.md; with WEIGHTS=CHECKPOINT it also
+#              compares the masks
+# Each target creates a virtual environment in .venv first.
 
 PYTHON ?= python3
 VENV := .venv

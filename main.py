@@ -1,10 +1,7 @@
 """Train a segmentation network. ``python main.py --help`` lists the flags, the README tells how to use them."""
 
-import gc
-
-gc.disable()  # while importing: to look for garbage in what stays takes 0.4 s, and as long again at the end
-
 import argparse
+import gc
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,88 +9,81 @@ from pathlib import Path
 
 import torch
 
+from networks.layers import optimize_for_cpu
 from networks.precision import choose_precision
 from optimizers import averaged, build_optimizer, build_scheduler, parameter_groups
-from trainer import Learner, Loss, Plan, Run, run_training
-from utils.checkpoints.description import Description
+from trainer import Learner, Plan, Run, run_training
 from utils.checkpoints.progress import steps_for
 from utils.checkpoints.resume import initial_state
-from utils.config.flags import network_options, parse_train, preprocessing, run_flags
+from utils.config.flags import parse_train, run_flags
+from utils.config.messages import name_flags
+from utils.config.settings import (
+    augmentation_from_args,
+    description_from_args,
+    group_settings,
+    launch_settings,
+    start_settings,
+)
 from utils.data.check import check_scans
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList, read_data_list
 from utils.data.loaders import Caching, training_loader, validation_loader
-from utils.data.mirroring import trained_mirrorings
 from utils.distributed.launch import launch
 from utils.distributed.process import Process
 from utils.evaluation.validation import score_scans
 from utils.inference.sliding_window import Predictor
-from utils.system.errors import blame_flags, one_line_errors
+from utils.system.errors import InputError, one_line_errors
 from utils.system.files import writable_folder
 from utils.training import cuda_graph
-from utils.training.compilation import compile_blocks
-from utils.training.losses import at_each_resolution, dice_ce
-from utils.training.recomputation import recompute_activations
+from utils.training.blocks import compile_blocks, recompute_activations
+from utils.training.losses import build_loss
 from utils.training.run_folder import LATEST, RunFolder, claim_folder, find_checkpoint
-
-gc.freeze()
-gc.enable()
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
     """Train as the flags say, in this process of one or many."""
     torch.manual_seed(args.seed)
-    folder = process.main_first("claiming the run's folder", partial(claim_folder, args))
+    checkpoint = None if args.checkpoint is None else Path(args.checkpoint)
+    claim = partial(claim_folder, args.logdir, overwrite=args.overwrite, resume=args.resume, checkpoint=checkpoint)
+    folder = process.on_main_then_broadcast("claiming the run's folder", claim)
     data = read_data_list(args.data_dir, args.json_list, args.fold)
     process.require_same(
-        {**run_flags(vars(args)), str(data.path): data.fingerprint()}, "Give every machine the same command and list."
+        {**run_flags(vars(args)), str(data.path): data.content_hash()}, "Give every machine the same command and list."
     )
     data.require("training", "validation")
-    description = Description(
-        network=args.model_name,
-        options=network_options(vars(args)),
-        preprocessing=preprocessing(vars(args)),
-        labels=data.label_names(args.out_channels),
-        amp=not (args.noamp or args.resume_jit),
-        flips=args.flips if args.RandFlipd_prob > 0 else "none",
-    )
+    description = description_from_args(args, data)
     settings = description.preprocessing
-    with blame_flags():
-        network = description.build()
-    continued = process.main_first("looking for a checkpoint", partial(find_checkpoint, args, folder))
+    network = description.build()
+    find = partial(find_checkpoint, folder, resume=args.resume, checkpoint=checkpoint, say=process.say)
+    continued = process.on_main_then_broadcast("looking for a checkpoint", find)
     process.require_same_files(files_to_start_from(args, folder, continued))
-    start = initial_state(args, continued, description, data, network)
+    start = initial_state(start_settings(args), continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
         check = partial(check_scans, scans, args.in_channels, args.out_channels, settings, args.workers, process)
-        process.main_first("checking scans", check)
+        process.on_main_then_broadcast("checking scans", check)
 
     if args.cache_dir is not None:
-        process.main_first("making --cache_dir", partial(writable_folder, Path(args.cache_dir), "--cache_dir"))
+        process.on_main_then_broadcast(
+            "making --cache_dir", partial(writable_folder, Path(args.cache_dir), "--cache_dir")
+        )
     caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
-    augmentation = Augmentation(
-        flip=args.RandFlipd_prob,
-        rotate90=args.RandRotate90d_prob,
-        scale_intensity=args.RandScaleIntensityd_prob,
-        shift_intensity=args.RandShiftIntensityd_prob,
-        mirroring=trained_mirrorings(args.flips, description.labels)[-1],  # along all axes that may be
-        strong=args.augment == "strong",
-    )
+    augmentation = augmentation_from_args(args, description.labels)
     train_loader = training_loader(
         data.training, settings, augmentation, caching, process,
         batch_size=args.batch_size, crops_per_scan=args.crops_per_scan, workers=args.workers, seed=args.seed,
     )  # fmt: skip
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
-    network = process.place(network)
+    network = process.place(optimize_for_cpu(network))
     average = None if args.ema_decay is None else averaged(network, args.ema_decay)
     if args.compile:
         compile_blocks(network)
     if args.activation_checkpointing:  # around what is compiled, which is then computed twice as well
         recompute_activations(network)
-    precision = choose_precision(process.device, description.amp, settings.roi, description.network)
+    precision = choose_precision(process.device, description.amp, description.config)
     scaler = precision.scaler()
-    groups = parameter_groups(network, args.vit_lr, args.vit_reg_weight)
+    groups = parameter_groups(network, group_settings(args, description.architecture))
     optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
     start.restore(network, average, optimizer, scaler)
     progress = start.progress
@@ -102,15 +92,18 @@ def main(process: Process, args: argparse.Namespace) -> None:
         args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs,
         steps_for(*sizes), steps_done=progress.steps_done(*sizes),
     )  # fmt: skip
-    otherwise = args.compile, args.activation_checkpointing, args.nocuda_graph
-    if cuda_graph.can_record(process, args.accumulate, args.model_name, *otherwise):
+    obstacle = cuda_graph.obstacle(
+        network, process, args.accumulate, compiled=args.compile, recomputed=args.activation_checkpointing
+    )
+    if args.cuda_graph and obstacle is not None:
+        raise InputError(f"--cuda_graph: {obstacle}. Leave it out.")
+    if obstacle is None and not args.nocuda_graph:
         crops = min(args.batch_size, len(data.training)) * args.crops_per_scan
         wrapped = cuda_graph.record(network, (crops, args.in_channels, *settings.roi), precision)
     else:
         wrapped = process.wrap(network)
-    loss_function: Loss = partial(dice_ce, smooth_nr=args.smooth_nr, smooth_dr=args.smooth_dr)
-    if args.deep_supervision:
-        loss_function = at_each_resolution(loss_function)
+    deep_supervision = getattr(description.config, "deep_supervision", False)
+    loss_function = build_loss(args.loss, args.smooth_nr, args.smooth_dr, deep_supervision)
     learner = Learner(
         network, wrapped, loss_function, optimizer, scheduler, scaler, precision,
         compiling=args.compile, clip_grad_norm=args.clip_grad_norm, average=average,
@@ -122,13 +115,15 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
-    process.say(f"{args.model_name} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}")
+    process.say(
+        f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
+    )
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
     for note in [*start.notes, *notes(args, data, augmentation, progress.epoch, len(train_loader))]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
-    record = RunFolder(folder, description, vars(args), data.files(), progress) if process.is_main else nullcontext()
-    with record as run_folder:
+    record = partial(RunFolder, folder, description, vars(args), data.files(), progress, process.say)
+    with record() if process.is_main else nullcontext() as run_folder:
         run_training(Run(plan, learner, train_loader, validate, process, folder / LATEST, run_folder), progress)
     process.say(f"done; {folder} holds the run")
 
@@ -164,7 +159,7 @@ def notes(
             bool(fixed) and args.RandFlipd_prob > 0
         ),
         "crops are not rotated by 90°, which would mix labels up": (
-            not augmentation.mirroring.allows_turns and args.RandRotate90d_prob > 0
+            not augmentation.mirroring.allows_rotate90 and args.RandRotate90d_prob > 0
         ),
         f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (
             anatomical and data.labels is None
@@ -188,9 +183,11 @@ def notes(
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Train as a command line says; a mistake in it ends the program with one line."""
-    with one_line_errors():
-        launch(main, parse_train(argv))
+    with one_line_errors(name_flags):
+        args = parse_train(argv)
+        launch(partial(main, args=args), launch_settings(args), name_flags)
 
 
 if __name__ == "__main__":
+    gc.freeze()  # else the end of the program searches all imported modules for garbage, which takes 0.7 s
     run()

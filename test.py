@@ -1,45 +1,43 @@
 """Segment scans with a trained network. ``python test.py --help`` lists the flags, the README tells how to use them."""
 
-import gc
-
-gc.disable()  # while importing: to look for garbage in what stays takes 0.4 s, and as long again at the end
-
 import argparse
+import gc
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from utils.checkpoints.load import load_ensemble, weight_files
 from utils.config.flags import parse_test
+from utils.config.messages import name_flags
+from utils.config.settings import job_from_args, launch_settings, load_settings
 from utils.data.data_list import DataList, read_data_list, unlisted
 from utils.data.mirroring import Mirroring, trained_mirrorings
 from utils.distributed.launch import launch
 from utils.distributed.process import Process
-from utils.inference.openvino import place_networks
+from utils.inference.engines import place_networks
 from utils.inference.sliding_window import Ensemble, Predictor
-from utils.io.find_scans import Found, find_scans, require_elsewhere
-from utils.segmentation.job import Order, file_state, wanted
-from utils.segmentation.pipeline import gather, segment_scans
+from utils.io.find_scans import FoundScans, find_scans, require_elsewhere
+from utils.segmentation.job import SegmentationJob
+from utils.segmentation.pipeline import gather_outcomes, segment_scans
 from utils.segmentation.results import claim_results, write_results
 from utils.system.errors import InputError, one_line_errors
-
-gc.freeze()
-gc.enable()
+from utils.system.files import file_state
 
 
 def main(process: Process, args: argparse.Namespace) -> None:
     """Segment scans with the networks of some weights files, in this process of one or many."""
-    weights = weight_files(args)
+    weights = weight_files(Path(args.pretrained_dir), args.pretrained_model_name)
     process.require_same_files(weights)
     files = [file_state(path) for path in weights]  # before they are read, since a training may go on in their folder
     listed = args.input is None
     data = read_data_list(args.data_dir, args.json_list, args.fold) if listed else unlisted(args.json_list)
-    members, source = load_ensemble(args, weights, data)
+    members, source = load_ensemble(load_settings(args), weights, data)
     description = members[0][1]
     settings = description.preprocessing
     mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)
-    order = wanted(args, files, description)
-    process.main_first("claiming --output_dir", partial(claim_results, order))
-    found = process.main_first("finding scans", partial(scans_to_segment, args, data, order))
+    job = job_from_args(args, files, description)
+    process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
+    found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
 
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
@@ -54,12 +52,12 @@ def main(process: Process, args: argparse.Namespace) -> None:
         process.say(f"note: {note}")
 
     outcome = segment_scans(
-        process.share(found.scans), order, ensemble, predictor, process,
+        process.shard(found.scans), job, ensemble, predictor, process,
         overwrite=args.overwrite, read_ahead=args.workers > 0,
     )  # fmt: skip
-    outcome = gather(outcome, found, process)
+    outcome = gather_outcomes(outcome, found, process)
     if process.is_main:
-        write_results(outcome, order, engine)
+        write_results(outcome, job, engine, process)
         if outcome.faults:
             raise InputError(
                 f"{len(outcome.faults)} failed and {len(outcome.records)} done; launch the same command again for the "
@@ -67,29 +65,31 @@ def main(process: Process, args: argparse.Namespace) -> None:
             )
 
 
-def scans_to_segment(args: argparse.Namespace, data: DataList, order: Order) -> Found:
+def scans_to_segment(args: argparse.Namespace, data: DataList, job: SegmentationJob) -> FoundScans:
     """The scans that ``--input`` or the data list's ``--split`` means.
 
     Raises:
         InputError: if there is none, or a result would take the place of a scan or lie among scans.
     """
     if args.input is not None:
-        require_elsewhere(order.folder, args.input)
-        found = find_scans(args.input, order.in_channels)
+        require_elsewhere(job.folder, args.input)
+        found = find_scans(args.input, job.in_channels)
         if not found.scans:
             raise InputError("\n       ".join(found.faults.values()))
     else:
         data.require(args.split)
-        found = Found(scans=getattr(data, args.split))
-    order.require_no_scan_replaced(found.scans, args.input or ())
+        found = FoundScans(scans=getattr(data, args.split))
+    job.require_no_scan_replaced(found.scans, args.input or ())
     return found
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Test as a command line says; a mistake in it ends the program with one line."""
-    with one_line_errors():
-        launch(main, parse_test(argv))
+    with one_line_errors(name_flags):
+        args = parse_test(argv)
+        launch(partial(main, args=args), launch_settings(args), name_flags)
 
 
 if __name__ == "__main__":
+    gc.freeze()  # else the end of the program searches all imported modules for garbage, which takes 0.7 s
     run()

@@ -27,10 +27,10 @@ from utils.evaluation.metrics import Scores
 from utils.evaluation.tables import organ_table, score_record
 from utils.evaluation.validation import Example
 from utils.system.errors import LostError, Stopped, TrainingError
+from utils.training.losses import Loss
 from utils.training.run_folder import RunFolder
 
 Batch = dict[str, Any]
-Loss = Callable[[Any, Tensor], Tensor]  # of logits, or a list of them, and the label
 Validate = Callable[[nn.Module], tuple[Scores, Example | None]]
 
 
@@ -164,29 +164,29 @@ def run_training(run: Run, progress: Progress) -> None:
                 # of a run from elsewhere; without it a kill would lead back to before that run's first step
                 folder.save_latest(learner.kept, learner.state(), progress)
             while progress.epoch < plan.epochs:
-                process.end_if_asked()
+                process.stop_together_if_requested()
                 run_epoch(run, progress)
     except torch.OutOfMemoryError:
         advice = (
-            "Give a smaller --batch_size (with --accumulate) or --crops_per_scan, --activation_checkpointing, or "
-            "--nocuda_graph."
+            "Give a smaller `batch_size` (with `accumulate`) or `crops_per_scan`, `activation_checkpointing`, or "
+            "`nocuda_graph`."
         )
         raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     except TrainingError as error:
-        raise TrainingError(f"{error} {_last_good(run)} Try a lower --optim_lr, or --noamp.") from None
+        raise TrainingError(f"{error} {_last_good(run)} Try a lower `optim_lr`, or `noamp`.") from None
     except LostError as error:
-        advice = "Launch the same command with --resume to go on; torchrun --max-restarts does that by itself."
+        advice = "Launch the same command with `resume` to go on; torchrun --max-restarts does that by itself."
         raise LostError(f"{error} {_last_good(run)} {advice}") from None
     except Stopped as stopped:
         text = f"stopped by {signal.Signals(stopped.number).name} after {progress}; "
-        progress.unfinished.losses = process.means(progress.unfinished.losses)
+        progress.unfinished.losses = process.all_reduce_mean(progress.unfinished.losses)
         if folder is not None and not plan.save:
-            text += "nothing was kept, since --save_checkpoint is off"
+            text += "nothing was kept, since `save_checkpoint` is off"
         elif folder is not None and folder.save_latest(learner.kept, learner.state(), progress):
-            text += f"{folder.latest} has it all: the same command with --resume, and without --overwrite, goes on"
+            text += f"{folder.latest} has it all: the same command with `resume`, and without `overwrite`, goes on"
         elif folder is not None:
-            text += "that could not be saved, and --resume will go on from the checkpoint before"
-        process.wait_for_all()
+            text += "that could not be saved, and `resume` will go on from the checkpoint before"
+        process.barrier()
         raise Stopped(stopped.number, text if process.is_main else "") from None
     if folder is not None:
         folder.require_saved()
@@ -197,21 +197,21 @@ def run_epoch(run: Run, progress: Progress) -> None:
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
     train_epoch(run, progress)
     epoch, done = progress.epoch + 1, progress.unfinished
-    loss = process.means([sum(done.losses) / len(done.losses)])[0]
+    loss = process.all_reduce_mean([sum(done.losses) / len(done.losses)])[0]
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": done.lr, "seconds": done.seconds}
     process.say(f"epoch {epoch}/{plan.epochs}: loss {loss:.4f}, rate {done.lr:.2e}, {done.seconds:.1f} s")
 
     scores, example = None, None
     if plan.validates(epoch):
-        with process.ending_within(learner.kept):
+        with process.stop_before_forward(learner.kept):
             scores, example = run.validate(learner.kept)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
     if scores is not None:
-        if process.main_first("saving the best model", partial(_keep_if_best, run, progress, scores.mean)):
+        if process.on_main_then_broadcast("saving the best model", partial(_keep_if_best, run, progress, scores.mean)):
             progress.best_score, progress.best_epoch = scores.mean, epoch
         process.say(f"{organ_table(scores)}\n  {_best(progress)}")
-    process.at("saving")
+    process.note_progress("saving")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
@@ -239,10 +239,10 @@ def train_epoch(run: Run, progress: Progress) -> None:
         scans = [done.scans + number * scans_in_batch for number in range(len(batches))]
         seeds = [_step_seed(plan.seed, progress.epoch, before, process.rank) for before in scans]
         loss = add_gradients(learner, batches, seeds, process, step)
-        stop, broken = process.greatest(process.stop.number, not math.isfinite(loss))
+        stop, broken = process.all_reduce_max(process.stop.number, not math.isfinite(loss))
         if broken:
             names = ", ".join(dict.fromkeys(name for batch in batches for name in batch["name"]))
-            value, names = next(pair for pair in process.collect((loss, names)) if not math.isfinite(pair[0]))
+            value, names = next(pair for pair in process.all_gather((loss, names)) if not math.isfinite(pair[0]))
             raise TrainingError(f"the loss is {value} in epoch {progress.epoch + 1}, in the batch of {names}.")
         done.lr = learner.update()
         now = time.perf_counter()
@@ -255,7 +255,7 @@ def train_epoch(run: Run, progress: Progress) -> None:
             learner.compiling = False
         start = now
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
-        process.stop.raise_if_asked(stop)
+        process.stop.raise_if_requested(stop)
     if not learner.is_finite():  # a next step's loss would tell, when they have been saved
         raise TrainingError(f"the weights aren't finite after the last step of epoch {progress.epoch + 1}.")
 
@@ -269,16 +269,16 @@ def add_gradients(
         The mean of the batches' losses in this process.
     """
     losses = []
-    with process.meeting():
+    with process.collective():
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             torch.manual_seed(seed)
             image = batch["image"].to(process.device, non_blocking=True)  # (B, C, D, H, W)
             label = batch["label"].to(process.device, non_blocking=True)  # (B, 1, D, H, W)
             last = number == len(batches) - 1
-            with nullcontext() if last else process.keeping_gradients(learner.wrapped):
-                process.at(f"the forward pass of {step}")
+            with nullcontext() if last else process.no_sync(learner.wrapped):
+                process.note_progress(f"the forward pass of {step}")
                 loss = learner.loss(image, label)
-                process.at(f"the backward pass of {step}")
+                process.note_progress(f"the backward pass of {step}")
                 losses.append(learner.add_gradients(loss, len(batches)))
     return sum(losses) / len(losses)
 

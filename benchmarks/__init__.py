@@ -1,1 +1,1 @@
-"""What the README claims, as commands that measure it."""
+"""The commands that measure what the documentation claims."""

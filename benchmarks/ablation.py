@@ -1,8 +1,8 @@
-"""What each option of the hippocampus recipe does: ``python -m benchmarks.ablation --data_dir DATA``.
+"""Measure the effect of each option of the hippocampus recipe: ``python -m benchmarks.ablation --data_dir DATA``.
 
-One option of the recipe at a time is changed, and each network trains on fold 0 for about the same seconds, with
-several seeds. The runs are ordinary ones, ``runs/NAME/OPTION_seedN``, on one thread each; those that are finished are
-passed over. The table has the mean over seeds, and how far seeds lie apart.
+Each network trains on fold 0 with one option changed, with several seeds. The runs are ordinary ones of ``main.py`` on
+one thread each, ``runs/LOGDIR/OPTION_seedN``. Launched again, it skips finished runs. The table has the mean over seeds
+and their standard deviation.
 """
 
 import argparse
@@ -29,125 +29,115 @@ RECIPE = "@recipes/hippocampus.args"
 
 @dataclass(frozen=True)
 class Option:
-    """A recipe to train.
+    """A variant of the recipe.
 
     Attributes:
-        name: what its runs are called.
-        flags: of ``main.py``, beside the recipe's.
-        pace: epochs in the time in which the recipe takes one.
+        name: the name of its runs.
+        flags: flags of ``main.py`` after the recipe's.
     """
 
     name: str
     flags: str = ""
-    pace: float = 1.0
 
     @property
     def title(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return f"`{self.flags}`" if self.flags else "the recipe"
 
 
 OPTIONS = (
     Option("recipe"),
-    # what the recipe has, left out
-    Option("patches", "--patch_size 16", pace=1.1),
+    # without something that the recipe has
+    Option("patches", "--patch_size 16"),
     Option("supervision", "--no-deep_supervision"),
     Option("augmentation", "--augment published"),
     Option("rate", "--optim_lr 2e-3"),
-    # what it doesn't have
+    # with something that it lacks
     Option("ema", "--ema_decay 0.99"),
     Option("clip", "--clip_grad_norm 1"),
     Option("drop_path", "--drop_path_rate 0.1"),
     Option("vit_lr", "--vit_lr 1e-3"),
-    Option("vit_decay", "--vit_reg_weight 1e-2"),
-    Option("flips", "--flips anatomical --RandFlipd_prob 0.5"),
-    Option("two_crops", "--crops_per_scan 2", pace=0.5),
-    Option("features", "--feature_size 8", pace=2),
-    Option("transformer", "--hidden_size 192 --mlp_dim 384", pace=0.9),
 )
 
 
 def run_folder(name: str, option: Option, seed: int) -> str:
-    """What ``--logdir`` calls a run."""
+    """The run's ``--logdir``."""
     return f"{name}/{option.name}_seed{seed}"
 
 
 def epochs_and_dice(folder: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Each epoch's line in a run's record, and the Dice by organ of the last, ``mean`` among them."""
+    """The lines of a run's ``metrics.jsonl``, and the last Dice: ``mean`` and that of each organ."""
     lines = [json.loads(line) for line in (RUNS / folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return lines, {"mean": lines[-1]["dice"]["mean"], **lines[-1]["dice"]["organs"]}
 
 
 def finished(folder: str, flags: Sequence[str]) -> bool:
-    """Whether a run with these flags came to its end.
+    """Whether a run with these flags has finished.
 
     Raises:
-        InputError: if one with others did, which a new one would replace.
+        InputError: if a run with other flags has finished there, which a new one would replace.
     """
     record, metrics = RUNS / folder / "args.json", RUNS / folder / "metrics.jsonl"
     if not record.exists() or not metrics.exists():
         return False
-    asked, had = vars(parse_train(flags)), json.loads(record.read_text(encoding="utf-8"))
-    if len(metrics.read_text(encoding="utf-8").splitlines()) < had["max_epochs"]:
+    given, recorded = vars(parse_train(flags)), json.loads(record.read_text(encoding="utf-8"))
+    if len(metrics.read_text(encoding="utf-8").splitlines()) < recorded["max_epochs"]:
         return False
-    differing = [name for name in asked if _plain(name, had.get(name)) != _plain(name, asked[name])]
+    for values in (given, recorded):
+        values["data_dir"] = os.path.realpath(values["data_dir"])
+    differing = [f"--{name}" for name in given if recorded.get(name) != given[name]]
     if differing:
         raise InputError(
-            f"{RUNS / folder}: holds a run with other flags ({', '.join(f'--{name}' for name in differing)}). Give "
-            "another --logdir, or remove it."
+            f"{RUNS / folder}: holds a run with other flags ({', '.join(differing)}). Give another --logdir, or "
+            "remove it."
         )
     return True
 
 
-def _plain(name: str, value: Any) -> Any:
-    return os.path.realpath(value) if name == "data_dir" else value
-
-
 def train(args: argparse.Namespace, option: Option, seed: int) -> None:
-    """Train one option with one seed, unless that is done.
+    """Train one option with one seed, unless that run has finished.
 
     Raises:
         InputError: if a run with other flags is there.
-        TrainingError: if ``main.py`` fails; its output says why.
+        TrainingError: if ``main.py`` fails; its own output says why.
     """
-    epochs = max(1, round(args.epochs * option.pace))
     folder = run_folder(args.logdir, option, seed)
     flags = [RECIPE, *shlex.split(option.flags), f"--data_dir={args.data_dir}", "--fold=0", f"--seed={seed}"]
-    flags += [f"--max_epochs={epochs}", f"--val_every={epochs}", "--workers=1", "--skip_data_check", "--device=cpu"]
-    flags += [f"--logdir={folder}", "--overwrite"]
+    flags += [f"--max_epochs={args.epochs}", f"--val_every={args.epochs}", f"--logdir={folder}", "--overwrite"]
+    flags += ["--workers=1", "--skip_data_check", "--device=cpu"]
     if finished(folder, flags):
         return
-    print(f"{folder}: {epochs} epochs", flush=True)
+    print(f"{folder}: {args.epochs} epochs", flush=True)
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     status = subprocess.run([sys.executable, "main.py", *flags], env=one_thread, stdout=subprocess.DEVNULL).returncode
     if status != 0:
-        raise TrainingError(f"{folder}: main.py ended with status {status}. What is finished is kept.")
+        raise TrainingError(f"{folder}: main.py ended with status {status}. Launch again to go on.")
 
 
 def table(args: argparse.Namespace, options: Sequence[Option]) -> str:
-    """A Markdown table with a line for each option."""
+    """A Markdown table with a row for each option."""
     rows = []
     for option in options:
         runs = [epochs_and_dice(run_folder(args.logdir, option, seed)) for seed in args.seeds]
         organs = list(runs[0][1])
         means = [statistics.fmean(dice[organ] for _, dice in runs) for organ in organs]
-        apart = statistics.stdev(dice["mean"] for _, dice in runs) if len(runs) > 1 else float("nan")
+        deviation = statistics.stdev(dice["mean"] for _, dice in runs) if len(runs) > 1 else float("nan")
         seconds = statistics.fmean(sum(line["seconds"] for line in lines) for lines, _ in runs)
         cells = [option.title, str(len(runs[0][0])), f"{seconds:.0f}", *(f"{mean:.4f}" for mean in means)]
-        rows.append([*cells, f"{apart:.4f}"])
+        rows.append([*cells, f"{deviation:.4f}"])
     heads = ["option", "epochs", "seconds", *organs, "sd over seeds"]
     return markdown.table(heads, rows)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train what isn't trained, and print the table."""
+    """Train what hasn't finished, and print the table."""
     options = [option for option in OPTIONS if args.options is None or option.name in args.options]
-    with ThreadPoolExecutor(args.jobs) as pool:  # seed by seed, so that an interruption leaves whole rounds
+    with ThreadPoolExecutor(args.jobs) as pool:  # seed by seed, so that an interruption leaves complete seeds
         runs = [pool.submit(train, args, option, seed) for seed in args.seeds for option in options]
         try:
             for done in as_completed(runs):
                 done.result()
-        except BaseException:  # else those that wait would be trained before it gets out of here
+        except BaseException:  # or the pool would train the waiting runs first
             pool.shutdown(cancel_futures=True)
             raise
     print(f"{machine(gpu=False)}, {args.jobs} runs at a time on one thread each, seeds {args.seeds}")
@@ -155,12 +145,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(prog="python -m benchmarks.ablation", description="Train with and without each option.")
+    parser = Parser(prog="python -m benchmarks.ablation", description="Train the recipe with one option changed.")
     parser.add_argument("--data_dir", required=True, help="the hippocampus scans with their lists")
-    parser.add_argument("--options", nargs="+", choices=[option.name for option in OPTIONS], help="these alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=count, default=6, help="of the recipe; others have as many as the time allows")
+    names = [option.name for option in OPTIONS]
+    parser.add_argument("--options", nargs="+", choices=names, help=f"only these of {', '.join(names)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run of each option for each seed")
+    parser.add_argument("--epochs", type=count, default=6, help="epochs of each run")
     parser.add_argument("--jobs", type=count, default=2, help="runs at a time")
-    parser.add_argument("--logdir", default="ablation")
+    parser.add_argument("--logdir", default="ablation", help="folder of the runs, below runs/")
     with one_line_errors():
         main(parser.parse_args())

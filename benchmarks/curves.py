@@ -1,9 +1,9 @@
-"""Whether training is the same in bfloat16, in float32 and by the peer: ``python -m benchmarks.curves``.
+"""Compare training losses in bfloat16, in float32 and of the peer: ``python -m benchmarks.curves``.
 
-Four runs from the same weights: ours in both formats and the peer's in float32 on the same crops, and ours in bfloat16
-on other crops. How far the peer's curve is from ours in float32 is what rounding does, since both compute the same; how
-far other crops are is what chance does. Takes half an hour on two cores that multiply bfloat16, and some 90 minutes on
-two on which it is emulated.
+Four runs start from the same weights: ours in both formats and the peer's in float32 on the same crops, and ours in
+bfloat16 on other crops. The peer computes what ours computes in float32, in another order. So its distance from ours
+shows the effect of rounding, and that of the run on other crops shows the effect of chance. It takes half an hour on
+two cores with bfloat16 in hardware, and about 90 minutes on two cores that emulate it.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor
 
 from benchmarks.emulation import bfloat16
-from benchmarks.network import ROI, peers_network
-from benchmarks.scaling import reference_learner
+from benchmarks.peer import peers_loss, peers_network
+from benchmarks.reference import reference_learner
 from networks.precision import Precision
+from networks.unetr import UNETRConfig
 from optimizers import build_scheduler
 from trainer import Learner
 from utils.config.flags import parse_train
@@ -34,7 +34,7 @@ from utils.distributed.launch import choose_device
 from utils.distributed.process import Process
 from utils.io.scan import Scan
 from utils.phantom import write_phantoms
-from utils.system.allocator import keep_freed_memory
+from utils.system.allocator import tune_malloc
 from utils.system.hardware import machine
 
 MEAN_OF = 20  # steps
@@ -53,24 +53,25 @@ def crops(scans: list[Scan], seed: int, process: Process) -> Iterator[tuple[Tens
 
 
 def our_learner(process: Process, dtype: torch.dtype) -> Learner:
-    """The reference network as ``main.py`` trains it, from the same weights each time."""
+    """The reference network as ``main.py`` trains it, always from the same weights."""
     torch.manual_seed(0)
     return replace(reference_learner(process), precision=Precision(process.device, dtype))
 
 
 def peers_learner(process: Process) -> Learner:
-    """MONAI's network and loss, and torch's AdamW as it is, at our learning rates and from our weights."""
+    """MONAI's network and loss with torch's plain AdamW, at our learning rates and from our weights."""
     ours = our_learner(process, torch.float32)
     network = peers_network(weights=ours.network.state_dict()).to(process.device)
     args = parse_train([])
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.optim_lr, weight_decay=args.reg_weight)
     scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1)
-    loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-6)
-    return replace(ours, network=network, wrapped=network, optimizer=optimizer, scheduler=scheduler, loss_function=loss)
+    return replace(
+        ours, network=network, wrapped=network, optimizer=optimizer, scheduler=scheduler, loss_function=peers_loss()
+    )
 
 
 def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> list[float]:
-    """The loss of each step, in means of :data:`MEAN_OF`."""
+    """Train, and return the loss in means of :data:`MEAN_OF` steps."""
     learner.wrapped.train()
     losses = []
     for number, (image, label) in enumerate(itertools.islice(batches, steps), 1):
@@ -82,10 +83,10 @@ def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]],
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the curves side by side, and how far each is from ours in float32."""
-    keep_freed_memory()
+    """Print the curves side by side, and the largest distance of each from ours in float32."""
+    tune_malloc()
     process = Process(choose_device(args.device))
-    with tempfile.TemporaryDirectory() as folder, bfloat16(process.device, ROI) as emulated:
+    with tempfile.TemporaryDirectory() as folder, bfloat16(process.device, UNETRConfig()) as emulated:
         how = "emulated" if emulated else "by the hardware"
         print(f"{machine(gpu=process.device.type == 'cuda')}, torch {torch.__version__}; bfloat16 {how}", flush=True)
         write_phantoms(Path(folder), {"training": 4, "validation": 0}, seed=0, spacing=Preprocessing().spacing)
@@ -101,9 +102,9 @@ def main(args: argparse.Namespace) -> None:
             for name, (learner, seed) in learners.items()
         }
     print(f"means of {MEAN_OF} steps, up to step  " + "  ".join(curves))
-    for place, losses in enumerate(zip(*curves.values(), strict=True)):
+    for place, losses in enumerate(zip(*curves.values(), strict=True), 1):
         row = (f"{loss:>{len(name)}.4f}" for name, loss in zip(curves, losses, strict=True))
-        print(f"{min((place + 1) * MEAN_OF, args.steps):>30}  " + "  ".join(row))
+        print(f"{min(place * MEAN_OF, args.steps):>30}  " + "  ".join(row))
     exact = curves["ours float32"]
     for name, found in list(curves.items())[1:]:
         most = max(abs(loss - other) for loss, other in zip(found, exact, strict=True))
@@ -113,5 +114,5 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.curves", description="Compare the losses of training, step by step.")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
-    parser.add_argument("--steps", type=count, default=200, help=f"of each run; the means are of {MEAN_OF}")
+    parser.add_argument("--steps", type=count, default=200, help=f"steps of each run, printed as means of {MEAN_OF}")
     main(parser.parse_args())

@@ -1,4 +1,4 @@
-"""bfloat16 at nearly the speed of float32 on CPUs that don't multiply it."""
+"""bfloat16 at nearly the speed of float32, on CPUs without bfloat16 hardware."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from networks.precision import choose_precision
+from networks.registry import NetworkConfig
 
 _ATEN = torch.ops.aten
-# what multiplies matrices, with gradients and without; attention torch does itself, since that of so few tokens is fast
+# operations that multiply matrices; attention is left to torch, which is fast for so few tokens
 _PRODUCTS = {
     _ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.linear, _ATEN.matmul,
     _ATEN.convolution, _ATEN.convolution_backward, _ATEN.conv3d, _ATEN.conv_transpose3d,
@@ -19,9 +20,9 @@ _PRODUCTS = {
 
 
 class EmulatedBfloat16(TorchDispatchMode):
-    """Products of bfloat16 tensors are summed in float32, and what comes out is rounded to bfloat16.
+    """Compute products of bfloat16 tensors in float32, and round the results to bfloat16.
 
-    That is what the hardware does. Without it torch does so too, by kernels that take minutes for a training step.
+    Hardware does the same. Without it torch's own kernels take minutes for a training step.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,11 +34,7 @@ class EmulatedBfloat16(TorchDispatchMode):
         return tree_map_only(Tensor, Tensor.bfloat16, func(*args, **kwargs))
 
 
-def bfloat16(device: torch.device, roi: tuple[int, int, int]) -> AbstractContextManager[object]:
-    """What to compute in bfloat16 on a device within; where the hardware multiplies it, that changes nothing.
-
-    Args:
-        roi: the network's window in voxels.
-    """
-    in_hardware = choose_precision(device, True, roi).dtype == torch.bfloat16
+def bfloat16(device: torch.device, config: NetworkConfig) -> AbstractContextManager[object]:
+    """A context for computing a network in bfloat16 on a device. It emulates bfloat16 where the device has none."""
+    in_hardware = choose_precision(device, True, config).dtype == torch.bfloat16
     return nullcontext() if in_hardware else EmulatedBfloat16()

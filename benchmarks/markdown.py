@@ -1,8 +1,8 @@
-"""Tables as the README and docs have them."""
+"""Tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of some rows of cells."""
+    """A Markdown table with one column for each head."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))

@@ -1,9 +1,8 @@
-"""From launch to the end of the first training step, ours and the peer's: ``python -m benchmarks.startup``.
+"""Time a training from its launch to its first step, ours and the peer's: ``python -m benchmarks.startup``.
 
-Both train on the same phantom, drawn at the spacing of BTCV's scans, four crops in a step. The peer is a script as
-MONAI's tutorials have it: the pipeline of :mod:`benchmarks.loader`, which preprocesses the scan into memory, then the
-step of :mod:`benchmarks.network`. Ours is ``main.py``, which also checks the scans for faults, first with nothing on
-disk and then as every later launch with the same ``--cache_dir`` is.
+Both train on the same phantom with the spacing of BTCV's scans, four crops in a step. The peer is a script as in
+MONAI's tutorials: it preprocesses the scan into memory, then takes a step. Ours is ``main.py``, which also checks the
+scans. Its first launch finds nothing on disk; the later one finds a filled ``--cache_dir``.
 """
 
 import argparse
@@ -21,24 +20,23 @@ READY = "first step"
 
 
 def write_scans(folder: Path) -> None:
-    """Draw the phantom, and one to validate on."""
+    """Draw one phantom to train on and one to validate on."""
     from utils.phantom import write_phantoms
 
     write_phantoms(folder, {"training": 1, "validation": 1}, seed=0, spacing=SPACING)
 
 
 def run_peer(folder: Path) -> None:
-    """What a script of MONAI's tutorials does up to its first step."""
+    """Take the peer's first step."""
     import torch
     from monai.data import list_data_collate
     from torch.utils.data import DataLoader
 
-    from benchmarks.loader import pipeline_of_2021
-    from benchmarks.network import peers_step
+    from benchmarks.peer import peers_crops, peers_step
     from utils.data.data_list import read_data_list
     from utils.data.preprocessing import Preprocessing
 
-    scans = pipeline_of_2021(read_data_list(str(folder), None, 0).training, Preprocessing())
+    scans = peers_crops(read_data_list(str(folder), None, 0).training, Preprocessing())
     step = peers_step(torch.device("cpu"))
     batch = next(iter(DataLoader(scans, batch_size=1, shuffle=True, collate_fn=list_data_collate)))
     step(batch["image"], batch["label"])
@@ -46,30 +44,30 @@ def run_peer(folder: Path) -> None:
 
 
 def our_command(folder: Path, run: str) -> list[str]:
-    """``main.py``, whose epochs are one step of the only scan."""
+    """``main.py`` with epochs of one step, since there is one scan."""
     return [
         *(sys.executable, "main.py", f"--data_dir={folder}", f"--cache_dir={folder / 'cache'}", "--device=cpu"),
         *(f"--logdir={folder / run}", "--max_epochs=2", "--warmup_epochs=1", "--val_every=2"),
     ]
 
 
-def seconds_until(line: str, command: Sequence[str]) -> float:
-    """Seconds from a command's launch until it prints something with ``line`` in it, after which it is ended."""
+def seconds_until(text: str, command: Sequence[str]) -> float:
+    """Time a command from its launch until it prints a line with ``text``, then end it."""
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        told = []
-        for text in process.stdout:
-            told.append(text)
-            if line in text:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if text in line:
                 seconds = time.monotonic() - start
                 process.kill()
                 return seconds
-    raise SystemExit(f"error: {' '.join(command)} failed:\n{''.join(told)}")
+    raise SystemExit(f"error: {' '.join(command)} failed:\n{''.join(printed)}")
 
 
 def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of ours, first and later, and of the peer, in turns."""
+    """Launch times in seconds, a list for each of ``first``, ``later`` and ``peer``."""
     times: dict[str, list[float]] = {"first": [], "later": [], "peer": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as name:
@@ -83,7 +81,7 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the seconds of each launch."""
+    """Print the time of each launch."""
     if args.peer:
         run_peer(Path(args.peer))
         return
@@ -92,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = Parser(prog="python -m benchmarks.startup", description="Time the start of a training beside the peer's.")
-    parser.add_argument("--rounds", type=count, default=2, help="turns of each")
+    parser = Parser(prog="python -m benchmarks.startup", description="Time the start of a training beside MONAI's.")
+    parser.add_argument("--rounds", type=count, default=2, help="launches of each, in turns")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     main(parser.parse_args())

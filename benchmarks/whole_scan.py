@@ -1,19 +1,20 @@
-"""One scan from file to mask, ours and the peer's chain, in turns: ``python -m benchmarks.whole_scan --weights FILE``.
+"""Time one scan from file to mask, by ours and the peer in turns: ``python -m benchmarks.whole_scan --weights FILE``.
 
-The peer is MONAI's UNETR in float32 with MONAI's transforms and sliding windows, put together as MONAI's bundle for
-BTCV does it: ``LoadImaged`` … ``sliding_window_inference``, softmax, ``Invertd`` on the probabilities of all classes,
-``SaveImaged``; on a GPU by float16 autocast. The bundle takes four windows at a time, which on the CPU that was
-measured is 6 % slower than the one that the peer takes here. Flags for ours come last, behind ``--``: ``-- --fast``.
+The peer is MONAI's UNETR with MONAI's transforms and sliding windows, composed as in MONAI's bundle for BTCV:
+``LoadImaged`` … ``sliding_window_inference``, softmax, ``Invertd`` on the probabilities of all classes, ``SaveImaged``.
+On a CPU it computes in float32, one window at a time, which is 6 % faster than the bundle's four. On a GPU it computes
+by float16 autocast, four windows at a time. Flags of ``test.py`` for ours come last, behind ``--``: ``-- --fast``.
 
-The scan is a phantom. Without ``--weights`` it is the worst of its size: tissue everywhere, so that nothing is cropped,
-and random weights, so that every class is everywhere.
+The scan is a phantom. Without ``--weights`` it is the worst case of its size: tissue everywhere, so that nothing is
+cropped, and random weights, so that every class is everywhere.
 
-Each turn is a process of its own, timed from its launch to its end. This one imports little and stays small, since a
-process begins with the peak of the one that launched it.
+Each turn is a new process, timed from its launch to its end. A process begins with the peak memory of its parent, so
+this module imports nothing large: what the processes need is imported within the functions that they run.
 """
 
 import argparse
 import gc
+import importlib
 import os
 import statistics
 import subprocess
@@ -24,11 +25,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.arguments import existing_file
+from utils.config.parser import Parser, count
+from utils.system.errors import size_text
+
+Shape = tuple[int, int, int]
+
 GIB = 2**30
-FIELD_MM = (384.0, 384.0, 240.0)  # of the phantom's scan, air around the body included
+FIELD_MM = (384.0, 384.0, 240.0)  # size of the phantom's scan, with air around the body
 LARGE, WORST = (512, 512, 150), (512, 512, 200)
-WORST_SPACING = (0.75, 0.75, 2.5)
-# the first as a whole, then with more voxels, more classes, more overlap
+WORST_SPACING = (0.75, 0.75, 2.5)  # mm
+# a basic case, then more voxels, more classes, more overlap
 GROWTH = [
     ((256, 256, 100), 14, 0.5),
     ((512, 512, 100), 14, 0.5),
@@ -38,6 +45,16 @@ GROWTH = [
     ((256, 256, 100), 14, 0.25),
     ((256, 256, 100), 14, 0.75),
 ]
+# the functions that --pieces times, by the module whose name for them test.py's code calls
+PIECES = {
+    "utils.checkpoints.load": ("load_ensemble",),
+    "utils.segmentation.pipeline": ("predict",),
+    "utils.segmentation.steps": (
+        *("read_scan", "to_network_grid", "to_scan_grid", "write_mask", "measure"),
+        *("_picture", "pixels", "save_picture"),
+    ),
+    "utils.segmentation.results": ("write_report",),
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """Both chains on one scan.
+    """Both sides on one scan.
 
     Attributes:
-        flags: of ``test.py``.
+        flags: the flags of ``test.py`` for ours.
         ours, peer: medians over the rounds.
-        dice: between both masks, for organs that have more than 1 ml in the peer's.
+        dice: Dice between both masks by organ, for organs of more than 1 ml in the peer's mask.
     """
 
     flags: tuple[str, ...]
@@ -64,11 +81,11 @@ class Row:
     dice: dict[str, float]
 
 
-# what the processes do
+# run in the processes
 
 
 def write_phantom(folder: Path, shape: Sequence[int]) -> None:
-    """Write a phantom as ``scan.nii.gz``, cut or filled with air to exactly ``shape``."""
+    """Write a phantom as ``scan.nii.gz``, cropped or padded with air to ``shape``."""
     import nibabel as nib
     import numpy as np
 
@@ -78,11 +95,14 @@ def write_phantom(folder: Path, shape: Sequence[int]) -> None:
     image, _ = draw_abdomen(4242, (x, y, z))
     voxels = np.full(shape, AIR, np.int16)
     drawn = np.asarray(image.dataobj)
-    common = [min(size, there) for size, there in zip(shape, drawn.shape, strict=True)]
-    source = tuple(slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(drawn.shape, common, strict=True))
-    target = tuple(slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(shape, common, strict=True))
-    voxels[target] = drawn[source]
+    common = [min(sizes) for sizes in zip(shape, drawn.shape, strict=True)]
+    voxels[_centre(shape, common)] = drawn[_centre(drawn.shape, common)]
     nib.save(nib.Nifti1Image(voxels, image.affine), folder / "scan.nii.gz")
+
+
+def _centre(shape: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    """The central part of ``size`` in an array of ``shape``."""
+    return tuple(slice((n - part) // 2, (n - part) // 2 + part) for n, part in zip(shape, size, strict=True))
 
 
 def write_worst(folder: Path, shape: Sequence[int]) -> None:
@@ -95,31 +115,27 @@ def write_worst(folder: Path, shape: Sequence[int]) -> None:
 
 
 def write_random_weights(folder: Path, classes: int) -> None:
-    """Write a checkpoint of the reference network, untrained, as ``model.pt``."""
+    """Write a checkpoint of the untrained reference network as ``model.pt``."""
     import torch
 
-    from utils.checkpoints.description import Description
+    from benchmarks.reference import reference_description
     from utils.checkpoints.progress import Progress
     from utils.checkpoints.save import save_checkpoint
-    from utils.config.flags import network_options, parse_train, preprocessing
-    from utils.phantom import LABELS
 
     torch.manual_seed(0)
-    flags = {**vars(parse_train([])), "out_channels": classes}
-    labels = LABELS if classes == len(LABELS) else ("background", *(f"label {number}" for number in range(1, classes)))
-    description = Description("unetr", network_options(flags), preprocessing(flags), labels, amp=True)
+    description = reference_description(classes)
     save_checkpoint(folder / "model.pt", description, description.build(), Progress())
 
 
-def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
-    """MONAI's chain, to ``peer/scan.nii.gz``."""
+def run_peer(folder: Path, weights: Path, device: str) -> None:
+    """Segment with MONAI, to ``peer/scan.nii.gz``."""
     import numpy as np
     import torch
     from monai import transforms
     from monai.data import decollate_batch, list_data_collate
     from monai.inferers import sliding_window_inference
 
-    from benchmarks.network import peers_network
+    from benchmarks.peer import peers_network
 
     content = torch.load(weights, weights_only=True)
     network = peers_network(content["network"]["options"], content["state_dict"]).to(device).eval()
@@ -150,16 +166,17 @@ def run_peer(folder: Path, weights: Path, batch_size: int, device: str) -> None:
         ]
     )  # fmt: skip
     batch = list_data_collate([before({"image": str(folder / "scan.nii.gz")})])
+    windows = 4 if device == "cuda" else 1  # in a forward pass
     with torch.no_grad(), torch.autocast(device, torch.float16, enabled=device == "cuda"):
         batch["pred"] = sliding_window_inference(
-            batch["image"].to(device), settings["roi"], batch_size, network, overlap=0.5, mode="gaussian"
+            batch["image"].to(device), settings["roi"], windows, network, overlap=0.5, mode="gaussian"
         )
     for item in decollate_batch(batch):
         after(item)
 
 
 def print_agreement(folder: Path) -> None:
-    """Print the Dice between both masks, a line for each organ of more than 1 ml."""
+    """Print the Dice between both masks, a line for each organ of more than 1 ml in the peer's."""
     import nibabel as nib
     import numpy as np
     import torch
@@ -177,45 +194,39 @@ def print_agreement(folder: Path) -> None:
 
 
 def print_pieces(folder: Path, weights: Path, device: str, *flags: str) -> None:
-    """Segment with ``test.py`` in this process, and print what its pieces took and when they were done."""
-    start = time.perf_counter()
+    """Run ``test.py`` in this process, and print how long each of :data:`PIECES` took and when it ended."""
+    launched = time.perf_counter()
 
-    def told(name: str, seconds: float) -> None:
-        print(f"{name:<24} {seconds:>7.2f} s, done at {time.perf_counter() - start:>6.2f} s")
+    def report(name: str, start: float) -> None:
+        now = time.perf_counter()
+        print(f"{name:<24} {now - start:>7.2f} s, done at {now - launched:>6.2f} s")
 
     gc.disable()  # as test.py does
     import torch  # noqa: F401
 
-    told("importing torch", time.perf_counter() - start)
-    begun = time.perf_counter()
+    report("importing torch", launched)
+    start = time.perf_counter()
     import monai  # noqa: F401
 
-    told("importing MONAI", time.perf_counter() - begun)
-    begun = time.perf_counter()
+    report("importing MONAI", start)
+    start = time.perf_counter()
+    modules = {name: importlib.import_module(name) for name in PIECES}
     import runpy
 
-    from utils.checkpoints import load
-    from utils.segmentation import pipeline, results
+    report("importing the rest", start)
 
-    told("importing the rest", time.perf_counter() - begun)
-
-    def watch(module: object, name: str) -> None:
-        function = getattr(module, name)
-
-        def watched(*args: object, **options: object) -> object:
-            begun = time.perf_counter()
+    def timed(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def run_and_report(*args: object, **options: object) -> object:
+            start = time.perf_counter()
             result = function(*args, **options)
-            told(name.strip("_").replace("_", " "), time.perf_counter() - begun)
+            report(name.strip("_").replace("_", " "), start)
             return result
 
-        setattr(module, name, watched)
+        return run_and_report
 
-    watch(load, "load_ensemble")
-    for name in ("read_scan", "to_network_grid", "_predict", "to_scan_grid", "write_mask", "measure"):
-        watch(pipeline, name)
-    for name in ("_picture", "pixels", "save_picture"):
-        watch(pipeline, name)
-    watch(results, "write_report")
+    for module, names in PIECES.items():
+        for name in names:
+            setattr(modules[module], name, timed(name, getattr(modules[module], name)))
     sys.argv = our_command(folder, weights, device, *flags)[1:]
     runpy.run_path("test.py", run_name="__main__")
 
@@ -224,17 +235,17 @@ STEPS: dict[str, Callable[..., None]] = {
     "phantom": lambda folder, *shape: write_phantom(Path(folder), [int(size) for size in shape]),
     "worst": lambda folder, *shape: write_worst(Path(folder), [int(size) for size in shape]),
     "weights": lambda folder, classes: write_random_weights(Path(folder), int(classes)),
-    "peer": lambda folder, weights, batch_size, device: run_peer(Path(folder), Path(weights), int(batch_size), device),
+    "peer": lambda folder, weights, device: run_peer(Path(folder), Path(weights), device),
     "agreement": lambda folder: print_agreement(Path(folder)),
     "pieces": lambda folder, weights, device, *flags: print_pieces(Path(folder), Path(weights), device, *flags),
 }
 
 
-# what this process does
+# run in the parent
 
 
 def step(name: str, *arguments: object) -> list[str]:
-    """The command that does one of :data:`STEPS` in a process of its own."""
+    """The command that runs one of :data:`STEPS` in a new process."""
     return [sys.executable, "-m", "benchmarks.whole_scan", "--step", name, *map(str, arguments)]
 
 
@@ -248,7 +259,7 @@ def our_command(folder: Path, weights: Path, device: str, *flags: str) -> list[s
 
 
 def run(command: Sequence[str]) -> Cost:
-    """What a command takes; it prints nothing unless it fails, which ends this program too."""
+    """Run a command without its output. If it fails, its errors end this program too."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -260,56 +271,58 @@ def run(command: Sequence[str]) -> Cost:
     return Cost(seconds, usage.ru_maxrss * 1024)
 
 
+def prepare(folder: Path, weights: Path | None, shape: Shape) -> Path:
+    """Write the scan, and random weights where none are given. Returns the path of the weights."""
+    run(step("worst" if weights is None else "phantom", folder, *shape))
+    if weights is None:
+        run(step("weights", folder, 14))
+    return folder / "model.pt" if weights is None else weights
+
+
 def median(costs: Sequence[Cost]) -> Cost:
-    """Of seconds and of peaks."""
+    """The medians of seconds and of peaks."""
     return Cost(
         statistics.median(cost.seconds for cost in costs), round(statistics.median(cost.peak for cost in costs))
     )
 
 
 def compare(
-    weights: Path | None,
-    shape: tuple[int, int, int],
-    ways: Sequence[tuple[str, ...]],
-    rounds: int,
-    batch_size: int,
-    device: str,
+    weights: Path | None, shape: Shape, variants: Sequence[tuple[str, ...]], rounds: int, device: str
 ) -> list[Row]:
-    """Both chains in turns on a phantom, or where there are no weights on the worst scan of that shape.
+    """Time both sides in turns on a phantom, or without weights on the worst case.
 
     Args:
-        ways: flags of ``test.py``; a row for each. One with ``--engine`` is launched once more, before it is timed.
-        batch_size: windows in a forward pass of the peer.
+        weights: a checkpoint of ``main.py``.
+        shape: the scan's, in voxels.
+        variants: flags of ``test.py``, a row for each. One with ``--engine`` is launched once more before it is timed.
+        rounds: launches of each.
         device: ``cpu`` or ``cuda``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(step("worst" if weights is None else "phantom", folder, *shape))
-        if weights is None:
-            run(step("weights", folder, 14))
-        used = folder / "model.pt" if weights is None else weights
-        ours: list[list[Cost]] = [[] for _ in ways]
+        used = prepare(folder, weights, shape)
+        ours: list[list[Cost]] = [[] for _ in variants]
         peer = []
-        dice: list[dict[str, float]] = [{} for _ in ways]
-        for flags in ways:
+        dice: list[dict[str, float]] = [{} for _ in variants]
+        for flags in variants:
             if any(flag.startswith("--engine") for flag in flags):
-                run(our_command(folder, used, device, *flags))  # compiles the network, which then is on disk
+                run(our_command(folder, used, device, *flags))  # compiles the network and caches it on disk
         for _ in range(rounds):
-            peer.append(run(step("peer", folder, used, batch_size, device)))
-            for flags, costs, organs in zip(ways, ours, dice, strict=True):
+            peer.append(run(step("peer", folder, used, device)))
+            for flags, costs, organs in zip(variants, ours, dice, strict=True):
                 costs.append(run(our_command(folder, used, device, *flags)))
-                told = subprocess.run(step("agreement", folder), capture_output=True, text=True, check=True).stdout
-                organs.update(
-                    (organ, float(value)) for organ, value in (line.split("\t") for line in told.splitlines())
-                )
+                output = subprocess.run(step("agreement", folder), capture_output=True, text=True, check=True).stdout
+                for line in output.splitlines():
+                    organ, value = line.split("\t")
+                    organs[organ] = float(value)
         return [
             Row(flags, median(costs), median(peer), organs)
-            for flags, costs, organs in zip(ways, ours, dice, strict=True)
+            for flags, costs, organs in zip(variants, ours, dice, strict=True)
         ]
 
 
-def growth(device: str) -> Iterator[tuple[tuple[int, int, int], int, float, Cost]]:
-    """What ours takes for the worst scans: shape, classes, overlap, and the cost."""
+def growth(device: str) -> Iterator[tuple[Shape, int, float, Cost]]:
+    """Time ours on the worst cases of :data:`GROWTH`. Yields shape, classes, overlap and cost."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for shape, classes, overlap in GROWTH:
@@ -319,45 +332,22 @@ def growth(device: str) -> Iterator[tuple[tuple[int, int, int], int, float, Cost
             yield shape, classes, overlap, cost
 
 
-def size(shape: Sequence[int]) -> str:
-    """A shape in words."""
-    return " × ".join(map(str, shape))
-
-
-def existing_file(text: str) -> Path:
-    """The file that a benchmark's flag names, which is looked for before anything is timed."""
-    path = Path(text).absolute()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no file; give the path of one")
-    return path
-
-
 def main(args: argparse.Namespace) -> None:
-    """Print what both chains took, and what more the flags ask for."""
+    """Print what both sides took, or with ``--pieces`` where our time goes."""
     if args.step:
         STEPS[args.step[0]](*args.step[1:], *args.flags)
         return
     weights: Path | None = args.weights
-    shape: tuple[int, int, int] = tuple(args.shape or (LARGE if weights else WORST))  # type: ignore[assignment]
+    shape: Shape = tuple(args.shape or (LARGE if weights else WORST))  # type: ignore[assignment]
     if args.pieces:
         with tempfile.TemporaryDirectory() as name:
-            run(step("phantom" if weights else "worst", name, *shape))
-            if weights is None:
-                run(step("weights", name, 14))
-            command = step("pieces", name, weights or Path(name) / "model.pt", args.device)
+            command = step("pieces", name, prepare(Path(name), weights, shape), args.device)
             subprocess.run([*command, "--", *args.flags], check=True)
         return
-    if args.growth:
-        print("voxels           classes  overlap  seconds  GiB")
-        for grown, classes, overlap, cost in growth(args.device):
-            print(
-                f"{size(grown):<16} {classes:>7}  {overlap:>7}  {cost.seconds:>7.1f}  {cost.peak / GIB:>4.2f}",
-                flush=True,
-            )
-        return
-    (row,) = compare(weights, shape, [tuple(args.flags)], args.rounds, args.peer_batch_size, args.device)
+    (row,) = compare(weights, shape, [tuple(args.flags)], args.rounds, args.device)
     ours, peer = row.ours, row.peer
-    print(f"{size(shape)} voxels, {'a phantom' if weights else 'tissue everywhere, random weights'}, on {args.device}")
+    scan = "a phantom" if weights else "tissue everywhere, random weights"
+    print(f"{size_text(shape)} voxels, {scan}, on {args.device}")
     print("         seconds  peak GiB")
     print(f"ours     {ours.seconds:>7.1f}  {ours.peak / GIB:>8.2f}")
     print(f"peer     {peer.seconds:>7.1f}  {peer.peak / GIB:>8.2f}")
@@ -367,19 +357,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_scan", description="Time a scan beside the peer.")
+    parser = Parser(prog="python -m benchmarks.whole_scan", description="Time a scan from file to mask beside MONAI's.")
     parser.add_argument(
         "--weights", type=existing_file, help="a trained checkpoint of the reference network (default: random weights)"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both compute")
-    parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="of the scan in voxels")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each")
-    parser.add_argument("--peer_batch_size", type=int, default=1, help="windows in a forward pass of the peer")
-    parser.add_argument("--pieces", action="store_true", help="instead tell what the pieces of ours take")
-    parser.add_argument("--growth", action="store_true", help="instead tell how ours grows with the scan")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both compute, cpu or cuda")
+    parser.add_argument("--shape", type=count, nargs=3, metavar=("X", "Y", "Z"), help="size of the scan in voxels")
+    parser.add_argument("--rounds", type=count, default=2, help="launches of each, in turns")
+    parser.add_argument("--pieces", action="store_true", help="print where our time goes, instead")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("flags", nargs="*", metavar="FLAG", help="more of test.py's, behind --")
-    args = parser.parse_args()
-    if min(args.rounds, args.peer_batch_size, *(args.shape or ())) < 1:
-        parser.error("--rounds, --peer_batch_size and --shape must be at least 1")
-    main(args)
+    parser.add_argument("flags", nargs="*", metavar="FLAG", help="flags of test.py for ours, behind --")
+    main(parser.parse_args())

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.amp.autocast_mode import autocast
 
-from networks import NETWORKS
 from networks.layers.cpu_kernels import Conv3d
+from networks.registry import NetworkConfig, architecture_of
 
 AMPERE = (8, 0)
 CONVERTED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)  # of which autocast converts the weights
@@ -30,7 +30,7 @@ class Precision:
         return autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32, cache_enabled=cache)
 
     def convert_weights(self, network: nn.Module) -> None:
-        """Convert once what autocast would convert in each forward pass, of a network that isn't trained any more."""
+        """Convert once what autocast would convert in each forward pass, in a network that is no longer trained."""
         if self.dtype == torch.float32:
             return
         for module in network.modules():
@@ -47,13 +47,8 @@ class Precision:
         return str(self.dtype).removeprefix("torch.")
 
 
-def choose_precision(device: torch.device, amp: bool, roi: tuple[int, int, int], network: str = "unetr") -> Precision:
-    """float32 without ``amp``; with it bfloat16 where the hardware multiplies it, float16 on GPUs before Ampere.
-
-    Args:
-        roi: the network's window in voxels.
-        network: its name.
-    """
+def choose_precision(device: torch.device, amp: bool, config: NetworkConfig) -> Precision:
+    """float32 without ``amp``; with it bfloat16 where the hardware multiplies it, float16 on GPUs before Ampere."""
     if not amp:
         return Precision(device, torch.float32)
     if device.type == "cuda":
@@ -61,8 +56,8 @@ def choose_precision(device: torch.device, amp: bool, roi: tuple[int, int, int],
         return Precision(device, torch.bfloat16 if newer else torch.float16)
     # where a volume is two voxels deep oneDNN's bfloat16 kernel for the weights' gradient of a 3×3×3 convolution
     # (jit_bf16:avx512_core_bf16 in torch 2.13) reads memory that nobody wrote: noise or NaN
-    fits = roi[0] not in NETWORKS[network].unsound_roi_x and _cpu_multiplies_bfloat16()
-    return Precision(device, torch.bfloat16 if fits else torch.float32)
+    safe = config.img_size[0] not in architecture_of(config).declared("unsafe_bfloat16_roi_x")
+    return Precision(device, torch.bfloat16 if safe and _cpu_multiplies_bfloat16() else torch.float32)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -1,145 +1,91 @@
 """UNETR (Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", arXiv 2103.10504)."""
 
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
+from typing import Any
 
-from monai.networks.blocks import UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from networks.layers.full_precision import OutBlock, ScanBlock
-from networks.layers.instance_norm import LAYOUT_KEEPING_INSTANCE
-from networks.layers.layout import in_layout_of, with_dense_gradient
-from networks.vit import POSITION_EMBEDDINGS, ViT
+from networks.registry import StateDict, flag, register
+from networks.vit import TransformerBlock, ViT, ViTConfig
 
-PATCH_SIZE = 16  # of the published network
-NUM_LAYERS = 12
-# blocks that skip paths read before the final norm, counted from 0, by patch size: those of the published weights, and
-# after each third where patches of 8 voxels leave the decoder one stage less
+# blocks whose output the skip paths read, counted from 0, by patch size: those of the published weights, and after each
+# third with patches of 8 voxels, where the decoder has one stage less
 SKIP_LAYERS = {16: (3, 6, 9), 8: (3, 7)}
-PATCH_SIZES = tuple(SKIP_LAYERS)
-NORMS = {"instance": LAYOUT_KEEPING_INSTANCE, "batch": "batch"}  # by our names, MONAI's
+# tensors that earlier programs saved and no forward pass reads, such as the shortcut of blocks that keep their channels
+UNREAD_OF_MONAI_07 = re.compile(r"vit\.patch_embedding\.cls_token|encoder[23]\.blocks\.\d+\.1\.(conv|norm)3\..+")
+UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
+SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
+FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 
 
+@dataclass(frozen=True)
+class UNETRConfig(ViTConfig):
+    """The settings of UNETR; the defaults are those of the published weights."""
+
+    feature_size: int = flag(16, "channels at full resolution; doubled at each halving of it", at_least=1)
+    norm_name: str = flag("instance", "the decoder's normalisation", choices=("instance", "batch"), rare=True)
+    conv_block: bool = flag(True, "convolutions in the skip paths", rare=True)
+    res_block: bool = flag(True, "residual connections in the blocks", rare=True)
+    deep_supervision: bool = flag(False, "also train the decoder's coarser resolutions by the labels", any_weights=True)
+
+
+@register("unetr", config=UNETRConfig, window_divisor=lambda config: (config.patch_size,) * 3)
 class UNETR(nn.Module):
-    """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other.
+    """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other."""
 
-    Args:
-        in_channels: channels of the volume (1 for CT).
-        out_channels: number of classes, the background included.
-        img_size: voxels of the volume in each direction; one number stands for all three.
-        feature_size: channels at full resolution; doubled at each halving of the resolution.
-        hidden_size: length of a token.
-        mlp_dim: width of the perceptron in each transformer block.
-        num_heads: attention heads; they divide ``hidden_size``.
-        pos_embed: ``perceptron`` or ``conv``, how a patch becomes a token.
-        norm_name: ``instance`` or ``batch``, the decoder's normalisation (without learned scale for ``instance``).
-        conv_block: whether the skip paths convolve after each upsampling.
-        res_block: whether the convolution blocks have a residual connection.
-        dropout_rate: dropout in the transformer, 0 to 1.
-        patch_size: edge of a patch in voxels; 8 shows the transformer small structures, with eight times the tokens.
-        drop_path_rate: share of samples for which a residual branch of the last transformer block is left out in
-            training; it rises to that from 0 in the first.
-        deep_supervision: whether the network in training gives logits at each resolution of its decoder.
+    blocks = (TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
+    input_layers = ("vit.patch_embedding.patch_embeddings", "encoder1")
+    output_layers = ("out", "coarse_outs")
+    position_embeddings = "vit.patch_embedding.position_embeddings"
+    parameter_groups = {"vit": ("vit",)}  # noqa: RUF012  (TorchScript reads annotated attributes)
+    vit_encoder = "vit"
+    cuda_graph = True
+    fast_layers = True
+    unsafe_bfloat16_roi_x = (8, 16)
 
-    Raises:
-        ValueError: if an argument can't make a network; the message names it and says what would do.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        img_size: Sequence[int] | int,
-        feature_size: int = 16,
-        hidden_size: int = 768,
-        mlp_dim: int = 3072,
-        num_heads: int = 12,
-        pos_embed: str = "perceptron",
-        norm_name: str = "instance",
-        conv_block: bool = True,
-        res_block: bool = True,
-        dropout_rate: float = 0.0,
-        patch_size: int = PATCH_SIZE,
-        drop_path_rate: float = 0.0,
-        deep_supervision: bool = False,
-    ) -> None:
+    def __init__(self, config: UNETRConfig) -> None:
         super().__init__()
-        size = (img_size,) * 3 if isinstance(img_size, int) else tuple(img_size)
-        _check_arguments(
-            sizes={
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "feature_size": feature_size,
-                "hidden_size": hidden_size,
-                "mlp_dim": mlp_dim,
-                "num_heads": num_heads,
-            },
-            img_size=size,
-            pos_embed=pos_embed,
-            norm_name=norm_name,
-            dropout_rate=dropout_rate,
-            patch_size=patch_size,
-            drop_path_rate=drop_path_rate,
-        )
-        self.img_size = size
-        self.patch_size = patch_size
-        self.grid = tuple(voxels // patch_size for voxels in size)
-        self.skip_layers = SKIP_LAYERS[patch_size]  # torch.jit.script reads attributes, not constants of the module
-
-        self.vit = ViT(
-            in_channels=in_channels,
-            img_size=size,
-            patch_size=patch_size,
-            hidden_size=hidden_size,
-            mlp_dim=mlp_dim,
-            num_layers=NUM_LAYERS,
-            num_heads=num_heads,
-            pos_embed=pos_embed,
-            dropout_rate=dropout_rate,
-            drop_path_rate=drop_path_rate,
-        )
+        features, norm, residual = config.feature_size, config.norm_name, config.res_block
+        self.grid = config.grid
+        self.skip_layers = SKIP_LAYERS[config.patch_size]  # torch.jit.script reads attributes, no module's constants
+        self.vit = ViT(config)
 
         def skip_path(channels: int, doublings: int) -> UnetrPrUpBlock:
             return UnetrPrUpBlock(
                 spatial_dims=3,
-                in_channels=hidden_size,
+                in_channels=config.hidden_size,
                 out_channels=channels,
                 num_layer=doublings,
                 kernel_size=3,
                 stride=1,
                 upsample_kernel_size=2,
-                norm_name=NORMS[norm_name],
-                conv_block=conv_block,
-                res_block=res_block,
+                norm_name=norm,
+                conv_block=config.conv_block,
+                res_block=residual,
             )
 
         def up_path(channels_in: int, channels_out: int) -> UnetrUpBlock:
             return UnetrUpBlock(
-                spatial_dims=3,
-                in_channels=channels_in,
-                out_channels=channels_out,
-                kernel_size=3,
-                upsample_kernel_size=2,
-                norm_name=NORMS[norm_name],
-                res_block=res_block,
+                3, channels_in, channels_out, 3, upsample_kernel_size=2, norm_name=norm, res_block=residual
             )
 
-        self.encoder1 = ScanBlock(in_channels, feature_size, NORMS[norm_name], res_block)
-        halvings = patch_size.bit_length() - 1  # from full resolution to that of the patches
-        self.encoder2 = skip_path(feature_size * 2, doublings=halvings - 2)
-        self.encoder3 = skip_path(feature_size * 4, doublings=halvings - 3)
-        self.encoder4 = skip_path(feature_size * 8, doublings=0) if halvings == 4 else None
-        self.decoder5 = up_path(hidden_size, feature_size * 8) if halvings == 4 else None
-        self.decoder4 = up_path(feature_size * 8 if halvings == 4 else hidden_size, feature_size * 4)
-        self.decoder3 = up_path(feature_size * 4, feature_size * 2)
-        self.decoder2 = up_path(feature_size * 2, feature_size)
-
-        def output(channels: int) -> OutBlock:
-            return OutBlock(spatial_dims=3, in_channels=channels, out_channels=out_channels)
-
-        self.out = output(feature_size)
+        halvings = config.patch_size.bit_length() - 1  # from full resolution to that of the patches
+        self.encoder1 = UnetrBasicBlock(3, config.in_channels, features, 3, 1, norm_name=norm, res_block=residual)
+        self.encoder2 = skip_path(features * 2, doublings=halvings - 2)
+        self.encoder3 = skip_path(features * 4, doublings=halvings - 3)
+        self.encoder4 = skip_path(features * 8, doublings=0) if halvings == 4 else None
+        self.decoder5 = up_path(config.hidden_size, features * 8) if halvings == 4 else None
+        self.decoder4 = up_path(features * 8 if halvings == 4 else config.hidden_size, features * 4)
+        self.decoder3 = up_path(features * 4, features * 2)
+        self.decoder2 = up_path(features * 2, features)
+        self.out = UnetOutBlock(3, features, config.out_channels)
         self.coarse_outs = None
-        if deep_supervision:  # of decoder3, decoder4 and decoder5
-            self.coarse_outs = nn.ModuleList(output(feature_size * 2**level) for level in range(1, halvings))
+        if config.deep_supervision:  # of decoder3, decoder4 and decoder5
+            self.coarse_outs = nn.ModuleList(
+                UnetOutBlock(3, features * 2**level, config.out_channels) for level in range(1, halvings)
+            )
 
     def _volume(self, tokens: Tensor) -> Tensor:
         """Put the tokens back where their patches were: (B, N, E) -> (B, E, D / P, H / P, W / P), patches of size P."""
@@ -158,14 +104,13 @@ class UNETR(nn.Module):
         stages: list[Tensor] = []
         if self.encoder4 is not None and self.decoder5 is not None:
             skip4 = self.encoder4(self._volume(hidden_states[self.skip_layers[2]]))  # (B, 8F, D / 8, H / 8, W / 8)
-            x = self.decoder5(x, with_dense_gradient(skip4))  # (B, 8F, D / 8, H / 8, W / 8)
+            x = self.decoder5(x, skip4)  # (B, 8F, D / 8, H / 8, W / 8)
             stages.append(x)
-        x = self.decoder4(x, with_dense_gradient(skip3))  # (B, 4F, D / 4, H / 4, W / 4)
+        x = self.decoder4(x, skip3)  # (B, 4F, D / 4, H / 4, W / 4)
         stages.append(x)
-        x = self.decoder3(x, with_dense_gradient(skip2))  # (B, 2F, D / 2, H / 2, W / 2)
+        x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)
         stages.append(x)
-        skip1 = self.encoder1(in_layout_of(x, volume))  # (B, F, D, H, W)
-        x = self.decoder2(x, with_dense_gradient(skip1))  # (B, F, D, H, W)
+        x = self.decoder2(x, self.encoder1(volume))  # (B, F, D, H, W)
         logits = self.out(x)
         if self.coarse_outs is not None and self.training:
             outputs: list[Tensor] = [logits]
@@ -174,34 +119,38 @@ class UNETR(nn.Module):
             return outputs
         return logits
 
+    @staticmethod
+    def settings_of(weights: StateDict) -> dict[str, Any]:
+        """The settings that the shapes of a state dict show."""
+        places = {
+            "feature_size": (FIRST_CONVOLUTION, 0),
+            "hidden_size": ("vit.norm.weight", 0),
+            "mlp_dim": ("vit.blocks.0.mlp.linear1.weight", 0),
+            "in_channels": (FIRST_CONVOLUTION, 1),
+            "out_channels": ("out.conv.conv.weight", 0),
+        }
+        found: dict[str, Any] = {
+            setting: weights[name].shape[axis]
+            for setting, (name, axis) in places.items()
+            if name in weights and weights[name].ndim > axis
+        }
+        found["deep_supervision"] = any(name.startswith("coarse_outs.") for name in weights)
+        if UNETR.position_embeddings in weights:
+            found["patch_size"] = 16 if "decoder5.transp_conv.conv.weight" in weights else 8
+        return found
 
-def unetr_steps(patch_size: int) -> tuple[int, ...]:
-    """What the edges of a window must be multiples of."""
-    return (patch_size,) * 3
-
-
-def _check_arguments(
-    sizes: dict[str, int],
-    img_size: tuple[int, ...],
-    pos_embed: str,
-    norm_name: str,
-    dropout_rate: float,
-    patch_size: int,
-    drop_path_rate: float,
-) -> None:
-    faults = [f"{name} must be at least 1, not {value}" for name, value in sizes.items() if value < 1]
-    if patch_size not in PATCH_SIZES:
-        faults.append(f"patch_size must be one of {', '.join(map(str, PATCH_SIZES))}, not {patch_size}")
-    elif len(img_size) != 3 or any(voxels < patch_size or voxels % patch_size for voxels in img_size):
-        faults.append(f"img_size must be three multiples of {patch_size}, not {' × '.join(map(str, img_size))}")
-    if sizes["num_heads"] >= 1 and sizes["hidden_size"] % sizes["num_heads"]:
-        faults.append(f"num_heads {sizes['num_heads']} must divide hidden_size {sizes['hidden_size']}")
-    if pos_embed not in POSITION_EMBEDDINGS:
-        faults.append(f"pos_embed must be one of {', '.join(POSITION_EMBEDDINGS)}, not {pos_embed!r}")
-    if norm_name not in NORMS:
-        faults.append(f"norm_name must be one of {', '.join(NORMS)}, not {norm_name!r}")
-    for name, rate in (("dropout_rate", dropout_rate), ("drop_path_rate", drop_path_rate)):
-        if not 0 <= rate < 1:
-            faults.append(f"{name} must be at least 0 and below 1, not {rate}")
-    if faults:
-        raise ValueError("; ".join(faults))
+    @staticmethod
+    def origin_of(weights: StateDict) -> tuple[str | None, set[str]]:
+        """The program that wrote a state dict, where its names tell, and the tensors that no forward pass reads."""
+        first = weights.get(FIRST_CONVOLUTION)
+        keeps_channels = first is not None and first.ndim == 5 and first.shape[0] == first.shape[1]
+        unread = {
+            name
+            for name in weights
+            if UNREAD_OF_MONAI_07.fullmatch(name)
+            or UNREAD_OF_MONAI_1.fullmatch(name)
+            or (keeps_channels and SHORTCUT.fullmatch(name))
+        }
+        if any(UNREAD_OF_MONAI_1.fullmatch(name) for name in weights):
+            return "MONAI 1's UNETR", unread
+        return "MONAI 0.7's UNETR" if "vit.patch_embedding.cls_token" in weights else None, unread

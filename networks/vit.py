@@ -5,15 +5,48 @@ B is the batch, C the channels, N the number of patches (tokens), E the hidden s
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers.cpu_kernels import Linear
+from networks.registry import NetworkConfig, flag
 
-POSITION_EMBEDDINGS = ("perceptron", "conv")
+NUM_LAYERS = 12
+PATCH_SIZES = (16, 8)
+
+
+@dataclass(frozen=True)
+class ViTConfig(NetworkConfig):
+    """The settings of the transformer."""
+
+    hidden_size: int = flag(768, "length of a token", at_least=1)
+    mlp_dim: int = flag(3072, "width of the transformer's perceptron", at_least=1)
+    num_heads: int = flag(12, "attention heads", at_least=1)
+    pos_embed: str = flag("perceptron", "patch embedding", choices=("perceptron", "conv"), rare=True)
+    patch_size: int = flag(16, "edge of a patch in voxels", choices=PATCH_SIZES)
+    dropout_rate: float = flag(0.0, "dropout in the transformer", at_least=0, below=1, any_weights=True, rare=True)
+    drop_path_rate: float = flag(
+        0.0,
+        "how often training leaves out a branch of the last transformer block; less often in earlier ones",
+        at_least=0,
+        below=1,
+        any_weights=True,
+        rare=True,
+    )
+
+    def faults(self) -> list[str]:
+        """Heads that don't divide the token."""
+        if self.hidden_size % self.num_heads:
+            return [f"`num_heads` {self.num_heads} must divide `hidden_size` {self.hidden_size}"]
+        return []
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches along each axis of the window."""
+        x, y, z = (edge // self.patch_size for edge in self.img_size)
+        return x, y, z
 
 
 class PatchesToVectors(nn.Module):
@@ -40,39 +73,25 @@ class PatchesToVectors(nn.Module):
 class PatchEmbedding(nn.Module):
     """Patches to tokens, with a learned embedding of each patch's position added.
 
-    Args:
-        in_channels: channels of the volume.
-        img_size: voxels of the volume in each direction, multiples of ``patch_size``.
-        patch_size: edge of a cubic patch in voxels.
-        hidden_size: length of a token.
-        pos_embed: ``perceptron`` (a linear layer over the flattened patch) or ``conv`` (the same map
-            as a strided convolution, with another order of its weights).
-        dropout_rate: share of the embeddings set to 0 in training.
+    ``pos_embed`` is ``perceptron`` (a linear layer over the flattened patch) or ``conv`` (the same map as a strided
+    convolution, with another order of its weights).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        img_size: Sequence[int],
-        patch_size: int,
-        hidden_size: int,
-        pos_embed: str,
-        dropout_rate: float,
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        patches = math.prod(size // patch_size for size in img_size)
-        self.pos_embed = pos_embed
+        self.pos_embed = config.pos_embed
         self.patch_embeddings: nn.Module
-        if pos_embed == "conv":
-            self.patch_embeddings = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+        if config.pos_embed == "conv":
+            p = config.patch_size
+            self.patch_embeddings = nn.Conv3d(config.in_channels, config.hidden_size, kernel_size=p, stride=p)
         else:
-            linear = Linear(in_channels * patch_size**3, hidden_size)
+            linear = nn.Linear(config.in_channels * config.patch_size**3, config.hidden_size)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            self.patch_embeddings = nn.Sequential(PatchesToVectors(patch_size), linear)
-        self.position_embeddings = nn.Parameter(torch.empty(1, patches, hidden_size))
+            self.patch_embeddings = nn.Sequential(PatchesToVectors(config.patch_size), linear)
+        self.position_embeddings = nn.Parameter(torch.empty(1, math.prod(config.grid), config.hidden_size))
         nn.init.trunc_normal_(self.position_embeddings, std=0.02)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, N, E)."""
@@ -85,18 +104,18 @@ class PatchEmbedding(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017); queries, keys and values have no bias."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout_rate: float) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout_rate = dropout_rate
-        self.qkv = Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.out_proj = Linear(hidden_size, hidden_size)
-        self.drop_output = nn.Dropout(dropout_rate)
+        self.num_heads = config.num_heads
+        self.dropout_rate = config.dropout_rate
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.drop_output = nn.Dropout(config.dropout_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        # (B, N, 3 · E) -> 3 × (B, N, heads, E / heads). One permutation of all three would do, but OpenVINO 2026.4
-        # compiles that to something else where there are as many tokens as heads
+        # (B, N, 3 · E) -> 3 × (B, N, heads, E / heads). Not one permutation of all three: OpenVINO 2026.4 compiles that
+        # wrongly where there are as many tokens as heads
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         dropout = self.dropout_rate if self.training else 0.0
         # (B, N, heads, E / heads) -> (B, heads, N, E / heads)
@@ -110,11 +129,11 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """The two-layer perceptron of a transformer block, with GELU between the layers."""
 
-    def __init__(self, hidden_size: int, mlp_dim: int, dropout_rate: float) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.linear1 = Linear(hidden_size, mlp_dim)
-        self.linear2 = Linear(mlp_dim, hidden_size)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.linear1 = nn.Linear(config.hidden_size, config.mlp_dim)
+        self.linear2 = nn.Linear(config.mlp_dim, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
@@ -125,7 +144,7 @@ class MLP(nn.Module):
 class DropPath(nn.Module):
     """Leaves a residual branch out for whole samples in training (Huang et al. 2016, stochastic depth).
 
-    Branches that stay are scaled by 1 / (1 - rate), so that their mean is as without.
+    Branches that stay are scaled by 1 / (1 - rate), which keeps their mean.
     """
 
     def __init__(self, rate: float) -> None:
@@ -142,14 +161,12 @@ class DropPath(nn.Module):
 class TransformerBlock(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
 
-    def __init__(
-        self, hidden_size: int, mlp_dim: int, num_heads: int, dropout_rate: float, drop_path_rate: float
-    ) -> None:
+    def __init__(self, config: ViTConfig, drop_path_rate: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size)
-        self.attn = SelfAttention(hidden_size, num_heads, dropout_rate)
-        self.norm2 = nn.LayerNorm(hidden_size)
-        self.mlp = MLP(hidden_size, mlp_dim, dropout_rate)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.attn = SelfAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.mlp = MLP(config)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -159,31 +176,15 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A vision transformer that also returns what each of its blocks put out.
+    """A vision transformer that also returns the output of each of its blocks."""
 
-    Args: as in :class:`networks.unetr.UNETR`, which checks them.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        img_size: Sequence[int],
-        patch_size: int,
-        hidden_size: int,
-        mlp_dim: int,
-        num_layers: int,
-        num_heads: int,
-        pos_embed: str,
-        dropout_rate: float,
-        drop_path_rate: float,
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.patch_embedding = PatchEmbedding(in_channels, img_size, patch_size, hidden_size, pos_embed, dropout_rate)
+        self.patch_embedding = PatchEmbedding(config)
         self.blocks = nn.ModuleList(
-            TransformerBlock(hidden_size, mlp_dim, num_heads, dropout_rate, drop_path_rate * depth / (num_layers - 1))
-            for depth in range(num_layers)
+            TransformerBlock(config, config.drop_path_rate * depth / (NUM_LAYERS - 1)) for depth in range(NUM_LAYERS)
         )
-        self.norm = nn.LayerNorm(hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, volume: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, D, H, W) -> the last block's tokens after the norm, and every block's before it, each (B, N, E)."""

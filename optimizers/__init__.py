@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from networks.registry import lies_in
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
@@ -19,27 +20,32 @@ SCHEDULES: Mapping[str, Callable[..., float]] = {
 }
 
 
-def parameter_groups(network: nn.Module, vit_lr: float | None, vit_weight_decay: float | None) -> list[dict[str, Any]]:
-    """The network's parameters for :func:`build_optimizer`: those of its ViT, if it has one, and the others.
+def parameter_groups(
+    network: nn.Module, own: Mapping[str, Mapping[str, float | None]] | None = None
+) -> list[dict[str, Any]]:
+    """The network's parameters for :func:`build_optimizer`: the groups that its class declares, then all others.
 
     Args:
-        vit_lr: highest learning rate of the ViT; None for that of the others.
-        vit_weight_decay: weight decay of the ViT; None for that of the others.
+        own: by group, its highest ``lr`` and its ``weight_decay``; None for those of the others.
     """
-    of_vit = [parameter for name, parameter in network.named_parameters() if name.startswith("vit.")]
-    others = [parameter for name, parameter in network.named_parameters() if not name.startswith("vit.")]
-    own = {"lr": vit_lr, "weight_decay": vit_weight_decay}
-    settings = {name: value for name, value in own.items() if value is not None}
-    return [*([{"params": of_vit, **settings}] if of_vit else []), {"params": others}]
+    declared: Mapping[str, tuple[str, ...]] = getattr(network, "parameter_groups", {})
+    groups: list[dict[str, Any]] = []
+    rest = dict(network.named_parameters())
+    for group, layers in declared.items():
+        members = [rest.pop(name) for name in list(rest) if lies_in(name, layers)]
+        settings = {name: value for name, value in ((own or {}).get(group) or {}).items() if value is not None}
+        groups += [{"params": members, **settings}] if members else []
+    return [*groups, {"params": list(rest.values())}]
 
 
 def build_optimizer(
     name: str, groups: list[dict[str, Any]], lr: float, weight_decay: float, momentum: float
 ) -> Optimizer:
-    """Build an optimizer of :data:`OPTIMIZERS`; ``momentum`` is used by ``sgd`` alone, with Nesterov's form.
+    """Build an optimizer of :data:`OPTIMIZERS`.
 
     Args:
-        groups: of :func:`parameter_groups`, which may have a learning rate and a weight decay of their own.
+        groups: parameter groups, which may have a learning rate and a weight decay of their own.
+        momentum: for ``sgd`` alone, which uses Nesterov's form.
     """
     options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "sgd":
@@ -50,22 +56,22 @@ def build_optimizer(
 def build_scheduler(
     name: str, optimizer: Optimizer, epochs: int, warmup_epochs: int, steps_per_epoch: int, steps_done: int = 0
 ) -> LambdaLR:
-    """Build a schedule of :data:`SCHEDULES`, to be stepped after each step of the optimizer.
+    """Build a schedule of :data:`SCHEDULES`; call its ``step`` after each step of the optimizer.
 
     Args:
-        steps_done: steps of the optimizer before this; the schedule goes on after them.
+        steps_done: steps of the optimizer before this, in a run that is resumed.
     """
     factor = partial(
         SCHEDULES[name], total_steps=epochs * steps_per_epoch, warmup_steps=warmup_epochs * steps_per_epoch
     )
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # LambdaLR wants it of one who goes on, and takes its first step at once
+        group["initial_lr"] = group["lr"]  # LambdaLR asks for it when a run is resumed
     return LambdaLR(optimizer, factor, last_epoch=steps_done - 1)
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a network's weights and running statistics.
 
-    Its first update takes them as they are, each later one ``decay`` of the average and the rest of the weights.
+    The first update copies them; a later one sets the average to decay · average + (1 - decay) · weights.
     """
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,4 +1,4 @@
-"""Learning rates as closed formulas of the step, so that any step can be computed without those before it."""
+"""Learning-rate schedules as closed formulas of the step, so that a resumed run needs no history."""
 
 import math
 
@@ -9,10 +9,10 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     Args:
         step: optimizer steps taken so far, from 0.
         total_steps: steps in the whole run.
-        warmup_steps: steps until the rate is at its highest.
+        warmup_steps: steps until the rate is at its peak.
 
     Returns:
-        The factor on the highest rate: above 0 at step 0, 1 at the end of the warm-up, 0 after the last step.
+        The factor on the peak rate: above 0 at step 0, 1 at the end of the warm-up, 0 after the last step.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -21,10 +21,10 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
 
 
 def cosine_anneal(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Half a cosine from the first step on; there is no warm-up."""
+    """Half a cosine without warm-up."""
     return warmup_cosine(step, total_steps, warmup_steps=0)
 
 
 def constant(step: int, total_steps: int, warmup_steps: int) -> float:
-    """The highest rate throughout."""
+    """The peak rate throughout."""
     return 1.0

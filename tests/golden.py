@@ -1,6 +1,6 @@
 """Weights by a formula, so that two libraries can have the same full-size network and no file of 370 MB is needed.
 
-``docs/golden_weights.md`` tells how this module, run with MONAI 0.7.0, made ``tests/weights/monai070_unetr_full.pt``.
+``docs/weights.md`` tells how this module, run with MONAI 0.7.0, made ``tests/weights/monai070_unetr_full.pt``.
 """
 
 import sys

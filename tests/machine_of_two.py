@@ -1,4 +1,4 @@
-"""``main.py`` for one of two machines in a test: every process leaves its weights under ``WEIGHTS`` and its rank."""
+"""``main.py`` on one of two machines in a test: each process saves its weights to ``${WEIGHTS}RANK.pt``."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""Processes that train together, forked from a server that has imported everything, so that they start at once."""
+"""Groups of training processes, forked from a server that has imported everything, so that they start fast."""
 
 import contextlib
 import multiprocessing
@@ -16,19 +16,19 @@ import main as training_program
 from tests.conftest import load_test_program
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo"])  # the latter by torch's optimizers
+CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo"])  # which torch's optimizers import
 TOO_LONG = 120  # seconds
 
 
 @dataclass
 class Group:
-    """Processes of one command, each with a file that takes what it prints."""
+    """The processes of one command, each with a log file of its output."""
 
     processes: list[ForkServerProcess]
     logs: list[Path]
 
     def wait(self) -> list[int]:
-        """The processes' exit statuses, negative for a signal that killed one."""
+        """Wait for the processes; their exit statuses, negative for a signal that killed one."""
         for process in self.processes:
             process.join(TOO_LONG)
             if process.exitcode is None:
@@ -39,7 +39,7 @@ class Group:
 
     @property
     def texts(self) -> list[str]:
-        """What each process has printed."""
+        """The output of each process."""
         return [log.read_text() if log.exists() else "" for log in self.logs]
 
 
@@ -51,24 +51,25 @@ def start_group(
     before: Callable[[], object] | None = None,
     environment: dict[str, str] | None = None,
 ) -> Group:
-    """Start ``size`` processes of one machine in the current folder, as torchrun or a cluster's script would.
+    """Start ``size`` processes on one machine in the current folder, as torchrun or a cluster's script does.
 
     Args:
-        argv: the flags beside --distributed and --device, or what gives them for a rank.
+        argv: the flags beside --distributed and --device, or a function of the rank that returns them.
         program: main or test.
-        before: done in each process before the program.
+        before: called in each process before the program.
+        environment: more environment variables.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     processes, logs = [], []
     for rank in range(size):
-        place = {
+        variables = {
             "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(environment or {}),
         }  # fmt: skip
         flags = [*(argv(rank) if callable(argv) else argv), "--distributed", "--device=cpu"]
         log = Path(f"rank{rank}-{port}.log").absolute()
-        process = CONTEXT.Process(target=_run, args=(program, flags, place, log, Path.cwd(), before))
+        process = CONTEXT.Process(target=_run, args=(program, flags, variables, log, Path.cwd(), before))
         process.start()
         processes.append(process)
         logs.append(log)
@@ -76,11 +77,16 @@ def start_group(
 
 
 def _run(
-    program: str, argv: list[str], place: dict[str, str], log: Path, folder: Path, before: Callable[[], object] | None
+    program: str,
+    argv: list[str],
+    variables: dict[str, str],
+    log: Path,
+    folder: Path,
+    before: Callable[[], object] | None,
 ) -> None:
     os.chdir(folder)
-    os.environ.update(place)
-    multiprocessing.set_start_method("fork", force=True)  # as where the program is launched from a shell
+    os.environ.update(variables)
+    multiprocessing.set_start_method("fork", force=True)  # as in a program that is launched from a shell
     torch.set_num_threads(1)
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)

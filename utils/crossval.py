@@ -32,6 +32,8 @@ from utils.checkpoints.description import Description, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, parse_train, preprocessing, testing_flags
+from utils.config.messages import name_flags
+from utils.config.settings import job_from_args
 from utils.data.check import check_scans
 from utils.data.data_list import DataList, find_folds, read_data_list
 from utils.distributed.process import Process
@@ -39,12 +41,12 @@ from utils.evaluation.measurements import scores_of
 from utils.evaluation.metrics import FoldScores
 from utils.evaluation.tables import fold_record, fold_table, save_fold_scores
 from utils.io.scan import Scan
-from utils.segmentation.job import Order, file_state, wanted
+from utils.segmentation.job import SegmentationJob
 from utils.segmentation.pipeline import Outcome
 from utils.segmentation.records import finished
 from utils.segmentation.results import save_results
 from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, one_line_errors
-from utils.system.files import write_json
+from utils.system.files import file_state, write_json
 from utils.system.hardware import machine
 from utils.system.signals import StopRequest, forwarded_to
 from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run
@@ -111,7 +113,7 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
             for fold in folds:
                 remove_run(fold.folder)
 
-        results: dict[int, tuple[Order, Records]] = {}
+        results: dict[int, tuple[SegmentationJob, Records]] = {}
         for fold in folds:
             try:
                 description = trained.get(fold.number) or train(fold, args, folder, execute, process)
@@ -234,23 +236,23 @@ def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, p
     return description
 
 
-def score(fold: Fold, description: Description, execute: Execute, process: Process) -> tuple[Order, Records]:
+def score(fold: Fold, description: Description, execute: Execute, process: Process) -> tuple[SegmentationJob, Records]:
     """Segment a fold's validation scans where that isn't done; their records.
 
     Raises:
         InputError: if one is missing after all.
     """
-    order = wanted(parse_test(fold.testing), [file_state(fold.folder / LATEST)], description)
-    if None in [finished(scan, order) for scan in fold.data.validation]:
+    job = job_from_args(parse_test(fold.testing), [file_state(fold.folder / LATEST)], description)
+    if None in [finished(scan, job) for scan in fold.data.validation]:
         process.say(f"{fold}: test.py segments {len(fold.data.validation)} scans")
         _require(fold, "test.py", fold.testing, execute)
     else:
         process.say(f"{fold}: is trained and scored")
-    records = {scan.name: finished(scan, order) for scan in fold.data.validation}
+    records = {scan.name: finished(scan, job) for scan in fold.data.validation}
     missing = [name for name, record in records.items() if record is None]
     if missing:
-        raise InputError(f"{fold}: {order.folder} lacks {', '.join(missing)}. Launch the same command again.")
-    return order, {name: record for name, record in records.items() if record is not None}
+        raise InputError(f"{fold}: {job.folder} lacks {', '.join(missing)}. Launch the same command again.")
+    return job, {name: record for name, record in records.items() if record is not None}
 
 
 def _require(fold: Fold, program: str, flags: Sequence[str], execute: Execute) -> None:
@@ -264,21 +266,21 @@ def _require(fold: Fold, program: str, flags: Sequence[str], execute: Execute) -
 
 def sum_up(
     folds: Sequence[Fold],
-    results: Mapping[int, tuple[Order, Records]],
+    results: Mapping[int, tuple[SegmentationJob, Records]],
     group: Path,
     args: argparse.Namespace,
     command: str,
     process: Process,
 ) -> None:
     """Print and write the tables over all folds, and over all scans those that ``test.py`` writes of some."""
-    orders = [order for order, _ in results.values()]
+    orders = [job for job, _ in results.values()]
     records = {name: record for _, some in results.values() for name, record in some.items()}
-    weights = [entry for order in orders for entry in order.made_with["weights"]]
-    order = replace(orders[0], made_with={**orders[0].made_with, "weights": weights})
-    save_results(Outcome(records), order, "torch")
+    weights = [entry for job in orders for entry in job.made_with["weights"]]
+    job = replace(orders[0], made_with={**orders[0].made_with, "weights": weights})
+    save_results(Outcome(records), job, "torch")
 
     tables = {which: _fold_scores(results, which) for which in TABLES}
-    titles = {which: title.format(nsd_mm=order.nsd_mm) for which, title in TABLES.items()}
+    titles = {which: title.format(nsd_mm=job.nsd_mm) for which, title in TABLES.items()}
     for which, scores in tables.items():
         process.say(f"{titles[which]}, on the scan's own grid\n{fold_table(scores)}")
     save_fold_scores(group / "crossval.csv", tables)
@@ -320,10 +322,10 @@ def sum_up(
     process.say(f"{group} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
 
 
-def _fold_scores(results: Mapping[int, tuple[Order, Records]], which: str) -> FoldScores:
+def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: str) -> FoldScores:
     folds = {}
-    for number, (order, records) in results.items():
-        scores = scores_of(list(records.values()), tuple(order.organs.values()), which)
+    for number, (job, records) in results.items():
+        scores = scores_of(list(records.values()), tuple(job.organs.values()), which)
         assert scores is not None, "validation scans have labels"
         folds[number] = scores
     return FoldScores(folds)
@@ -353,7 +355,7 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
     try:
         with stop.deferred():  # a signal now would leave the child without anyone who knows it
             child = subprocess.Popen(command)
-        stop.raise_if_asked()
+        stop.raise_if_requested()
         return child.wait()
     except Stopped as stopped:
         if child is not None:
@@ -368,8 +370,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     args, flags = parse_crossval(argv)
     command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
     stop = StopRequest()
-    with one_line_errors(), stop.listening():
-        main(args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop))
+    with one_line_errors(name_flags), stop.listening():
+        main(args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop, spell=name_flags))
 
 
 if __name__ == "__main__":

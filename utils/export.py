@@ -21,7 +21,7 @@ from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
 from utils.config.parser import Parser
 from utils.system.errors import InputError, one_line_errors
-from utils.system.files import replacing, writable_folder
+from utils.system.files import atomic_write, writable_folder
 
 TOLERANCE = 1e-4
 ENDINGS = {"torchscript": "_torchscript.pt", "onnx": ".onnx", "state_dict": "_state_dict.pth"}
@@ -60,7 +60,7 @@ def export(weights: Path, format_name: str, output: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     # two windows, since an exporter may take a batch of one for the only one that there is
     windows = torch.randn(2, description.options["in_channels"], *description.preprocessing.roi, generator=generator)
-    with replacing(output) as temporary, torch.inference_mode():
+    with atomic_write(output) as temporary, torch.inference_mode():
         forward = WRITERS[format_name](temporary, network, windows, metadata)
         expected = network(windows)
         difference = float((forward(windows) - expected).abs().max())

@@ -1,8 +1,9 @@
 """Write ``dataset_0.json``, ``dataset_1.json``, … for a folder: ``python -m utils.make_data_list --data_dir DIR``.
 
 Two layouts are known: ``imagesTr`` and ``labelsTr`` (and ``imagesTs`` without labels), as the decathlon, nnU-Net and
-our phantoms have them, and BTCV's original download, ``RawData/Training/img`` and ``RawData/Training/label``. A label
-belongs to the image of its own name, or, where names differ as in ``img0001`` and ``label0001``, of its own number.
+our phantoms have them, and BTCV's original download, ``RawData/Training/img`` and ``RawData/Training/label``. An image
+is a file (NIfTI, NRRD, MetaImage), one file for each channel, or a folder with a DICOM series. A label belongs to the
+image of its own name, or, where names differ as in ``img0001`` and ``label0001``, of its own number.
 """
 
 import argparse
@@ -16,8 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.config.parser import Parser, count, whole
-from utils.data.check import open_volume, read_voxels
-from utils.data.data_list import numbered_labels
+from utils.data.data_list import files_below, numbered_labels
+from utils.io.dicom_series import is_dicom
+from utils.io.find_scans import CHANNEL
+from utils.io.reader import header_file, label_faults, read_file
+from utils.io.scan import ENDINGS, without_endings
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import write_json
 
@@ -28,9 +32,6 @@ LAYOUTS = (
     ("Training/img", "Training/label", "Testing/img"),
 )
 Files = TypeVar("Files")
-
-NIFTI = re.compile(r"(?P<stem>.+?)\.nii(\.gz)?")
-CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
 
 
 def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -54,14 +55,14 @@ def find_scans(data_dir: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     if set(image_of) != set(label_of):
         image_of = _by_number(image_of, images, data_dir)
         label_of = _by_number(label_of, labels, data_dir)
-    alone = [str(image_of[key][0]) for key in sorted(set(image_of) - set(label_of))]
-    alone += [str(label_of[key]) for key in sorted(set(label_of) - set(image_of))]
+    alone = [image_of[key][0] for key in sorted(set(image_of) - set(label_of))]
+    alone += [label_of[key] for key in sorted(set(label_of) - set(image_of))]
     if alone:
         raise InputError(
             f"--data_dir {data_dir}: {len(alone)} files have no partner: {', '.join(alone)}. Rename or remove them."
         )
     if not image_of:
-        raise InputError(f"--data_dir {data_dir}: no .nii or .nii.gz files in {images}.")
+        raise InputError(f"--data_dir {data_dir}: no scans in {images}: no NIfTI, NRRD or MetaImage, no DICOM folders.")
     training = [{"image": _one_or_many(image_of[key]), "label": label_of[key]} for key in sorted(image_of)]
     has_channels = any(len(files) > 1 for files in image_of.values())
     others = _scans(data_dir, unlabelled, channels=has_channels)
@@ -78,20 +79,21 @@ def highest_label(data_dir: Path, files: Iterable[str]) -> int:
     """The highest value in any of the label files.
 
     Raises:
-        InputError: listing all that can't be read.
+        InputError: listing all that can't be read, or are no label maps.
     """
     faults: list[str] = []
 
     def highest(name: str) -> int:
         path = data_dir / name
-        image = open_volume(path, faults)
-        values = None if image is None else read_voxels(path, image, faults)
-        if values is None:
+        try:
+            label = read_file(path)
+        except InputError as error:
+            faults.append(str(error))
             return 0
-        if not np.isfinite(values).all():
-            faults.append(f"{path}: has NaN or infinite values; labels are 0, 1, 2, ….")
+        if wrong := label_faults(path, label):
+            faults.extend(wrong)
             return 0
-        return int(values.max())
+        return int(label.voxels.max())
 
     names = list(files)
     with ThreadPoolExecutor() as pool:
@@ -102,20 +104,29 @@ def highest_label(data_dir: Path, files: Iterable[str]) -> int:
 
 
 def _scans(data_dir: Path, folder: str, channels: bool) -> dict[str, list[str]]:
-    """Files by the stem of their names; with ``channels``, nnU-Net's ``scan_0000``, ``scan_0001``, … make one scan."""
+    """Volumes by the stem of their names; with ``channels``, ``scan_0000``, ``scan_0001``, … make one scan."""
     found: dict[str, list[str]] = {}
     if not (data_dir / folder).is_dir():
         return found
     for path in sorted((data_dir / folder).iterdir()):
-        if path.name.startswith(".") or (match := NIFTI.fullmatch(path.name)) is None:
+        if path.name.startswith(".") or not (_holds_dicom(path) if path.is_dir() else _is_volume(path)):
             continue
-        stem, name = match["stem"], f"{folder}/{path.name}"
+        stem, name = without_endings(path.name), f"{folder}/{path.name}"
         if channels and (channel := CHANNEL.fullmatch(stem)):
             stem = channel["scan"]
         elif stem in found:
             raise InputError(f"--data_dir {data_dir}: {found[stem][0]} and {name} are one scan twice. Remove one.")
         found.setdefault(stem, []).append(name)
     return found
+
+
+def _is_volume(path: Path) -> bool:
+    """Whether a file is called like a volume, and isn't the voxels of a header beside it."""
+    return path.name.lower().endswith(ENDINGS) and path.suffix.lower() != ".dcm" and header_file(path) == path
+
+
+def _holds_dicom(folder: Path) -> bool:
+    return any(is_dicom(file) for file in files_below(folder))
 
 
 def _by_number(files: Mapping[str, Files], folder: str, data_dir: Path) -> dict[str, Files]:

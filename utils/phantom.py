@@ -1,11 +1,11 @@
-"""Synthetic CT-like abdomens, for those who have no scans yet: ``python -m utils.phantom --output_dir DIR``.
+"""Write synthetic CT-like abdomens, to try the software without scans: ``python -m utils.phantom --output_dir DIR``.
 
-The phantoms have BTCV's 13 organs under BTCV's labels, placed and shaped roughly like the real ones, in Hounsfield
-units, with noise, and varying in size and pose. They are drawings, not patients: what a network reaches on them says
-that the software works, and nothing about its accuracy on scans.
+The phantoms have BTCV's 13 organs with BTCV's labels, in roughly the real places and shapes. Voxels are in Hounsfield
+units with noise; size and pose vary. They are drawings, not patients: a network's Dice on them shows that the software
+works, and nothing about its accuracy on real scans.
 
-Lengths are in mm. Body coordinates run to the patient's Right, Anterior and Superior from a point in front of the
-first lumbar vertebra.
+Lengths are in mm. Body coordinates point to the patient's Right, Anterior and Superior. Their origin lies in front of
+the first lumbar vertebra.
 """
 
 import argparse
@@ -43,28 +43,28 @@ LABELS = (
     "left adrenal gland",
 )
 NOTICE = "synthetic phantoms, not patients"
-# the storage orders that scanners and converters produce
+# axis orders that scanners and converters write
 ORIENTATIONS = ("RAS", "LAS", "LPS")
 AIR, LUNG, FAT, MUSCLE, BONE, BOWEL = -1000.0, -820.0, -95.0, 55.0, 320.0, 25.0
 
 Points = np.ndarray  # (3, X, Y, Z), body coordinates in mm
-Shape = Callable[[Points], np.ndarray]  # negative inside, about the distance to the surface in mm outside
+Shape = Callable[[Points], np.ndarray]  # (X, Y, Z), about the distance to the surface in mm, negative inside
 
 
 def ellipsoid(centre: Sequence[float], semi_axes: Sequence[float], tilt: Sequence[float] = (0, 0, 0)) -> Shape:
-    """An ellipsoid, turned by ``tilt`` degrees about the x, y and z axes."""
-    turn = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix().T
+    """An ellipsoid, rotated by ``tilt`` degrees about the x, y and z axes."""
+    rotation = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix().T
     size = np.asarray(semi_axes, dtype=float)
 
     def distance(points: Points) -> np.ndarray:
-        local = np.einsum("ij,jxyz->ixyz", turn, points - np.reshape(centre, (3, 1, 1, 1)))
+        local = np.einsum("ij,jxyz->ixyz", rotation, points - np.reshape(centre, (3, 1, 1, 1)))
         return (np.sqrt(np.sum((local / size.reshape(3, 1, 1, 1)) ** 2, axis=0)) - 1) * size.min()
 
     return distance
 
 
 def tube(path: Sequence[Sequence[float]], radii: Sequence[float]) -> Shape:
-    """A tube along a polyline; its radius goes linearly from one point of the path to the next."""
+    """A tube along a polyline. Its radius changes linearly between the points."""
     nodes = np.asarray(path, dtype=float)
 
     def distance(points: Points) -> np.ndarray:
@@ -81,25 +81,31 @@ def tube(path: Sequence[Sequence[float]], radii: Sequence[float]) -> Shape:
 
 
 def union(*shapes: Shape) -> Shape:
-    """What is in any of the shapes."""
+    """The union of the shapes."""
     return lambda points: np.minimum.reduce([shape(points) for shape in shapes])
 
 
 def without(shape: Shape, hole: Shape) -> Shape:
-    """What is in ``shape`` and not in ``hole``."""
+    """The part of ``shape`` outside ``hole``."""
     return lambda points: np.maximum(shape(points), -hole(points))
 
 
 @dataclass(frozen=True)
 class Organ:
-    """An organ: its label, its mean intensity in Hounsfield units (portal venous phase), and its shape."""
+    """An organ.
+
+    Attributes:
+        label: its value in the label map.
+        intensity: its mean in Hounsfield units, in the portal venous phase.
+        shape: its surface in body coordinates.
+    """
 
     label: int
     intensity: float
     shape: Shape
 
 
-# drawn in this order, so that a later organ takes the place of an earlier one where they meet
+# drawn in this order: where two organs overlap, the later one wins
 ORGANS = (
     Organ(6, 110, union(
         ellipsoid((84, 2, 42), (62, 76, 78), tilt=(0, -12, 0)),
@@ -139,25 +145,25 @@ def draw_abdomen(seed: int, spacing: tuple[float, float, float]) -> tuple[nib.Ni
     """Draw one phantom.
 
     Args:
-        seed: determines everything about it but the voxel size.
-        spacing: voxel size in mm, left to right, back to front, feet to head.
+        seed: the same seed draws the same body and noise.
+        spacing: voxel size in mm: left to right, back to front, feet to head.
 
     Returns:
-        The image in Hounsfield units (int16) and its labels 0 … 13 (uint8), on one grid.
+        The image in Hounsfield units (int16), and the labels 0 … 13 (uint8) on the same grid.
     """
     random = np.random.default_rng(seed)
     extent = np.array([352, 262, 246]) + random.uniform(-12, 12, 3)
     shape = np.round(extent / spacing).astype(int)
     affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -(shape - 1) * spacing / 2  # the centre of the grid is the body's origin
+    affine[:3, 3] = -(shape - 1) * spacing / 2  # puts the body's origin at the centre of the grid
     points = _body_coordinates(random, shape, affine, spacing)
 
     labels = np.zeros(shape, np.uint8)
     intensity = _surroundings(random, points)
     for organ in ORGANS:
         shift = random.uniform(-4, 4, 3).reshape(3, 1, 1, 1)
-        swelling = random.uniform(-0.05, 0.08)
-        inside = _swollen(organ.shape(points - shift), swelling)
+        growth = random.uniform(-0.05, 0.08)
+        inside = _grown(organ.shape(points - shift), growth)
         labels[inside] = organ.label
         intensity[inside] = organ.intensity + random.normal(0, 8)
     texture = gaussian_filter(random.normal(0, 1, shape), 1.5)
@@ -165,28 +171,28 @@ def draw_abdomen(seed: int, spacing: tuple[float, float, float]) -> tuple[nib.Ni
     voxels = np.clip(np.round(intensity), -1024, 3071).astype(np.int16)
 
     code = ORIENTATIONS[random.integers(len(ORIENTATIONS))]
-    offset = random.uniform(-200, 200, 3)  # scanners put their origin anywhere
+    offset = random.uniform(-200, 200, 3)  # a scanner's origin can be anywhere
     affine[:3, 3] += offset
     return _stored(voxels, affine, code), _stored(labels, affine, code)
 
 
-def _swollen(distance: np.ndarray, swelling: float) -> np.ndarray:
-    """A shape grown by a share of its own thickness."""
-    thickness = -float(distance.min())
-    return distance < swelling * max(thickness, 0.0)
+def _grown(distance: np.ndarray, growth: float) -> np.ndarray:
+    """The voxels inside a shape after its surface moves out by ``growth`` times the depth of its deepest voxel."""
+    depth = -float(distance.min())
+    return distance < growth * max(depth, 0.0)
 
 
 def _body_coordinates(
     random: np.random.Generator, shape: np.ndarray, affine: np.ndarray, spacing: tuple[float, float, float]
 ) -> Points:
-    """Where each voxel lies in a body that is turned, shifted, scaled and bent."""
+    """The body coordinates of each voxel (3, X, Y, Z), for a body that is rotated, shifted, scaled and bent."""
     grid = np.stack(np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")).astype(float)
     world = grid * np.reshape(spacing, (3, 1, 1, 1)) + affine[:3, 3].reshape(3, 1, 1, 1)
-    turn = Rotation.from_euler("xyz", random.uniform(-5, 5, 3), degrees=True).as_matrix()
+    rotation = Rotation.from_euler("xyz", random.uniform(-5, 5, 3), degrees=True).as_matrix()
     scale = random.uniform(0.93, 1.07, 3).reshape(3, 1, 1, 1)
     shift = random.uniform(-8, 8, 3).reshape(3, 1, 1, 1)
-    points = np.einsum("ij,jxyz->ixyz", turn, world - shift) / scale
-    smoothness = [35 / step for step in spacing]  # bends over some 35 mm
+    points = np.einsum("ij,jxyz->ixyz", rotation, world - shift) / scale
+    smoothness = [35 / step for step in spacing]  # in voxels: bends extend over about 35 mm
     for axis in range(3):
         bend = gaussian_filter(random.normal(0, 1, shape), smoothness)
         points[axis] += 4 * bend / bend.std()
@@ -194,7 +200,7 @@ def _body_coordinates(
 
 
 def _surroundings(random: np.random.Generator, points: Points) -> np.ndarray:
-    """Everything that has no label, in Hounsfield units: air, fat, muscle, spine, ribs, lungs and bowel."""
+    """The unlabelled parts in Hounsfield units (X, Y, Z): air, fat, muscle, spine, ribs, lungs and bowel."""
     x, y, z = points
     rim = random.uniform(8, 26)  # mm of fat under the skin
     wall = np.sqrt((x / 148) ** 2 + (y / 100) ** 2)
@@ -211,7 +217,7 @@ def _surroundings(random: np.random.Generator, points: Points) -> np.ndarray:
         start = random.uniform((-95, 5, -120), (95, 65, -50))
         loop = tube([start.tolist(), (start + random.uniform(-35, 35, 3)).tolist()], [14, 14])
         intensity[loop(points) < 0] = BOWEL + random.normal(0, 10)
-    dome = 96 - 0.006 * (np.abs(x) - 70) ** 2 - 0.006 * y**2  # the diaphragm's two domes
+    dome = 96 - 0.006 * (np.abs(x) - 70) ** 2 - 0.006 * y**2  # the two domes of the diaphragm
     intensity[(wall < 0.9) & (z > dome)] = LUNG
     ribs = (np.abs(wall - 0.95) < 0.035) & (np.mod(z + 0.3 * y, 32) < 9) & (z > -20) & (y < 70)
     intensity[ribs] = BONE
@@ -222,20 +228,25 @@ def _surroundings(random: np.random.Generator, points: Points) -> np.ndarray:
 
 
 def _stored(voxels: np.ndarray, affine: np.ndarray, code: str) -> nib.Nifti1Image:
-    """The same volume with its voxels stored in another order of axes; the affine follows."""
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(code))
-    image = nib.Nifti1Image(nib.apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape))
+    """The volume with its axes stored in the order ``code``, such as LPS. World coordinates stay the same."""
+    reorder = ornt_transform(io_orientation(affine), axcodes2ornt(code))
+    image = nib.Nifti1Image(nib.apply_orientation(voxels, reorder), affine @ inv_ornt_aff(reorder, voxels.shape))
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = NOTICE
     return image
 
 
 def write_phantoms(folder: Path, parts: dict[str, int], seed: int, spacing: tuple[float, float, float]) -> Path:
-    """Write phantoms and their ``dataset_0.json`` in BTCV's layout, and return that file's path.
+    """Write phantoms and their data list in BTCV's layout.
 
     Args:
-        folder: gets ``imagesTr/img0001.nii.gz``, ``labelsTr/label0001.nii.gz`` and so on.
-        parts: how many phantoms each part of the data list has.
+        folder: where ``imagesTr/img0001.nii.gz``, ``labelsTr/label0001.nii.gz`` and so on are written.
+        parts: the number of phantoms in each part of the data list, such as ``{"training": 24, "validation": 6}``.
+        seed: phantom number ``n`` is drawn with seed ``100000 * seed + n``.
+        spacing: voxel size in mm, as in :func:`draw_abdomen`.
+
+    Returns:
+        The path of the data list, ``dataset_0.json``.
     """
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -269,8 +280,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="folder to write to")
     parser.add_argument("--training", type=count, default=24, help="phantoms to train on")
     parser.add_argument("--validation", type=count, default=6, help="phantoms to validate on")
-    parser.add_argument("--test", type=whole, default=6, help="phantoms kept aside")
-    parser.add_argument("--seed", type=whole, default=0, help="another seed draws other phantoms")
+    parser.add_argument("--test", type=whole, default=6, help="phantoms to test on")
+    parser.add_argument("--seed", type=whole, default=0, help="seed of the drawings")
     parser.add_argument("--space_x", type=positive, default=2.5, help="voxel size in mm, left to right")
     parser.add_argument("--space_y", type=positive, default=2.5, help="voxel size in mm, back to front")
     parser.add_argument("--space_z", type=positive, default=4.0, help="voxel size in mm, feet to head")
@@ -278,7 +289,11 @@ def _parse() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the phantoms that the flags ask for."""
+    """Write the phantoms.
+
+    Raises:
+        InputError: if the folder can't be written.
+    """
     folder = Path(args.output_dir)
     parts = {"training": args.training, "validation": args.validation, "test": args.test}
     try:

@@ -1,1 +1,47 @@
-"""Layers that are faster or more exact than torch's and MONAI's own."""
+"""Layers that are faster or more exact than torch's and MONAI's, and :func:`optimize_for_cpu`, which swaps them in."""
+
+from typing import TypeVar
+
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from torch import nn
+
+from networks.layers.cpu_kernels import Conv3d, Linear
+from networks.layers.full_precision import OutBlock, ScanBlock, ScanResBlock
+from networks.layers.instance_norm import InstanceNorm3d
+from networks.layers.layout import UpBlock
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def optimize_for_cpu(network: Network) -> Network:
+    """Swap in layers that compute the same, faster on CPUs and with less rounding under autocast; in place.
+
+    Every network gets the instance norm that keeps the memory layout. A network whose class sets ``fast_layers``, as
+    UNETR's does, also gets oneDNN's linear layers, and input and output layers that stay exact under autocast on CPUs
+    and GPUs alike. Parameters, their names and their order stay. Exports are made of the plain network.
+    """
+    for module in network.modules():
+        if type(module) is nn.InstanceNorm3d:
+            module.__class__ = InstanceNorm3d
+    if getattr(network, "fast_layers", False):
+        for module in network.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
+            elif type(module) is UnetrUpBlock:
+                module.__class__ = UpBlock
+            elif type(module) is UnetOutBlock:
+                module.__class__ = OutBlock
+                module.conv.conv.__class__ = Conv3d
+            elif type(module) is UnetrBasicBlock:  # of UNETR's blocks the one that reads the scan
+                _keep_scan_exact(module)
+    return network
+
+
+def _keep_scan_exact(block: UnetrBasicBlock) -> None:
+    block.__class__ = ScanBlock
+    residual = block.layer
+    if type(residual) is UnetResBlock:
+        residual.__class__ = ScanResBlock
+        for convolution in (residual.conv1, residual.conv3) if residual.downsample else (residual.conv1,):
+            convolution.conv.__class__ = Conv3d

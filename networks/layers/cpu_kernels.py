@@ -1,6 +1,4 @@
-"""Layers for which torch, left alone, takes a slower kernel of a CPU in float32 than it has: others than oneDNN's."""
-
-from typing import Any
+"""Layers that route float32 work on CPUs to oneDNN's kernels, where torch would choose slower ones."""
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +13,13 @@ DILATION = 2
 class Linear(nn.Linear):
     """``nn.Linear`` that computes (B, N, inputs) as a convolution.
 
-    Torch leaves a linear layer to MKL and a convolution to oneDNN, which on AMD's CPUs takes half as long.
+    torch leaves a linear layer to MKL and a convolution to oneDNN, which on AMD's CPUs takes half as long.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if torch.jit.is_scripting():
-            return F.linear(input, self.weight, self.bias)
-        mkls = _in_float32_on_cpu(input) and torch.backends.mkl.is_available()
-        if not (mkls and input.dim() == 3 and _is_onednns(input)):
+        in_mkl = _in_float32_on_cpu(input) and torch.backends.mkl.is_available()
+        if not (in_mkl and input.dim() == 3 and _is_left_to_onednn(input)):
             return F.linear(input, self.weight, self.bias)
         # (B, N, C) -> (B, N, 1, C) -> (B, C, N, 1) and back, so that strides say that channels lie together
         volume = input.unsqueeze(2).permute(0, 3, 1, 2)
@@ -34,22 +30,12 @@ class Linear(nn.Linear):
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` with stride 1 that keeps the input's memory layout, and is fast for a single sample.
 
-    Torch leaves one sample of few voxels and channels to a slow kernel that knows one layout; zeros make them enough.
+    torch leaves one sample of few voxels and channels to a slow kernel that knows one layout. Channels of zeros make
+    the sample large enough for oneDNN.
     """
-
-    @classmethod
-    def like(cls, plain: nn.Conv3d) -> "Conv3d":
-        """The same convolution, with the same parameters."""
-        sizes: dict[str, Any] = {"kernel_size": plain.kernel_size, "padding": plain.padding}
-        # on a device without memory, since its own parameters are let go
-        own = cls(plain.in_channels, plain.out_channels, bias=plain.bias is not None, device="meta", **sizes)
-        own.weight, own.bias = plain.weight, plain.bias
-        return own
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, features, D, H, W)."""
-        if torch.jit.is_scripting():
-            return self._conv_forward(input, self.weight, self.bias)
         return conv3d(input, self.weight, self.bias, self.padding)
 
 
@@ -60,19 +46,14 @@ def conv3d(volume: Tensor, weight: Tensor, bias: Tensor | None, padding: str | t
     # a stride of 1 says for a single channel too that channels are to lie together
     layout = torch.channels_last_3d if volume.stride(1) == 1 else torch.contiguous_format
     volume, weight = _with_enough_channels(volume, weight)
-    dilation = DILATION if weight.shape[2:].numel() == 1 and _is_onednns(volume) else 1
+    dilation = DILATION if weight.shape[2:].numel() == 1 and _is_left_to_onednn(volume) else 1
     result = F.conv3d(volume.contiguous(memory_format=layout), weight, bias, padding=padding, dilation=dilation)
     return result.contiguous(memory_format=layout)
 
 
-def is_traced() -> bool:
-    """Whether what is computed is written down for a compiler or another program, which have kernels of their own."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
 def _in_float32_on_cpu(x: Tensor) -> bool:
     return (
-        not is_traced()
+        not torch.compiler.is_compiling()  # compilers choose kernels themselves
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
@@ -80,7 +61,7 @@ def _in_float32_on_cpu(x: Tensor) -> bool:
     )
 
 
-def _is_onednns(x: Tensor) -> bool:
+def _is_left_to_onednn(x: Tensor) -> bool:
     """Whether torch leaves a convolution to oneDNN: of (B, C, D, H, W), or of (B, N, C) as a linear layer."""
     return len(x) > 1 or x.shape[1:4].numel() > ONEDNN_ABOVE
 

@@ -1,65 +1,41 @@
-"""Layers whose numbers autocast would round more than the borders of organs can bear: a scan's voxels, and logits.
+"""Input and output layers that stay exact under autocast: bfloat16 blurs organ boundaries.
 
-bfloat16 has 8 bits: of BTCV's window of 425 Hounsfield units the upper half is rounded to steps of 1.7, and logits from
-4 to 8 to steps of 0.03. What lies between is rounded as well, but by then is spread over many channels.
+bfloat16 has 8 bits. It rounds the upper half of BTCV's window of 425 Hounsfield units to steps of 1.7, and logits from
+4 to 8 to steps of 0.03. The layers between are rounded too, but there a voxel is spread over many channels.
 """
 
-from typing import Any
-
 import torch
-from monai.networks.blocks import UnetOutBlock
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
-from torch import Tensor, nn
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from torch import Tensor
 
-from networks.layers.cpu_kernels import Conv3d, conv3d, is_traced
+from networks.layers.cpu_kernels import conv3d
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import in_layout_of
 
 
-class ScanBlock(nn.Module):
-    """MONAI's ``UnetrBasicBlock`` (3×3×3 kernels, stride 1) for the scan itself.
+class ScanBlock(UnetrBasicBlock):
+    """MONAI's ``UnetrBasicBlock`` for the scan itself, which it takes in the memory layout of its weights."""
 
-    Args:
-        in_channels: channels of the scan.
-        out_channels: features of the result.
-        norm_name: MONAI's name of the normalisation.
-        res_block: whether a residual connection goes around the convolutions.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, norm_name: str, res_block: bool) -> None:
-        super().__init__()
-        block = ScanResBlock if res_block else UnetBasicBlock
-        self.layer: nn.Module = block(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name=norm_name)
-
-    def forward(self, scan: Tensor) -> Tensor:
+    def forward(self, inp: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, features, D, H, W)."""
-        result: Tensor = self.layer(scan)
+        result: Tensor = self.layer(in_layout_of(self.layer.conv2.conv.weight, inp))
         return result
 
 
 class ScanResBlock(UnetResBlock):
     """MONAI's ``UnetResBlock`` whose residual connection isn't rounded before it is normalised.
 
-    It takes the scan as it is to the end of the decoder: a 1×1×1 convolution, of which the normalisation then takes the
-    mean away, and with it the leading bits that all voxels share.
+    The residual carries the scan to the end of the decoder by a 1×1×1 convolution. Its normalisation subtracts the
+    mean, and with it the leading bits that all voxels share.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        for convolution in (self.conv1, self.conv3) if self.downsample else (self.conv1,):
-            convolution.conv = Conv3d.like(convolution.conv)
-
-    def forward(self, scan: Tensor) -> Tensor:
+    def forward(self, inp: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, features, D, H, W)."""
-        out = self.lrelu(self.norm1(self.conv1(scan)))
+        out = self.lrelu(self.norm1(self.conv1(inp)))
         out = self.norm2(self.conv2(out))
-        if hasattr(self, "conv3"):  # if there are not as many features as channels
-            if torch.jit.is_scripting():
-                residual = self.norm3(self.conv3(scan))
-            else:
-                residual = self._normalised_features(scan, out)
-        else:
-            residual = scan
+        # without conv3 there are as many features as channels
+        residual = self._normalised_features(inp, out) if hasattr(self, "conv3") else inp
         out += residual.to(out.dtype)
         result: Tensor = self.lrelu(out)
         return result
@@ -68,7 +44,7 @@ class ScanResBlock(UnetResBlock):
         convolution = self.conv3.conv
         with torch.autocast(scan.device.type, enabled=False):
             scan = scan.to(convolution.weight.dtype)
-            if not isinstance(self.norm3, InstanceNorm3d) or is_traced():
+            if not isinstance(self.norm3, InstanceNorm3d) or torch.compiler.is_compiling():
                 features: Tensor = self.norm3(convolution(scan))
                 return features
             centred, weights = normalised_kernels(scan, convolution.weight, self.norm3.eps)
@@ -82,23 +58,19 @@ class ScanResBlock(UnetResBlock):
 class OutBlock(UnetOutBlock):
     """MONAI's ``UnetOutBlock``, whose logits are computed in float32 under autocast too."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.conv.conv = Conv3d.like(self.conv.conv)
-
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, inp: Tensor) -> Tensor:
         """(B, features, D, H, W) -> (B, classes, D, H, W)."""
-        if torch.jit.is_scripting():
-            return self.conv(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.conv(features.to(self.conv.conv.weight.dtype))
+        with torch.autocast(inp.device.type, enabled=False):
+            logits: Tensor = self.conv(inp.to(self.conv.conv.weight.dtype))
+        return logits
 
 
 def normalised_kernels(volume: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """What instance norm makes of a 1×1×1 convolution, from the covariance of its input's channels C.
+    """A 1×1×1 convolution and the instance norm behind it as one convolution of the centred volume.
 
-    A feature w·x has the mean w·mean(x) and the variance w·cov(x)·w over a sample's voxels, so that its normalised
-    value is another convolution's of x - mean(x), and nothing has to be stored before it is normalised.
+    A feature w·x has the mean w·mean(x) and the variance w·cov(x)·w over a sample's voxels, with the covariance of the
+    C input channels. So the normalised feature is a convolution of x - mean(x), and nothing has to be stored before it
+    is normalised.
 
     Args:
         volume: (B, C, D, H, W).
@@ -117,10 +89,10 @@ def normalised_kernels(volume: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 
 def in_parts(volume: Tensor, kernels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Each number as one of a shorter format and the remainder, in channels that are convolved to what they were.
+    """Volume and kernels in a shorter format without loss: each number is split into its rounded value and the rest.
 
-    The channels x, x's remainder and x meet the weights w, w and w's remainder; the product of both remainders, less
-    than 2⁻¹⁶ of the whole in bfloat16, is left out. The kernels of the shorter format sum in float32.
+    The channels x, rest of x and x meet the weights w, w and rest of w; the product of both rests, less than 2⁻¹⁶ of
+    the whole in bfloat16, is left out. Convolutions in the shorter format sum in float32.
 
     Args:
         volume: (B, C, D, H, W).
@@ -129,12 +101,12 @@ def in_parts(volume: Tensor, kernels: Tensor, dtype: torch.dtype) -> tuple[Tenso
     Returns:
         (B, 3 · C, D, H, W) and (B, F, 3 · C, 1, 1, 1) of the shorter format.
     """
-    x, x_remainder = _split(volume, dtype)
-    w, w_remainder = _split(kernels, dtype)
-    return torch.cat([x, x_remainder, x], 1), torch.cat([w, w, w_remainder], 2)
+    x, x_rest = _split(volume, dtype)
+    w, w_rest = _split(kernels, dtype)
+    return torch.cat([x, x_rest, x], 1), torch.cat([w, w, w_rest], 2)
 
 
 def _split(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What x is rounded to, which takes all of its gradient, and the remainder."""
+    """The rounded values, which take all of the gradient, and the rest."""
     rounded = x.to(dtype)
     return rounded, (x.detach() - rounded.detach()).to(dtype)

@@ -50,7 +50,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 
 def test_full_size_weights_in_the_published_format_give_the_logits_of_monai_0_7_0(tmp_path: Path) -> None:
-    """``docs/golden_weights.md`` tells how the logits were made."""
+    """``docs/weights.md`` tells how the logits were made."""
     golden = torch.load(REPOSITORY / "tests" / "weights" / "monai070_unetr_full.pt", weights_only=True)
     published = weights_by_formula({name: torch.Size(shape) for name, shape in golden["shapes"].items()})
     path = tmp_path / "UNETR_model_best_acc.pth"

@@ -1,4 +1,4 @@
-"""Mistakes at the shell: one clear line, a status other than 0, no traceback."""
+"""Mistakes at the shell end with one clear line and a status other than 0, without a traceback."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, TINY, Run
 
 @pytest.fixture
 def data(phantoms: Path, in_tmp: Path) -> Path:
-    """A copy of the phantoms that a test may spoil."""
+    """A copy of the phantoms that a test may change."""
     shutil.copytree(phantoms, in_tmp / "data")
     return in_tmp / "data"
 
@@ -79,8 +79,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 def test_training_names_the_mistake(
     run_main: Run, data: Path, mistake: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil, flags, words = MISTAKES[mistake]
-    spoil(data)
+    make_mistake, flags, words = MISTAKES[mistake]
+    make_mistake(data)
     with pytest.raises(SystemExit) as stop:
         run_main(["--data_dir=data", "--workers=0", "--max_epochs=1", *TINY, *flags])
     message = capsys.readouterr().err
@@ -111,14 +111,14 @@ def test_at_the_shell(program: str, flags: list[str], words: str, tmp_path: Path
     assert done.stdout == ""
 
 
-def test_testing_names_missing_weights(run_test: Run, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_segmenting_names_missing_weights(run_test: Run, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_test(["--data_dir=data", "--pretrained_model_name=model.pt"])
     assert "pretrained_models/model.pt: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("caching", [[], ["--use_normal_dataset"], ["--use_normal_dataset", "--workers=2"]])
-def test_a_scan_that_breaks_later_is_named_as_well(
+def test_a_scan_that_breaks_after_the_data_check_is_named(
     run_main: Run, data: Path, caching: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for image in (data / "imagesTr").iterdir():

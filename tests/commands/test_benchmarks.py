@@ -1,9 +1,14 @@
-"""What the benchmarks compare with, and how the ablation goes on."""
+"""The benchmarks: their peer, their modules, the page that they write, and the ablation."""
 
 import argparse
+import ast
+import dataclasses
+import importlib
 import json
 import subprocess
+import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +17,67 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import ablation, markdown
+from benchmarks import __main__ as bench
+from benchmarks import ablation, markdown, whole_scan
 from benchmarks.emulation import EmulatedBfloat16
-from benchmarks.network import peers_network
-from networks.unetr import UNETR
-from tests.conftest import TINY
-from utils.config.flags import network_options, parse_train
+from benchmarks.peer import peers_network
+from networks.unetr import UNETR, UNETRConfig
+from tests.conftest import REPOSITORY
+from utils.config.flags import parse_train
 from utils.system.errors import InputError, TrainingError
 
-OPTIONS = network_options(vars(parse_train(TINY)))
+SMALL = UNETRConfig(img_size=(16, 16, 16), hidden_size=12, mlp_dim=12, num_heads=2, feature_size=2)
 
 
-def test_the_peer_of_the_reference_network_has_the_size_that_the_paper_tells() -> None:
-    """92.58 million parameters, as the paper has it, and what MONAI keeps of its blocks without reading it."""
+def test_no_benchmark_modules_import_each_other() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))  # imports within functions too
+        froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        names = [f"{node.module}.{alias.name}" for node in froms for alias in node.names]
+        imports[path.stem] = {name.split(".")[1] for name in names if name.startswith("benchmarks.")}
+    assert "peer" in imports["whole_scan"]
+    list(TopologicalSorter(imports).static_order())  # raises CycleError where there is no order
+
+
+def test_whole_scan_imports_nothing_large() -> None:
+    """Its processes begin with its peak memory."""
+    code = "import sys, benchmarks.whole_scan; print({'torch', 'monai', 'numpy', 'nibabel'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_whole_scan_times_functions_that_exist() -> None:
+    for module, names in whole_scan.PIECES.items():
+        for name in names:
+            assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_make_bench_replaces_only_what_it_wrote_before(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    begin, end = bench.MARKS
+    page.write_text(f"before\n{begin}\n\nold\n\n{end}\nafter\n", encoding="utf-8")
+    bench.write_between_marks(page, ["| new |", "\\1"])
+    assert page.read_text(encoding="utf-8") == f"before\n{begin}\n\n| new |\n\\1\n\n{end}\nafter\n"
+
+
+@pytest.mark.parametrize("places", [0, 2])
+def test_make_bench_writes_to_no_page_without_its_marks(places: int, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    text = "\n".join(bench.MARKS) * places
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match=f"has {places} places between"):
+        bench.write_between_marks(page, ["new"])
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_the_page_of_make_bench_has_its_marks_once() -> None:
+    text = bench.PAGE.read_text(encoding="utf-8")
+    assert [text.count(mark) for mark in bench.MARKS] == [1, 1]
+
+
+def test_the_peer_of_the_reference_network_has_the_size_of_the_paper() -> None:
+    """92.58 million parameters in the paper; MONAI's blocks own some more, which no forward pass reads."""
     with torch.device("meta"):
         network = peers_network()
     read = [tensor for name, tensor in network.named_parameters() if "cross_attn" not in name]
@@ -33,23 +86,22 @@ def test_the_peer_of_the_reference_network_has_the_size_that_the_paper_tells() -
 
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_with_our_weights_the_peer_gives_our_logits(deep_supervision: bool) -> None:
-    options = {**OPTIONS, "deep_supervision": deep_supervision, "drop_path_rate": 0.2}
+    config = dataclasses.replace(SMALL, deep_supervision=deep_supervision, drop_path_rate=0.2)
     torch.manual_seed(0)
-    ours = UNETR(**options).eval()
+    ours = UNETR(config).eval()
     window = torch.randn(1, 1, 16, 16, 16)
+    peer = peers_network(dataclasses.asdict(config), ours.state_dict()).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(
-            peers_network(options, ours.state_dict()).eval()(window), ours(window), atol=1e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(peer(window), ours(window), atol=1e-5, rtol=1e-4)
 
 
-def test_a_network_that_the_peer_can_not_be_is_refused() -> None:
-    with pytest.raises(InputError, match="patches of 16 voxels alone"):
-        peers_network({**OPTIONS, "patch_size": 8})
+def test_a_network_that_monai_lacks_is_refused() -> None:
+    with pytest.raises(InputError, match="patches of 16 voxels only"):
+        peers_network({**dataclasses.asdict(SMALL), "patch_size": 8})
 
 
 class _Products(TorchDispatchMode):
-    """The formats in which convolutions and matrix products reach torch."""
+    """Records the formats of the tensors that convolutions and matrix products get."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,8 +114,8 @@ class _Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_emulated_bfloat16_gives_what_torch_does_in_bfloat16_by_products_in_float32(inference: bool) -> None:
-    """To the last digits of the format, since sums go in another order."""
+def test_emulated_bfloat16_equals_torch_in_bfloat16_and_multiplies_in_float32(inference: bool) -> None:
+    """Equal to within the last bits of the format, since the order of sums differs."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv3d(4, 8, 3), nn.ConvTranspose3d(8, 4, 2, 2), nn.Flatten(2), nn.Linear(4**3, 32))
     volume = torch.randn(1, 4, 4, 4, 4)
@@ -85,7 +137,7 @@ def test_emulated_bfloat16_gives_what_torch_does_in_bfloat16_by_products_in_floa
         assert (one - other).abs().max() <= 2**-7 * other.abs().max()
 
 
-def test_emulated_bfloat16_rounds_products_of_bfloat16_alone() -> None:
+def test_emulated_bfloat16_rounds_only_products_of_bfloat16() -> None:
     """1 + 2^-9 is 1 in bfloat16."""
     number, one = torch.tensor([[1 + 2**-9]]), torch.ones(1, 1)
     with EmulatedBfloat16():
@@ -95,12 +147,12 @@ def test_emulated_bfloat16_rounds_products_of_bfloat16_alone() -> None:
         assert rounded.item() == 1
 
 
-def test_a_table_is_one_that_markdown_reads() -> None:
+def test_a_markdown_table() -> None:
     assert markdown.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def _run(folder: Path, epochs: int, **flags: object) -> None:
-    """What a run of ``epochs`` epochs leaves."""
+    """Write the files of a run that has trained for ``epochs`` epochs of 3."""
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(
         json.dumps({**vars(parse_train(["--data_dir=scans", "--max_epochs=3"])), **flags})
@@ -108,7 +160,7 @@ def _run(folder: Path, epochs: int, **flags: object) -> None:
     (folder / "metrics.jsonl").write_text("{}\n" * epochs)
 
 
-def test_the_ablation_passes_over_what_is_finished_and_replaces_no_other_run(in_tmp: Path) -> None:
+def test_the_ablation_skips_finished_runs_and_replaces_no_other_run(in_tmp: Path) -> None:
     flags = [f"--data_dir={in_tmp}/scans/", "--max_epochs=3"]
     _run(Path("runs/whole"), 3)
     _run(Path("runs/part"), 2)
@@ -120,7 +172,7 @@ def test_the_ablation_passes_over_what_is_finished_and_replaces_no_other_run(in_
         ablation.finished("other", flags)
 
 
-def test_after_a_failure_the_ablation_trains_no_further(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failure_the_ablation_starts_no_more_runs(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
 
     def fails(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:

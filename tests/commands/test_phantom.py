@@ -1,4 +1,4 @@
-"""Phantoms: seeded, in Hounsfield units, with every organ where it belongs."""
+"""Phantoms: the same for a seed, in Hounsfield units, every organ in its place."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def drawn() -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
 
 
 def centres(label: nib.Nifti1Image) -> dict[str, np.ndarray]:
-    """Each organ's centre in mm, to the Right, Anterior and Superior, from the middle of the volume."""
+    """The centre of each organ in mm from the centre of the volume, to the Right, Anterior and Superior."""
     values = np.asarray(label.dataobj)
     middle = label.affine @ [*((np.array(values.shape) - 1) / 2), 1]
     return {
@@ -40,7 +40,7 @@ def test_a_seed_draws_the_same_phantom_again(drawn: tuple[nib.Nifti1Image, nib.N
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_organ_is_there_on_its_own_side(seed: int) -> None:
+def test_every_organ_is_on_its_side(seed: int) -> None:
     place = centres(draw_abdomen(seed, SPACING)[1])
     for organ in ("liver", "gallbladder", "right kidney", "right adrenal gland", "inferior vena cava"):
         assert place[organ][0] > 0, organ
@@ -65,7 +65,7 @@ def test_liver_is_as_large_as_a_real_one(drawn: tuple[nib.Nifti1Image, nib.Nifti
     assert 900 < millilitres < 2500
 
 
-def test_size_pose_and_storage_vary() -> None:
+def test_size_pose_and_axis_order_vary() -> None:
     labels = [draw_abdomen(seed, (10.0, 10.0, 12.0))[1] for seed in range(12)]
     assert len({label.shape for label in labels}) > 1
     assert len({nib.aff2axcodes(label.affine) for label in labels}) > 1

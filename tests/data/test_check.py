@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data.check import check_scans, scan_faults
+from utils.data.check import check_scan, check_scans
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
 from utils.io.scan import Scan
 from utils.system.errors import InputError
 
+SETTINGS = Preprocessing()
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
 
@@ -56,17 +57,20 @@ def rgb(scan: Scan) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
-    "missing": (lambda scan: scan.image[0].unlink(), "img1.nii.gz: no such file"),
-    "text": (lambda scan: scan.image[0].write_text("hello"), "img1.nii.gz: can't be opened as NIfTI"),
-    "empty": (lambda scan: scan.image[0].write_bytes(b""), "img1.nii.gz: can't be opened as NIfTI"),
-    "gzip of text": (lambda scan: scan.image[0].write_bytes(gzip.compress(b"hello")), "can't be opened as NIfTI"),
+    "missing": (lambda scan: scan.image[0].unlink(), "img1.nii.gz: can't be read (No such file or directory)"),
+    "text": (lambda scan: scan.image[0].write_text("hello"), "img1.nii.gz: is no volume: neither NIfTI"),
+    "empty": (lambda scan: scan.image[0].write_bytes(b""), "img1.nii.gz: is no volume: neither NIfTI"),
+    "gzip of text": (
+        lambda scan: scan.image[0].write_bytes(gzip.compress(b"hello")),
+        "img1.nii.gz: is no volume: neither NIfTI",
+    ),
     "cut off": (cut_off, "img1.nii.gz: is cut off or damaged"),
-    "2D": (lambda scan: with_image(scan, np.eye(8, dtype=np.float32)), "has 2 dimensions; a scan has 3"),
+    "2D": (lambda scan: with_image(scan, np.eye(8, dtype=np.float32)), "has the shape 8 × 8; a scan is 3D"),
     "two channels": (
         lambda scan: with_image(scan, np.random.default_rng(0).normal(size=(8, 9, 10, 2)).astype(np.float32)),
-        "channels: 2 (shape 8 × 9 × 10 × 2), but --in_channels is 1. Give --in_channels 2",
+        "channels: 2 (shape 8 × 9 × 10 × 2), but the network takes 1. Give `in_channels` 2, or a scan",
     ),
-    "colours": (rgb, "not one number each"),
+    "colours": (rgb, "img1.nii.gz: has colours or other compound voxels"),
     "not a number": (nan_voxel, "img1.nii.gz: has NaN or infinite voxels"),
     "constant": (lambda scan: with_image(scan, np.full((8, 9, 10), 7.0)), "img1.nii.gz: every voxel is 7"),
     "air": (
@@ -83,15 +87,15 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
     ),
     "too high": (
         lambda scan: with_label(scan, np.full((8, 9, 10), 15, np.uint8)),
-        "label1.nii.gz: has the values 15, but --out_channels 3 allows 0 … 2. Give --out_channels 16, or remap",
+        "label1.nii.gz: has the values 15, but labels are 0 … 2. Remap them, or give `out_channels` 16.",
     ),
     "negative": (
         lambda scan: with_label(scan, np.full((8, 9, 10), -1, np.int16)),
-        "label1.nii.gz: has the values -1, but --out_channels 3 allows 0 … 2. Remap",
+        "label1.nii.gz: has the values -1, but labels are 0 … 2. Remap them.",
     ),
     "fractions": (
         lambda scan: with_label(scan, np.full((8, 9, 10), 0.5, np.float32)),
-        "label1.nii.gz: has the values 0.5, but",
+        "label1.nii.gz: has the values 0.5, but labels are 0 … 2. Remap them.",
     ),
     "four-dimensional label": (
         lambda scan: with_label(scan, np.zeros((8, 9, 10, 2), np.uint8)),
@@ -100,40 +104,43 @@ FAULTS: dict[str, tuple[Callable[[Scan], object], str]] = {
 }
 
 
+def faults(scan: Scan, in_channels: int = 1, settings: Preprocessing = SETTINGS) -> list[str]:
+    return check_scan(scan, in_channels, 3, settings).faults
+
+
 def test_a_sound_scan_has_no_faults(scan: Scan) -> None:
-    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
+    assert faults(scan) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named(scan: Scan, fault: str) -> None:
     spoil, words = FAULTS[fault]
     spoil(scan)
-    faults = scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing())
-    assert len(faults) == 1, faults
-    assert words in faults[0]
+    (message,) = faults(scan)
+    assert words in message
 
 
 def test_what_is_no_ct_has_no_window(scan: Scan) -> None:
     with_image(scan, np.random.default_rng(0).integers(1000, 2000, (8, 9, 10)).astype(np.int16))
-    assert len(scan_faults(scan, 1, 3, Preprocessing())) == 1
-    assert scan_faults(scan, 1, 3, Preprocessing(intensity="zscore")) == []
+    assert len(faults(scan)) == 1
+    assert faults(scan, settings=Preprocessing(intensity="zscore")) == []
 
 
 def test_a_fourth_dimension_of_length_one_is_one_channel(scan: Scan, random: np.random.Generator) -> None:
     with_image(scan, random.normal(size=(8, 9, 10, 1)))
     with_label(scan, np.ones((8, 9, 10, 1), np.uint8))
-    assert scan_faults(scan, in_channels=1, out_channels=3, settings=Preprocessing()) == []
+    assert faults(scan) == []
 
 
 def test_channels_may_be_files_of_their_own(scan: Scan, tmp_path: Path, random: np.random.Generator) -> None:
     second = save(tmp_path / "img1_b.nii.gz", random.normal(size=(8, 9, 10)))
-    assert scan_faults(Scan("img1", (*scan.image, second), scan.label), 2, 3, Preprocessing()) == []
+    assert faults(Scan("img1", (*scan.image, second), scan.label), 2) == []
 
 
 def test_a_missing_channel_does_not_put_the_next_one_s_fault_on_another_file(scan: Scan, tmp_path: Path) -> None:
     flat = save(tmp_path / "flat.nii.gz", np.full((8, 9, 10), 7.0))
-    faults = scan_faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), 2, 3, Preprocessing())
-    assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / "gone.nii.gz"), str(flat)]
+    found = faults(Scan("img1", (tmp_path / "gone.nii.gz", flat), scan.label), 2)
+    assert [fault.partition(": ")[0] for fault in found] == [str(tmp_path / "gone.nii.gz"), str(flat)]
 
 
 def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path) -> None:
@@ -144,3 +151,33 @@ def test_all_faults_of_all_files_are_listed_together(scan: Scan, tmp_path: Path)
     message = str(error.value)
     assert message.startswith("3 faults in the data; nothing was started.")
     assert all(name in message for name in ("img1.nii.gz", "img2.nii.gz", "label2.nii.gz"))
+
+
+@pytest.mark.parametrize(("unit", "size"), [("meter", 0.002), ("micron", 2000.0)])
+def test_lengths_in_metres_and_microns_are_no_fault(scan: Scan, unit: str, size: float) -> None:
+    """The label is on the same grid in mm."""
+    image = nib.Nifti1Image(np.asarray(nib.load(scan.image[0]).dataobj), np.diag([size, size, 1.5 * size, 1.0]))  # type: ignore[attr-defined]
+    image.header.set_xyzt_units(unit)
+    nib.save(image, scan.image[0])
+    assert faults(scan) == []
+
+
+def test_all_faults_of_one_scan_are_listed(scan: Scan) -> None:
+    nan_voxel(scan)
+    with_label(scan, np.full((8, 9, 10), 7, np.uint8), AFFINE * 2)
+    found = faults(scan)
+    assert len(found) == 3
+    assert "has NaN or infinite voxels (1). Replace them." in found[0]
+    assert "label1.nii.gz: lies up to" in found[1]
+    assert "has the values 7, but labels are 0 … 2. Remap them, or give `out_channels` 8." in found[2]
+
+
+def test_a_remark_about_several_files_is_printed_once(
+    scan: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voxels = np.asarray(nib.load(scan.image[0]).dataobj)  # type: ignore[attr-defined]
+    nib.save(nib.Nifti1Image(voxels, None), scan.image[0])
+    nib.save(nib.Nifti1Image(np.ones((8, 9, 10), np.uint8), None), str(scan.label))
+    check_scans([scan], 1, 3, SETTINGS, 2, Process(torch.device("cpu")))
+    words = "and 1 more: its header doesn't tell how it lies, so that left and right are a guess."
+    assert capsys.readouterr().out == f"note: {scan.image[0]} {words}\n"

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from utils.data.crops import Augmentation, RandomCrops
 from utils.data.mirroring import mirrorings
-from utils.data.strong_augmentation import Change, RandBlur, change_intensities, resample
+from utils.data.strong_augmentation import RandBlur, StrongParameters, augment_intensities, resample
 
 PLAIN = Augmentation(0, 0, 0, 0)
 
@@ -304,7 +304,7 @@ def test_a_rotation_is_one_in_millimetres() -> None:
 def test_drawn_rotations_and_scales_have_the_frequency_and_size_they_should() -> None:
     spacing = (1.5, 1.5, 2.0)
     random = np.random.default_rng(0)
-    drawn = [Change.draw(spacing, random).matrix for _ in range(4000)]
+    drawn = [StrongParameters.draw(spacing, random).matrix for _ in range(4000)]
     plain = sum(matrix is None for matrix in drawn) / 4000
     assert plain == pytest.approx(0.8 * 0.8, abs=0.03)  # four standard deviations
     scales, angles = [], []
@@ -330,7 +330,7 @@ def test_an_image_that_is_its_label_stays_so() -> None:
     item["image"] = item["label"].float()
     random, changed = np.random.default_rng(0), 0
     for _ in range(40):
-        matrix = Change.draw((1.5, 1.5, 2.0), random).matrix
+        matrix = StrongParameters.draw((1.5, 1.5, 2.0), random).matrix
         if matrix is not None:
             crop = resample(item, (20, 18, 22), matrix, (16, 16, 16), 0.0)
             # a voxel's nearest neighbour has at least an eighth of its eight neighbours' weight
@@ -405,7 +405,7 @@ def test_strong_crops_are_where_published_ones_are_and_flipped_as_they_are() -> 
 def test_strong_changes_of_intensity_have_nnunets_frequency() -> None:
     """Noise 0.1, blur 0.2 · 0.5, brightness and contrast 0.15, low resolution 0.25 · 0.5, gamma 0.1 and 0.3."""
     image = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 6, 6, 6)).astype(np.float32))
-    changed = [change_intensities(image, seed) for seed in range(150)]
+    changed = [augment_intensities(image, seed) for seed in range(150)]
     unchanged = sum(bool((one - image).abs().max() < 1e-5) for one in changed) / 150
     expected = 0.9 * 0.9 * 0.85 * 0.85 * 0.875 * 0.9 * 0.7
     assert unchanged == pytest.approx(expected, abs=0.16)  # four standard deviations
@@ -414,14 +414,14 @@ def test_strong_changes_of_intensity_have_nnunets_frequency() -> None:
 def test_strong_changes_of_intensity_mean_the_same_for_a_ct_as_for_an_mr() -> None:
     mr = smooth_scan((12, 12, 12), [0, 1], channels=2)["image"]
     for seed in range(40):
-        changed = change_intensities(mr, seed)
+        changed = augment_intensities(mr, seed)
         assert torch.isfinite(changed).all()
-        torch.testing.assert_close(change_intensities(0.2 * mr + 0.5, seed), 0.2 * changed + 0.5, atol=1e-4, rtol=0)
+        torch.testing.assert_close(augment_intensities(0.2 * mr + 0.5, seed), 0.2 * changed + 0.5, atol=1e-4, rtol=0)
 
 
 def test_channels_change_by_draws_of_their_own_and_a_flat_one_stays() -> None:
     one = smooth_scan((8, 8, 8), [0, 1])["image"]
-    changed = [change_intensities(torch.cat([one, one, torch.ones_like(one)]), seed) for seed in range(20)]
+    changed = [augment_intensities(torch.cat([one, one, torch.ones_like(one)]), seed) for seed in range(20)]
     assert any(not torch.allclose(image[0], image[1]) for image in changed)
     for image in changed:
         torch.testing.assert_close(image[2:], torch.ones_like(one), atol=1e-4, rtol=0)

@@ -22,7 +22,7 @@ from utils.data.data_list import read_data_list
 from utils.data.loaders import Caching, EpochSampler, training_loader, validation_loader
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
-from utils.distributed.rendezvous import Seat
+from utils.distributed.rendezvous import RankInfo
 from utils.io.scan import Scan
 from utils.system.errors import InputError, WriteError
 
@@ -156,7 +156,7 @@ def test_processes_share_the_validation_scans_with_none_twice(phantoms: Path) ->
     data = read_data_list(str(phantoms), None, 0)
     seen = []
     for rank in range(3):
-        process = Process(torch.device("cpu"), Seat(rank, world_size=3))
+        process = Process(torch.device("cpu"), RankInfo(rank, world_size=3))
         batches = validation_loader(data.training + data.validation, SETTINGS, Caching(), process, workers=0)
         seen += [name for batch in batches for name in batch["name"]]
     assert sorted(seen) == [f"img000{number}" for number in range(1, 7)]
@@ -241,10 +241,10 @@ def test_a_process_alone_on_its_machine_meets_those_that_are_several_on_theirs(
     met = []
 
     class Alone(Process):
-        def greatest(self, *values: int) -> list[int]:
-            return [2 if value == self.seat.local_size else value for value in values]
+        def all_reduce_max(self, *values: int) -> list[int]:
+            return [2 if value == self.rank_info.local_size else value for value in values]
 
-        def wait_for_all(self) -> None:
+        def barrier(self) -> None:
             met.append("all")
 
     assert same(expected, epoch(loader(phantoms, process=Alone(torch.device("cpu"))), 0))

@@ -21,9 +21,9 @@ def matrix(order: tuple[int, ...], scale: tuple[float, ...], offset: tuple[float
 
 
 def test_what_a_matrix_does_by_axis() -> None:
-    found = AxisMap.of(matrix((2, 0, 1), (-0.5, 2.0, 1.0), (8.0, 0.0, -3.0)), SHAPE)
+    found = AxisMap.from_matrix(matrix((2, 0, 1), (-0.5, 2.0, 1.0), (8.0, 0.0, -3.0)), SHAPE)
     assert found == AxisMap((2, 0, 1), (-0.5, 2.0, 1.0), (8.0, 0.0, -3.0))
-    assert found.places(0, 2, 5).tolist() == [7.0, 6.5, 6.0]
+    assert found.positions(0, 2, 5).tolist() == [7.0, 6.5, 6.0]
 
 
 def test_turned_and_sheared_grids_are_none_of_its_business() -> None:
@@ -33,9 +33,9 @@ def test_turned_and_sheared_grids_are_none_of_its_business() -> None:
     turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
     nearly = np.eye(4)
     nearly[1, 2] = 1e-9
-    assert AxisMap.of(sheared, SHAPE) is None
-    assert AxisMap.of(turned, SHAPE) is None
-    assert AxisMap.of(nearly, SHAPE) is not None
+    assert AxisMap.from_matrix(sheared, SHAPE) is None
+    assert AxisMap.from_matrix(turned, SHAPE) is None
+    assert AxisMap.from_matrix(nearly, SHAPE) is not None
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -46,7 +46,7 @@ def test_values_are_scipys(order: tuple[int, ...], turned: bool, kind: type, ran
     if turned:
         volume = np.asfortranarray(volume)  # as NIfTI files have their voxels
     made = matrix(order, (1.3, -0.45, 0.9), (0.2, 8.1, -0.4))  # and beyond the border, on both sides
-    grid = AxisMap.of(made, (9, 9, 9))
+    grid = AxisMap.from_matrix(made, (9, 9, 9))
     assert grid is not None
     start, stop = (1, 0, 2), (8, 9, 8)
     found = interpolate(torch.from_numpy(volume), grid, start, stop)

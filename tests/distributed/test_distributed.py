@@ -25,10 +25,11 @@ from tests.processes import Group, start_group
 from tests.training.test_training import lines, weights
 from utils.checkpoints.description import describe
 from utils.config.flags import parse_train
+from utils.config.messages import name_flags
 from utils.data.loaders import CroppedScans
-from utils.distributed.launch import choose_device, launch
+from utils.distributed.launch import LaunchSettings, choose_device, launch
 from utils.distributed.process import Process
-from utils.distributed.rendezvous import Seat
+from utils.distributed.rendezvous import RankInfo
 from utils.system.errors import InputError
 
 
@@ -36,7 +37,7 @@ def test_the_cpu_serves_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device(None) == torch.device("cpu")
-    with pytest.raises(InputError, match="--device cuda: CUDA devices on this machine: 0"):
+    with pytest.raises(InputError, match="`device` cuda: CUDA devices on this machine: 0"):
         choose_device("cuda")
 
 
@@ -49,7 +50,7 @@ def test_a_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPat
 
 
 def test_scans_are_shared_with_none_twice_and_none_left_out() -> None:
-    parts = [Process(torch.device("cpu"), Seat(rank, 3)).share(list(range(7))) for rank in range(3)]
+    parts = [Process(torch.device("cpu"), RankInfo(rank, 3)).shard(list(range(7))) for rank in range(3)]
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
 
 
@@ -60,20 +61,20 @@ def test_distributed_with_no_gpu_and_no_torchrun_offers_gloo(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="over gloo: torchrun --nproc_per_node=2"):
-        launch(lambda process, args: None, parse_train(["--distributed", *([f"--device={device}"] if device else [])]))
+        launch(print, LaunchSettings(distributed=True, device=device))
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(InputError, match="--device cuda:1: with --distributed each process has a GPU of its own"):
-        launch(lambda process, args: None, parse_train(["--distributed", "--device=cuda:1"]))
+    with pytest.raises(InputError, match="`device` cuda:1: with `distributed` each process has a GPU of its own"):
+        launch(print, LaunchSettings(distributed=True, device="cuda:1"))
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match=r"process 3 of this machine finds no GPU .* \(--nproc_per_node=2\)"):
+    with pytest.raises(InputError, match=r"process 3 of this machine has no GPU left.*torchrun --nproc_per_node=2 "):
         choose_device(None, local_rank=2)
 
 
@@ -88,7 +89,7 @@ def test_half_an_environment(monkeypatch: pytest.MonkeyPatch, missing: str, valu
         else:
             monkeypatch.setenv(name, text)
     with pytest.raises(InputError, match=r"the environment variable RANK is set|the environment says RANK 1 of WORLD"):
-        launch(lambda process, args: None, parse_train(["--distributed", "--device=cpu"]))
+        launch(print, LaunchSettings(distributed=True, device="cpu"))
 
 
 def test_overwriting_at_each_restart_is_refused(
@@ -118,8 +119,27 @@ def test_a_machine_s_number_is_below_their_count(capsys: pytest.CaptureFixture[s
 def test_torchrun_without_the_flag_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="--distributed: wasn't given, though this is one of 2 processes"):
-        launch(lambda process, args: None, parse_train(["--device=cpu"]))
+    with pytest.raises(InputError, match="`distributed`: is off, though this is one of 2 processes"):
+        launch(print, LaunchSettings(device="cpu"))
+
+
+def test_the_main_process_prints_settings_as_the_program_spells_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in range(2):
+        Process(torch.device("cpu"), RankInfo(rank, 2), spell=name_flags).say("`max_epochs` is 2")
+    assert capsys.readouterr().out == "--max_epochs is 2\n"
+
+
+def test_a_spawned_process_spells_settings_too(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second of two machines never starts."""
+    monkeypatch.delenv("RANK", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    settings = LaunchSettings(distributed=True, device="cpu", world_size=2, dist_url=url, dist_timeout=1.0)
+    with pytest.raises(SystemExit):
+        launch(print, settings, name_flags)
+    assert "error: rank 0 of 2: waited 1 s (--dist_timeout) for rank 1 to start" in capfd.readouterr().err
 
 
 def test_two_processes_under_torchrun(phantoms: Path, in_tmp: Path) -> None:
@@ -448,9 +468,9 @@ def _of_a_parent_that_dies() -> None:
     training_program.launch = partial(_killing, parent, training_program.launch)  # type: ignore[assignment]
 
 
-def _killing(parent: int, launch: Callable[..., None], work: Any, args: Any) -> None:
+def _killing(parent: int, launch: Callable[..., None], *arguments: Any) -> None:
     _in_the_fourth_step(lambda: os.kill(parent, signal.SIGKILL))
-    launch(work, args)
+    launch(*arguments)
 
 
 def test_processes_end_in_order_when_their_torchrun_is_killed(phantoms: Path, in_tmp: Path) -> None:

@@ -1,4 +1,4 @@
-"""Numbers of a mask: worked out by hand on boxes, and compared with other programs on random ones."""
+"""Measurements of boxes worked out by hand, and of random masks compared with other programs."""
 
 import csv
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_a_box_by_hand() -> None:
     found = measure(mask, Volume(voxels[None], affine, voxels.shape), ORGANS)
     assert found["liver"]["volume_ml"] == pytest.approx(0.24)
     assert (found["liver"]["mean"], found["liver"]["std"]) == (20.0, 10.0)
-    # x: voxels 2 … 5 lie at 96 … 90 mm, and reach 1 mm further; y: -47 … -45 and half a mm; z: 40 … 45 and 2.5 mm
+    # x: voxels 2 … 5 lie at 96 … 90 mm, ± 1 mm; y: 3 … 5 at -47 … -45 mm, ± 0.5 mm; z: 4 … 5 at 40 … 45 mm, ± 2.5 mm
     assert found["liver"]["bounding_box_mm"] == [[89.0, -47.5, 37.5], [97.0, -44.5, 47.5]]
     assert not found["liver"]["touches_edge"]
     assert found["aorta"]["touches_edge"]
@@ -53,7 +53,7 @@ def test_the_first_channel_is_measured() -> None:
     ("other", "distance", "near"),
     [
         (box((30, 30, 30), slice(5, 15), slice(5, 15), slice(5, 15)), 0.0, 1.0),
-        # moved by two voxels of 3 mm: the face that moved, more than 5 % of the surface, is 6 mm away
+        # moved by two voxels of 3 mm: one face, which is more than 5 % of the surface, is 6 mm away
         (box((30, 30, 30), slice(7, 17), slice(5, 15), slice(5, 15)), 6.0, None),
         (box((30, 30, 30), slice(5, 15), slice(5, 15), slice(7, 17)), 2.0, None),
         (np.zeros((30, 30, 30), bool), None, 0.0),
@@ -68,7 +68,7 @@ def test_surfaces_of_boxes_by_hand(other: np.ndarray, distance: float | None, ne
             assert found[1] == near
 
 
-def test_neither_mask_has_the_organ() -> None:
+def test_without_the_organ_in_either_mask_there_are_no_scores() -> None:
     empty = np.zeros((4, 4, 4), bool)
     assert surface_scores(empty, empty, (1.0, 1.0, 1.0), 1.0) == (None, None)
 
@@ -78,7 +78,7 @@ def blobs(random: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarra
 
 
 def hausdorff_95(a: np.ndarray, b: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    """From all distances between the voxels at the surfaces (6-neighbours), without a distance transform."""
+    """From the distances of all pairs of surface voxels (6 neighbours), without a distance transform."""
     edges = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (a, b)]
     between = cdist(*edges)
     return float(max(np.percentile(between.min(axis), 95) for axis in (0, 1)))
@@ -99,7 +99,7 @@ def test_surface_scores_agree_with_independent_programs(seed: int) -> None:
 
 def test_agreement_by_organ() -> None:
     label, mask = np.zeros((8, 8, 8), np.int16), np.zeros((8, 8, 8), np.uint8)
-    label[0:4], mask[2:6] = 1, 1  # two of four slices in common
+    label[0:4], mask[2:6] = 1, 1  # 2 of 4 slices in common
     mask[7, 7, 7] = 2  # in the prediction alone
     found = agreement(mask, label, (1.0, 1.0, 1.0), ORGANS, 4, nsd_mm=1.0)
     assert found["spleen"]["dice"] == 0.5
@@ -127,7 +127,7 @@ def test_tables_have_a_row_for_each_scan_and_organ(tmp_path: Path) -> None:
     assert (rows[0]["dice"], rows[0]["dice_network_grid"], rows[1]["dice_network_grid"]) == ("", "0.25", "")
 
 
-def test_scores_are_of_labelled_scans_alone() -> None:
+def test_scores_are_of_labelled_scans_only() -> None:
     scores = scores_of([record("a", labelled=True), record("b", labelled=False)], ("spleen",), "dice_network_grid")
     assert scores is not None
     assert (scores.scans, scores.mean) == (("a",), 0.25)

@@ -1,4 +1,4 @@
-"""Dice of boxes worked out by hand, and against MONAI's."""
+"""Dice of boxes worked out by hand, and compared with MONAI's."""
 
 import statistics
 
@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 
-from utils.evaluation.metrics import FoldScores, Scores, dice_per_label
+from utils.evaluation.metrics import FoldScores, Scores, dice_per_label, nan_mean, nan_to_none
 
 
 def box(value: int, start: int, stop: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_different_sizes() -> None:
     assert dice_per_label(box(1, 2, 4), box(1, 0, 6), 2).tolist() == [0.5]
 
 
-def test_absent_from_both_is_not_a_number_and_from_one_alone_is_zero() -> None:
+def test_a_label_in_neither_map_has_no_dice_and_in_one_map_zero() -> None:
     prediction, label = box(1, 0, 2), box(2, 4, 6)
     dice = dice_per_label(prediction, label, 4)
     assert dice[:2].tolist() == [0.0, 0.0]
@@ -41,20 +41,32 @@ def test_random_label_maps_agree_with_monai(random: np.random.Generator) -> None
     torch.testing.assert_close(dice_per_label(prediction, label, 5), theirs.double(), atol=1e-6, rtol=0)
 
 
-def test_means_leave_out_what_is_absent() -> None:
+def test_means_leave_out_absent_organs() -> None:
     scores = Scores(("a", "b"), ("liver", "spleen", "kidney"), np.array([[0.8, np.nan, np.nan], [0.6, 0.2, np.nan]]))
     assert scores.scan_means.tolist() == pytest.approx([0.8, 0.4])
     assert scores.organ_means[:2].tolist() == pytest.approx([0.7, 0.2])
     assert np.isnan(scores.organ_means[2])
-    assert scores.mean == pytest.approx(0.6)  # over both scans, not the last alone
+    assert scores.mean == pytest.approx(0.6)  # over both scans, not only the last
 
 
-def test_a_set_without_any_organ_has_no_mean() -> None:
+def test_a_mean_counts_none_as_nan() -> None:
+    assert nan_mean([1.0, None, 2.0, float("nan")]) == 1.5
+    assert np.isnan(nan_mean([None]))
+    assert np.isnan(nan_mean([]))
+    np.testing.assert_array_equal(nan_mean([[1.0, None], [3.0, 5.0]], axis=1), [1.0, 4.0])
+
+
+def test_json_has_null_for_nan() -> None:
+    assert nan_to_none(float("nan")) is None
+    assert nan_to_none(np.float64(0.5)) == 0.5
+
+
+def test_scans_without_any_organ_have_no_mean() -> None:
     assert np.isnan(Scores(("a",), ("liver",), np.array([[np.nan]])).mean)
 
 
 def test_means_and_deviations_over_folds_and_over_scans() -> None:
-    """Fold 0 has two scans and fold 1 one; the liver is absent but in one scan of fold 0."""
+    """Fold 0 has two scans and fold 1 has one. Only one scan, of fold 0, has a liver."""
     nan = float("nan")
     folds = {
         0: Scores(("a", "b"), ("spleen", "liver"), np.array([[0.8, nan], [0.6, 0.4]])),

@@ -1,4 +1,4 @@
-"""Pictures: the right slice, the right way round."""
+"""Pictures show the right slice in the right orientation."""
 
 from typing import Any
 

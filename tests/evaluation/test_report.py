@@ -1,4 +1,4 @@
-"""The report: what is on top and why, what its cells say, and that it opens without a network."""
+"""The report: which scans come first and why, what its cells say, and that it loads nothing from the network."""
 
 import base64
 import json
@@ -49,14 +49,14 @@ def report(folder: Path, records: list[Record], picture: Path, facts: Mapping[st
     return path
 
 
-def test_what_was_remarked_of_a_scan_stands_with_it(tmp_path: Path, picture: Path) -> None:
+def test_a_scans_remarks_are_listed_with_it(tmp_path: Path, picture: Path) -> None:
     remark = "scan: is MR, but the network knows the intensities of CT."
     path = report(tmp_path, [{**scan("a", liver=1.0), "remarks": [remark]}, scan("b", liver=1.0)], picture)
     assert path.read_text().count(f"<li>{remark}</li>") == 1
 
 
 class Page(HTMLParser):
-    """The cells of each table, by row, the text of everything else, and what the page points to."""
+    """The cells of each table by row, all other text, and the addresses on the page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -108,13 +108,13 @@ def test_labelled_scans_come_first_the_lowest_mean_dice_on_top() -> None:
     assert ranking(records)[4][0] == "unlabelled"
 
 
-def test_a_scan_without_an_organ_that_most_have_is_on_top() -> None:
+def test_a_scan_that_lacks_an_organ_most_scans_have_comes_first() -> None:
     records = [scan(f"s{number}", liver=1500.0 + number, spleen=200.0 + number) for number in range(5)]
     records.append(scan("lost", liver=1502.0, spleen=0.0))
     assert ranking(records)[0] == ("lost", ["spleen not found, though 5 of 6 scans have it"])
 
 
-def test_an_organ_that_half_of_the_scans_lack_is_missed_in_none() -> None:
+def test_an_organ_that_half_of_the_scans_lack_is_missing_in_none() -> None:
     records = [scan(f"s{number}", liver=1500.0, gallbladder=30.0 * (number % 2)) for number in range(4)]
     assert [name for name, _ in ranking(records)] == ["s0", "s1", "s2", "s3"]
     assert {reason for _, reasons in ranking(records) for reason in reasons} == {

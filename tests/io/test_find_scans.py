@@ -1,7 +1,6 @@
 """Which scans some paths mean: files, DICOM series and folders of both, told apart by their content."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -9,17 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from tests.io.test_dicom import AXIAL, phantom, write_series
-from utils.io.find_scans import Found, find_scans, without_endings
+from tests.io.series import AXIAL, phantom, write_series
+from utils.io.find_scans import FoundScans, find_scans, without_endings
 from utils.io.reader import read_scan
 from utils.system.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def _nothing_beside(capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    yield
-    assert capfd.readouterr() == ("", "")
-    assert [str(one.message) for one in recwarn] == []
+pytestmark = pytest.mark.usefixtures("nothing_beside")
 
 
 def save(path: Path, value: int = 0) -> Path:
@@ -38,7 +32,7 @@ def save_text(path: Path) -> Path:
     return path
 
 
-def found(*paths: Path, in_channels: int = 1) -> Found:
+def found(*paths: Path, in_channels: int = 1) -> FoundScans:
     return find_scans([str(path) for path in paths], in_channels)
 
 
@@ -146,7 +140,8 @@ def test_other_numbers_of_four_digits_are_no_channels(tmp_path: Path) -> None:
 def test_a_missing_channel_is_told_when_the_scan_is_read(tmp_path: Path) -> None:
     path = save(tmp_path / "scan_0000.nii.gz")
     (scan,) = found(tmp_path, in_channels=2).scans
-    with pytest.raises(InputError, match=r"channels: 1, but the network takes 2.*\(…_0000, …_0001\)") as error:
+    words = r"channels: 1 \(shape 12 × 10 × 7\), but the network takes 2.*\(…_0000, …_0001\)"
+    with pytest.raises(InputError, match=words) as error:
         read_scan(scan, 2)
     assert str(error.value).startswith(f"{path}: ")
 
@@ -199,7 +194,7 @@ def test_a_file_that_is_asked_for_is_a_scan_whose_reading_names_the_fault(tmp_pa
 
 def test_a_folder_without_a_scan(tmp_path: Path) -> None:
     words = (
-        f"--input {tmp_path}: holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
+        f"`input` {tmp_path}: holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
     )
     assert only_fault(tmp_path) == words
     (tmp_path / "empty").mkdir()
@@ -211,7 +206,7 @@ def test_a_folder_without_a_scan(tmp_path: Path) -> None:
 
 def test_a_folder_of_localizers_holds_no_scan_and_says_why(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(), AXIAL, ImageType=["ORIGINAL", "LOCALIZER"])
-    assert f"--input {tmp_path}: holds no scan" in only_fault(tmp_path)
+    assert f"`input` {tmp_path}: holds no scan" in only_fault(tmp_path)
     assert found(tmp_path).remarks == [f"{tmp_path}/ct: 7 files left out, a localizer."]
 
 
@@ -221,12 +216,12 @@ def test_an_empty_folder_beside_one_with_scans_is_told(tmp_path: Path) -> None:
     result = found(tmp_path / "full", tmp_path / "empty")
     assert [scan.image for scan in result.scans] == [(path,)]
     assert list(result.faults) == [f"{tmp_path}/empty"]
-    assert f"--input {tmp_path}/empty: holds no scan" in result.faults[f"{tmp_path}/empty"]
+    assert f"`input` {tmp_path}/empty: holds no scan" in result.faults[f"{tmp_path}/empty"]
 
 
 def test_a_missing_path_is_a_fault_and_the_others_are_found(tmp_path: Path) -> None:
     gone, path = tmp_path / "gone.nii.gz", save(tmp_path / "scan.nii.gz")
-    words = f"{gone}: can't be read (No such file or directory). Mend --input."
+    words = f"{gone}: can't be read (No such file or directory). Mend `input`."
     assert only_fault(gone) == words
     result = found(gone, path)
     assert [scan.image for scan in result.scans] == [(path,)]
@@ -275,6 +270,18 @@ def test_a_pair_of_header_and_voxels_is_one_scan(tmp_path: Path, packed: str) ->
     assert scans(header, voxels) == scans(voxels, header) == scans(voxels) == {"scan": (header,)}
 
 
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    save(tmp_path / "one.nii.gz").rename(tmp_path / "ONE.NII.GZ")
+    save(tmp_path / "two.nrrd").rename(tmp_path / "TWO.NRRD")
+    save(tmp_path / "three.mha").rename(tmp_path / "THREE.MHA")
+    nib.save(nib.Nifti1Pair(phantom(), AXIAL), tmp_path / "four.img")
+    for name in ("four.hdr", "four.img"):
+        (tmp_path / name).rename(tmp_path / name.upper())
+    files = {name: [path.name for path in files] for name, files in scans(tmp_path).items()}
+    assert files == {"ONE": ["ONE.NII.GZ"], "TWO": ["TWO.NRRD"], "THREE": ["THREE.MHA"], "FOUR": ["FOUR.HDR"]}
+    assert {scan.name for scan in found(tmp_path).scans if read_scan(scan, 1).voxels.size == 12 * 10 * 7} == set(files)
+
+
 @pytest.mark.parametrize(("header", "voxels"), [("scan.mhd", "scan.raw"), ("scan.nhdr", "scan.raw")])
 def test_a_header_with_raw_voxels_is_one_scan(tmp_path: Path, header: str, voxels: str) -> None:
     save(tmp_path / header)
@@ -303,7 +310,7 @@ def test_a_folder_or_file_that_may_not_be_read(tmp_path: Path) -> None:
         closed.chmod(0o700)
     assert [scan.image for scan in result.scans] == [(path,)]
     assert result.faults == {
-        str(closed): f"{closed}: can't be read (Permission denied). Mend --input.",
+        str(closed): f"{closed}: can't be read (Permission denied). Mend `input`.",
         str(secret): f"{secret}: can't be read (Permission denied). Copy it again, or mend its permissions.",
     }
 

@@ -12,7 +12,7 @@ from networks.vit import DropPath
 from tests.conftest import REPOSITORY
 from utils.checkpoints.foreign_weights import load_weights
 
-# what docs/golden_weights.md made with monai==0.7.0: weights, one input and its logits
+# what docs/weights.md made with monai==0.7.0: weights, one input and its logits
 GOLDEN = {
     "in_channels": 2,
     "out_channels": 3,

@@ -1,4 +1,4 @@
-"""Masks lie on their scans, as nibabel and SimpleITK place them; tables of labels as the viewers' formats say."""
+"""Masks have the geometry of their scans by nibabel and SimpleITK; label tables have the viewers' formats."""
 
 import gzip
 import json
@@ -9,13 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from scipy import ndimage
 
-from tests.io.test_dicom import phantom, write_series
-from tests.io.test_reader import AFFINE, SPACING, VOXELS, save_with_simpleitk
+from tests.io.series import phantom, write_series
+from tests.io.volumes import AFFINE, SPACING, VOXELS, save_with_simpleitk
 from utils.io.dicom_series import find_series
 from utils.io.reader import read_scan
 from utils.io.scan import Scan, Volume
-from utils.segmentation.masks import write_label_tables, write_mask, write_probabilities
+from utils.segmentation.masks import keep_largest_component, write_label_tables, write_mask, write_probabilities
 from utils.system.errors import WriteError
 
 LABELS = {1: "spleen", 2: "left kidney", 9: "vena cava inferior"}
@@ -28,7 +29,7 @@ def read(path: Path, in_channels: int = 1) -> Volume:
 
 
 def scan_file(path: Path, codes: tuple[int, int] = (1, 1), kind: Any = nib.Nifti1Image, endianness: str = "<") -> Path:
-    """A scan with all that a header can say; ``codes`` are those of its qform and sform."""
+    """A scan whose header uses every field; ``codes`` are those of its qform and sform."""
     header = kind.header_class(endianness=endianness)
     header.set_data_dtype(np.int16)
     scan = kind(VOXELS, None, header)
@@ -53,7 +54,7 @@ def load(path: Path) -> Any:
 
 
 def probabilities() -> np.ndarray:
-    """(classes, X, Y, Z), of which 0 and 1 are some."""
+    """(classes, X, Y, Z); 0 and 1 are among them."""
     scores = np.random.default_rng(0).random((3, 6, 5, 4)) ** 4
     scores[:, 0, 0, 0] = 0, 0, 1
     return (scores / scores.sum(0)).astype(np.float32)
@@ -64,7 +65,7 @@ def probabilities() -> np.ndarray:
 
 @pytest.mark.parametrize("codes", [(0, 1), (1, 1), (2, 4), (4, 0)])
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.img"])
-def test_a_mask_lies_on_its_scan(tmp_path: Path, codes: tuple[int, int], name: str) -> None:
+def test_a_mask_has_the_geometry_of_its_scan(tmp_path: Path, codes: tuple[int, int], name: str) -> None:
     kind = nib.Nifti1Pair if name == "scan.img" else nib.Nifti1Image
     scan = load(scan_file(tmp_path / name, codes, kind))
     mask = written(tmp_path, read(tmp_path / name))
@@ -112,7 +113,7 @@ def test_the_stored_numbers_are_the_labels(tmp_path: Path, dtype: type, endianne
     np.testing.assert_array_equal(bits.reshape(labels.shape, order="F"), labels)
 
 
-def test_the_header_names_the_labels_and_says_nothing_of_the_scan(tmp_path: Path) -> None:
+def test_the_header_has_the_labels_and_nothing_else_of_the_scan(tmp_path: Path) -> None:
     volume = read(scan_file(tmp_path / "scan.nii.gz"))
     mask = written(tmp_path, volume)
     (extension,) = mask.header.extensions
@@ -152,7 +153,7 @@ def test_a_mask_has_its_scan_s_version_of_nifti_in_one_file(tmp_path: Path, kind
 
 
 def with_simpleitk(folder: Path, kind: str) -> tuple[Volume, sitk.Image]:
-    """A scan that isn't NIfTI, and what SimpleITK makes of it."""
+    """A scan that isn't NIfTI, and the same as SimpleITK reads it."""
     if kind != "DICOM":
         path = save_with_simpleitk(folder / f"scan.{kind}")
         return read(path), sitk.ReadImage(str(path))
@@ -164,7 +165,7 @@ def with_simpleitk(folder: Path, kind: str) -> tuple[Volume, sitk.Image]:
 
 
 @pytest.mark.parametrize("kind", ["nrrd", "mha", "DICOM"])
-def test_a_mask_of_another_format_lies_on_its_scan(tmp_path: Path, kind: str) -> None:
+def test_a_mask_has_the_geometry_of_a_scan_of_another_format(tmp_path: Path, kind: str) -> None:
     volume, scan = with_simpleitk(tmp_path, kind)
     mask = written(tmp_path, volume)
     np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-5)
@@ -196,7 +197,7 @@ def test_a_mask_that_can_t_be_written_leaves_the_old_one(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("endianness", ["<", ">"])
 @pytest.mark.parametrize("codes", [(0, 1), (4, 0)])
-def test_probabilities_lie_on_the_scan(tmp_path: Path, endianness: str, codes: tuple[int, int]) -> None:
+def test_probabilities_have_the_geometry_of_the_scan(tmp_path: Path, endianness: str, codes: tuple[int, int]) -> None:
     volume = read(scan_file(tmp_path / "scan.nii.gz", codes, endianness=endianness))
     wanted = probabilities()
     write_probabilities(tmp_path / "probabilities.nii.gz", volume, CLASSES, lambda label: wanted[label])
@@ -255,3 +256,44 @@ def test_the_table_for_itk_snap(tmp_path: Path) -> None:
         ([2, 174, 199, 232, 1, 1, 1], "left kidney"),
         ([9, 148, 103, 189, 1, 1, 1], "the 'tube'"),
     ]
+
+
+# ---- the largest component
+
+
+def test_voxels_that_share_a_corner_are_one_component() -> None:
+    mask = np.zeros((6, 6, 6), np.uint8)
+    mask[:2, :2, :2] = mask[2, 2, 2] = 1  # nine voxels, of which one touches the others at a corner
+    mask[4:, 4:, 4:] = 1  # eight
+    mask[0, 0, 5] = 2
+    keep_largest_component(mask, 1)
+    assert (mask == 1).sum() == 9
+    assert not mask[4:, 4:, 4:].any()
+    assert mask[0, 0, 5] == 2  # other labels stay
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_of_equal_components_the_first_in_scan_order_stays(order: Any) -> None:
+    mask = np.zeros((5, 5, 5), np.uint8, order)
+    mask[0, 4, 4] = mask[4, 0, 0] = mask[2, 2, 2] = 3  # scan order: the last index runs fastest
+    keep_largest_component(mask, 3)
+    assert np.argwhere(mask).tolist() == [[0, 4, 4]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_largest_component_is_that_of_scipy(seed: int) -> None:
+    """Small random masks, many with several components of the largest size."""
+    random = np.random.default_rng(seed)
+    organ = random.random((12, 11, 10)) < random.uniform(0.01, 0.15)
+    components, _ = ndimage.label(organ, np.ones((3, 3, 3)))
+    largest = np.bincount(components.ravel())[1:].argmax() + 1
+    mask = organ.astype(np.uint8)
+    keep_largest_component(mask, 1)
+    assert np.array_equal(mask == 1, components == largest)
+
+
+def test_a_label_that_is_absent_or_in_one_piece_stays() -> None:
+    mask = np.ones((3, 3, 3), np.uint8)
+    for label in (1, 2):
+        keep_largest_component(mask, label)
+    assert mask.all()

@@ -1,4 +1,4 @@
-"""Files are the old one or the new one, never a part of one and never none."""
+"""After a crash a file is the old one or the new one, never a part and never missing."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,18 @@ import pytest
 
 from tests.conftest import FileSizeLimit
 from utils.system.errors import InputError, WriteError
-from utils.system.files import replacing, writable_folder, write_json, write_text
+from utils.system.files import (
+    atomic_write,
+    content_hash,
+    file_state,
+    text_hash,
+    writable_folder,
+    write_json,
+    write_text,
+)
 
 
-def test_a_file_is_safe_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_flushed_to_the_disk_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     happened = []
@@ -31,10 +39,10 @@ def test_a_file_is_safe_on_the_disk_before_it_takes_the_name(tmp_path: Path, mon
     assert path.read_text() == "new"
 
 
-def test_what_fails_halfway_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="our own fault"), replacing(path) as temporary:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="our own fault"), atomic_write(path) as temporary:  # noqa: PT012
         temporary.write_text("half of")
         raise RuntimeError("our own fault")
     assert path.read_text() == "old"
@@ -51,7 +59,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path: Path, file_size_
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_the_file_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+def test_the_previous_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("this file system has no hard links")
 
@@ -59,13 +67,13 @@ def test_the_file_before_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(os, "link", refuse)
     path, previous = tmp_path / "latest", tmp_path / "previous"
     for text in ("one", "two", "three"):
-        with replacing(path, previous) as temporary:
+        with atomic_write(path, previous) as temporary:
             temporary.write_text(text)
     assert (path.read_text(), previous.read_text()) == ("three", "two")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["latest", "previous"]
 
 
-def test_the_latest_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_file_exists_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, previous = tmp_path / "latest", tmp_path / "previous"
     path.write_text("one")
     replace = os.replace
@@ -77,12 +85,27 @@ def test_the_latest_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "replace", checked)
     for text in ("two", "three"):
-        with replacing(path, previous) as temporary:
+        with atomic_write(path, previous) as temporary:
             temporary.write_text(text)
     assert (path.read_text(), previous.read_text()) == ("three", "two")
 
 
-def test_a_folder_that_can_not_be_written_is_named_with_its_flag(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_written_to_is_named_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"--output_dir: can't write to .*/file/below \(Not a directory\)"):
-        writable_folder(tmp_path / "file" / "below", "--output_dir")
+    with pytest.raises(InputError, match=r"`output_dir`: can't write to .*/file/below \(Not a directory\)"):
+        writable_folder(tmp_path / "file" / "below", "`output_dir`")
+
+
+def test_content_and_text_hash_of_the_standard_s_example(tmp_path: Path) -> None:
+    """FIPS 180-2 gives the SHA-256 of "abc", which begins with ba7816bf 8f01cfea."""
+    (tmp_path / "file").write_text("abc")
+    assert content_hash(tmp_path / "file") == text_hash("abc") == "ba7816bf8f01"
+    assert content_hash(tmp_path / "missing") is None
+
+
+def test_the_state_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert file_state(path) == [str(path)]
+    path.write_text("abc")
+    os.utime(path, ns=(1, 2_000_000_003))
+    assert file_state(path) == [str(path), 2_000_000_003, 3]

@@ -18,44 +18,44 @@ from utils.system.signals import SIGNALS, StopRequest, forwarded_to
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_waits_where_it_is_deferred(number: int) -> None:
+def test_a_deferred_signal_waits(number: int) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
     with stop.listening(), stop.deferred():
-        stop.raise_if_asked()
+        stop.raise_if_requested()
         signal.raise_signal(number)
         with pytest.raises(Stopped) as stopped:
-            stop.raise_if_asked()
+            stop.raise_if_requested()
     assert stopped.value.number == number
     assert signal.getsignal(number) == before
 
 
-def test_after_another_process_s_signal_its_own_is_a_copy() -> None:
+def test_a_signal_after_that_of_another_process_counts_as_a_copy() -> None:
     stop = StopRequest()
     with stop.listening():
         with stop.deferred(), pytest.raises(Stopped):
-            stop.raise_if_asked(signal.SIGTERM)
+            stop.raise_if_requested(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # while the program saves, say
     assert stop.number == signal.SIGTERM
 
 
-def test_elsewhere_it_ends_the_program_at_once() -> None:
+def test_otherwise_a_signal_stops_the_program_at_once() -> None:
     stop = StopRequest()
     with stop.listening(), pytest.raises(Stopped, match="stopped by SIGTERM"):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_part_that_defers_it_leaves_it_deferred_around_itself() -> None:
+def test_deferring_can_be_nested() -> None:
     stop = StopRequest()
     with stop.listening(), stop.deferred():
         with stop.deferred():
             pass
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped):
-            stop.raise_if_asked()
+            stop.raise_if_requested()
 
 
-def test_threads_begin_nothing_more_after_a_signal() -> None:
+def test_threads_begin_no_more_calls_after_a_signal() -> None:
     stop = StopRequest()
     begun: list[int] = []
 
@@ -70,15 +70,15 @@ def test_threads_begin_nothing_more_after_a_signal() -> None:
     assert len(begun) < 10
 
 
-# a signal as the main thread has just taken the lock of a result that a thread is about to give
+# a signal right after the main thread has taken the lock of a result that another thread is about to set
 A_LOCK_IS_TAKEN = """
 import signal, sys, threading, time
-from utils.errors import one_line_errors
-from utils.stop_request import StopRequest
+from utils.system.errors import one_line_errors
+from utils.system.signals import StopRequest
 
 enter = threading.Condition.__enter__
 
-def enter_and_be_asked(condition):
+def enter_and_signal(condition):
     held = enter(condition)
     in_main = threading.get_ident() == threading.main_thread().ident
     if in_main and sys._getframe(1).f_code.co_name == "result":
@@ -86,7 +86,7 @@ def enter_and_be_asked(condition):
         signal.raise_signal(signal.SIGTERM)
     return held
 
-threading.Condition.__enter__ = enter_and_be_asked
+threading.Condition.__enter__ = enter_and_signal
 stop = StopRequest()
 with one_line_errors(), stop.listening():
     for _ in stop.map_in_threads(time.sleep, [0.2, 0.2], threads=1):
@@ -95,7 +95,7 @@ print("went on")
 """
 
 
-def test_a_signal_while_threads_hold_locks_lets_nothing_wait_for_ever() -> None:
+def test_a_signal_while_a_lock_is_held_causes_no_deadlock() -> None:
     done = subprocess.run(
         [sys.executable, "-c", A_LOCK_IS_TAKEN],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
@@ -104,14 +104,14 @@ def test_a_signal_while_threads_hold_locks_lets_nothing_wait_for_ever() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (143, "", said)
 
 
-def test_no_except_exception_swallows_it() -> None:
+def test_except_exception_does_not_catch_stopped() -> None:
     assert not issubclass(Stopped, Exception)
 
 
-def test_it_ends_before_the_next_forward_pass() -> None:
+def test_stopping_before_the_next_forward_pass() -> None:
     stop = StopRequest()
     network = nn.Linear(1, 1)
-    with stop.listening(), stop.deferred(), stop.ending_before_each_forward(network):
+    with stop.listening(), stop.deferred(), stop.stop_before_forward(network):
         network(torch.zeros(1))
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped):
@@ -121,7 +121,7 @@ def test_it_ends_before_the_next_forward_pass() -> None:
 
 TWO_SIGNALS = """
 import signal, sys, time
-from utils.stop_request import StopRequest
+from utils.system.signals import StopRequest
 stop = StopRequest()
 with stop.listening(), stop.deferred():
     signal.raise_signal(signal.SIGTERM)
@@ -140,7 +140,7 @@ with stop.listening(), stop.deferred():
         (5.2, signal.SIGTERM, -signal.SIGTERM, ""),
     ],
 )
-def test_a_second_request_ends_the_program_and_one_handed_on_twice_does_not(
+def test_a_second_signal_kills_the_program_and_a_copy_does_not(
     seconds: float, second: int, status: int, screen: str
 ) -> None:
     command = [sys.executable, "-c", TWO_SIGNALS, str(seconds), str(int(second))]
@@ -154,7 +154,7 @@ def _help(stop: StopRequest, ready: Event) -> None:
     time.sleep(60)
 
 
-def test_a_helper_outlives_the_signals_as_long_as_its_parent_listens() -> None:
+def test_a_helper_ignores_signals_while_its_parent_handles_them() -> None:
     context = multiprocessing.get_context("forkserver")
     stop, ready = StopRequest(), context.Event()
     helper = context.Process(target=_help, args=(stop, ready), daemon=True)
@@ -171,7 +171,7 @@ def test_a_helper_outlives_the_signals_as_long_as_its_parent_listens() -> None:
     assert helper.exitcode == 0
 
 
-def test_signals_are_handed_on() -> None:
+def test_signals_are_forwarded() -> None:
     program = (
         "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(7)); print(flush=True); time.sleep(60)"
     )

@@ -1,4 +1,4 @@
-"""Calls in threads that end with them."""
+"""Calls in background threads, which end with the call."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 from utils.system.threads import SuccessiveThreads
 
 
-def test_calls_are_done_one_after_the_other() -> None:
+def test_calls_run_one_after_the_other() -> None:
     first_may_end = threading.Event()
     done = []
 
@@ -30,7 +30,7 @@ def test_calls_are_done_one_after_the_other() -> None:
     assert done == ["first", "second"]  # and the with block has waited for both
 
 
-def test_an_error_comes_with_its_own_call_alone() -> None:
+def test_an_error_affects_its_own_call_alone() -> None:
     with SuccessiveThreads() as threads:
         broken = threads.submit(int, "three")
         whole = threads.submit(int, "3")
@@ -41,7 +41,7 @@ def test_an_error_comes_with_its_own_call_alone() -> None:
 
 COUNT = """
 import os, time, torch
-from utils.threads import SuccessiveThreads
+from utils.system.threads import SuccessiveThreads
 
 def compute():
     torch.ones(1 << 20).add(1)
@@ -60,7 +60,7 @@ with SuccessiveThreads() as threads:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="this torch has no OpenMP")
-def test_no_thread_of_openmp_is_left_of_a_call_that_is_done() -> None:
-    """Where two threads make a team, a call has two: its own, and one that computes with it."""
+def test_a_call_that_has_ended_leaves_no_openmp_thread() -> None:
+    """With teams of two threads, a call has its own thread and one that computes with it."""
     counted = subprocess.run([sys.executable, "-c", COUNT], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert counted.stdout.split() == ["2", "0"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from networks.precision import Precision
 from networks.unetr import UNETR
 from utils.distributed.process import Process
-from utils.distributed.rendezvous import Seat
+from utils.distributed.rendezvous import RankInfo
 from utils.system.errors import InputError
 from utils.training import cuda_graph
 
@@ -102,7 +102,7 @@ def test_what_is_recorded() -> None:
     assert not cuda_graph.can_record(alone, 2, "unetr", False, False)  # gradients of two batches add up
     assert not cuda_graph.can_record(alone, 1, "swin_unetr", False, False)
     assert not cuda_graph.can_record(alone, 1, "unetr", False, True)  # --compile and the like
-    assert not cuda_graph.can_record(Process(GPU, Seat(0, 2)), 1, "unetr", False, False)
+    assert not cuda_graph.can_record(Process(GPU, RankInfo(0, 2)), 1, "unetr", False, False)
     assert not cuda_graph.can_record(Process(CPU.device), 1, "unetr", False, False)
 
 

@@ -1,14 +1,15 @@
-"""The loss against MONAI's in float64, and against a value worked out by hand."""
+"""Losses against values worked out by hand, against numpy, and the default one against MONAI's in float64."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
 from utils.training import losses
-from utils.training.losses import at_each_resolution, dice_ce
+from utils.training.losses import LOSSES, at_each_resolution, build_loss, dice_ce
 
 SHAPE = (2, 5, 6, 7, 8)
 
@@ -22,11 +23,11 @@ def example(memory_format: torch.memory_format, dtype: torch.dtype = torch.float
 
 @pytest.mark.parametrize("smooth", [(0.0, 1e-6), (1.0, 0.5)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("run", [50, 2**15])  # several runs of voxels with a rest, and one
+@pytest.mark.parametrize("chunk", [50, 2**15])  # several chunks with a shorter last one, and a single chunk
 def test_value_and_gradient_are_those_of_monai(
-    run: int, memory_format: torch.memory_format, smooth: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+    chunk: int, memory_format: torch.memory_format, smooth: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "VOXELS", run)
+    monkeypatch.setattr(losses, "CHUNK", chunk)
     logits, label = example(memory_format)
     ours = dice_ce(logits, label.to(torch.uint8), *smooth)
     (3 * ours).backward()
@@ -90,3 +91,99 @@ def test_each_resolution_counts_half_as_much_as_the_one_before(dtype: torch.dtyp
     # voxels 1 and 3 of each axis are nearest to the middles of two, and voxel 2 to that of four
     assert torch.equal(labels[1], label[..., 1::2, 1::2, 1::2])
     assert torch.equal(labels[2], label[..., 2:3, 2:3, 2:3])
+
+
+def eight_voxels() -> tuple[Tensor, Tensor]:
+    """Two of eight voxels are of class 1; the probability of the true class is 3/4 everywhere, as is its sigmoid."""
+    label = torch.tensor([1, 1, 0, 0, 0, 0, 0, 0])
+    logits = torch.stack([torch.zeros(8), math.log(3) * (2.0 * label - 1)])
+    return logits.view(1, 2, 2, 2, 2), label.view(1, 1, 2, 2, 2)
+
+
+# by class (0, 1): Σ p y = 4.5, 1.5; Σ y = 6, 2; Σ p = 5, 3; Σ p² = 3.5, 1.5
+DICE = 1 - (2 * 4.5 / (3.5 + 6) + 2 * 1.5 / (1.5 + 2)) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dice", DICE),
+        ("dice_ce", DICE + math.log(4 / 3)),
+        # class 0 has logit 0, thus a sigmoid of 1/2; (1 - p)² is 1/4 for it and 1/16 for class 1
+        ("dice_focal", DICE + (math.log(2) / 4 + math.log(4 / 3) / 16) / 2),
+        # weights 1/36 and 1/4
+        ("generalized_dice", 1 - 2 * (4.5 / 36 + 1.5 / 4) / ((5 + 6) / 36 + (3 + 2) / 4)),
+        # Σ p y / (Σ p y + 0.3 · false positives + 0.7 · false negatives)
+        ("tversky", 1 - (4.5 / (4.5 + 0.3 * 0.5 + 0.7 * 1.5) + 1.5 / (1.5 + 0.3 * 1.5 + 0.7 * 0.5)) / 2),
+    ],
+)
+def test_eight_voxels_of_two_classes(name: str, expected: float) -> None:
+    logits, label = eight_voxels()
+    assert build_loss(name, 0.0, 0.0, deep_supervision=False)(logits, label).item() == pytest.approx(expected, rel=1e-6)
+
+
+def in_numpy(name: str, logits: np.ndarray, label: np.ndarray, smooth_nr: float, smooth_dr: float) -> float:
+    """The losses by their formulas, from logits (B, classes, n) and labels (B, n)."""
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    y = np.eye(logits.shape[1])[label].transpose(0, 2, 1)  # (B, classes, n)
+    tp, fp, fn, size = (sums.sum(2) for sums in (p * y, p * (1 - y), (1 - p) * y, y))  # (B, classes)
+    dice = np.mean(1 - (2 * tp + smooth_nr) / ((p**2 + y**2).sum(2) + smooth_dr))
+    if name == "dice_ce":
+        return float(dice - np.log((p * y).sum(1)).mean())
+    if name == "dice_focal":
+        sigmoid = 1 / (1 + np.exp(-logits))
+        of_target = np.where(y == 1, sigmoid, 1 - sigmoid)
+        return float(dice - ((1 - of_target) ** 2 * np.log(of_target)).mean())
+    if name == "generalized_dice":
+        weight = np.array([[1 / voxels**2 if voxels else 0 for voxels in sizes] for sizes in size])
+        weight[size == 0] = weight.max(1)[np.nonzero(size == 0)[0]]  # an absent class has the highest weight
+        whole = (weight * (2 * tp + fp + fn)).sum(1) + smooth_dr
+        return float(np.mean(1 - (2 * (weight * tp).sum(1) + smooth_nr) / whole))
+    if name == "tversky":
+        return float(np.mean(1 - (tp + smooth_nr) / (tp + 0.3 * fp + 0.7 * fn + smooth_dr)))
+    return float(dice)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_what_numpy_computes(name: str, dtype: torch.dtype) -> None:
+    logits, label = example(torch.channels_last_3d)
+    expected = in_numpy(name, logits.detach().double().flatten(2).numpy(), label.flatten(1).numpy(), 0.25, 0.5)
+    loss = build_loss(name, 0.25, 0.5, deep_supervision=False)
+    assert loss(logits, label.to(dtype)).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_absent_class_leaves_value_and_gradient_finite(name: str) -> None:
+    logits = (50 * torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    value = build_loss(name, 0.0, 1e-6, deep_supervision=False)(logits, torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_generalised_dice_of_a_volume_without_the_organ() -> None:
+    # both classes weigh 1/64: 2 · 4/64 / ((4 + 8) / 64 + (4 + 0) / 64) is 1/2
+    label = torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8)
+    loss = build_loss("generalized_dice", 0.0, 0.0, deep_supervision=False)
+    assert loss(torch.zeros(1, 2, 2, 2, 2), label).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_mixed_precision_and_deep_supervision(name: str, dtype: torch.dtype) -> None:
+    """Under autocast the loss of bfloat16 logits is that of the same numbers in float32."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (1, 1, 8, 8, 8), generator=generator).to(dtype)
+    logits = [torch.randn(1, 3, *(edge,) * 3, generator=generator).bfloat16().requires_grad_() for edge in (8, 4, 2)]
+    loss = build_loss(name, 0.0, 1e-6, deep_supervision=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(logits, label)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.item() == loss([one.detach().float() for one in logits], label).item()
+    for one in logits:
+        assert one.grad is not None
+        assert one.grad.isfinite().all()
+        assert one.grad.abs().max() > 0

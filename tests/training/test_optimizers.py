@@ -1,4 +1,4 @@
-"""Learning rates worked out by hand."""
+"""Learning rates, steps and clipped gradients worked out by hand."""
 
 import math
 
@@ -47,14 +47,30 @@ def test_every_optimizer_takes_a_step_downhill(name: str) -> None:
     assert weight.item() < 1.0
 
 
+def test_sgd_has_nesterov_momentum() -> None:
+    """The gradients are 1 and 2: the velocity is 1, then 0.9 + 2; a step goes along gradient + 0.9 · velocity."""
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = build_optimizer("sgd", [{"params": [weight]}], lr=0.1, weight_decay=0.0, momentum=0.9)
+    weight.grad = torch.tensor([1.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(1 - 0.1 * (1 + 0.9 * 1))  # 0.81; momentum without Nesterov: 0.9
+    weight.grad = torch.tensor([2.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(0.81 - 0.1 * (2 + 0.9 * 2.9))
+
+
+class WithVit(torch.nn.Module):
+    parameter_groups = {"vit": ("vit",)}  # noqa: RUF012  (as in networks/unetr.py)
+
+
 def test_a_vit_has_a_rate_and_a_decay_of_its_own() -> None:
-    network = torch.nn.Module()
+    network = WithVit()
     for part in ("vit", "out", "vitamin"):
         layer = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.ones_(layer.weight)
         layer.weight.grad = torch.full_like(layer.weight, 2.0)
         network.add_module(part, layer)
-    groups = parameter_groups(network, vit_lr=0.1, vit_weight_decay=1.0)
+    groups = parameter_groups(network, {"vit": {"lr": 0.1, "weight_decay": 1.0}})
     optimizer = build_optimizer("sgd", groups, lr=0.2, weight_decay=0.0, momentum=0.0)
     scheduler = build_scheduler("constant", optimizer, epochs=1, warmup_epochs=0, steps_per_epoch=2)
     assert scheduler.get_last_lr() == [0.1, 0.2]
@@ -64,26 +80,30 @@ def test_a_vit_has_a_rate_and_a_decay_of_its_own() -> None:
     assert weights == pytest.approx({"vit.weight": 0.7, "out.weight": 0.6, "vitamin.weight": 0.6})
 
 
-def test_a_vit_learns_as_the_rest_does_unless_it_is_told_otherwise() -> None:
-    groups = parameter_groups(
-        torch.nn.ModuleDict({"vit": torch.nn.Linear(1, 1), "out": torch.nn.Linear(1, 1)}), None, None
-    )
+def test_a_vit_has_the_rate_and_decay_of_the_rest_by_default() -> None:
+    network = WithVit()
+    network.add_module("out", torch.nn.Linear(1, 1))
+    assert len(parameter_groups(network)) == 1  # no ViT, no group
+    network.add_module("vit", torch.nn.Linear(1, 1))
+    groups = parameter_groups(network, {"vit": {"lr": None, "weight_decay": None}})
     optimizer = build_optimizer("adamw", groups, lr=0.2, weight_decay=0.3, momentum=0.0)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.2, 0.3)] * 2
-    assert len(parameter_groups(torch.nn.ModuleDict({"out": torch.nn.Linear(1, 1)}), None, None)) == 1
 
 
-def test_a_gradient_that_is_too_long_is_shortened_and_another_is_left() -> None:
-    """The gradient (3, 4) has length 5."""
-    for longest, expected in ((1.0, [-0.6, -0.8]), (10.0, [-3.0, -4.0])):
-        network = torch.nn.Linear(2, 1, bias=False)
-        torch.nn.init.zeros_(network.weight)
-        optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-        scheduler = build_scheduler("constant", optimizer, epochs=1, warmup_epochs=0, steps_per_epoch=1)
-        learner = Learner(
-            network, network, mse_loss, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False),
-            Precision(torch.device("cpu"), torch.float32), clip_grad_norm=longest,
-        )  # fmt: skip
-        network.weight.grad = torch.tensor([[3.0, 4.0]])
-        learner.update()
-        torch.testing.assert_close(network.weight.detach(), torch.tensor([expected]))
+@pytest.mark.parametrize("scaled", [False, True])  # as with float16
+@pytest.mark.parametrize(("max_norm", "expected"), [(1.0, [-0.6, -0.8]), (10.0, [-3.0, -4.0])])
+def test_a_gradient_is_clipped_by_its_true_norm(max_norm: float, expected: list[float], scaled: bool) -> None:
+    """The gradient (3, 4) has norm 5."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    optimizer = build_optimizer("sgd", [{"params": network.parameters()}], lr=1.0, weight_decay=0.0, momentum=0.0)
+    scheduler = build_scheduler("constant", optimizer, epochs=1, warmup_epochs=0, steps_per_epoch=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+    precision = Precision(torch.device("cpu"), torch.float32)
+    learner = Learner(network, network, mse_loss, optimizer, scheduler, scaler, precision, clip_grad_norm=max_norm)
+    loss = network(torch.tensor([[3.0, 4.0]])).sum()
+    learner.add_gradients(loss, 1)
+    assert network.weight.grad is not None
+    assert network.weight.grad.tolist() == [[3072.0, 4096.0] if scaled else [3.0, 4.0]]
+    learner.update()
+    torch.testing.assert_close(network.weight.detach(), torch.tensor([expected]))

@@ -82,7 +82,7 @@ def test_a_signal_ends_the_step_saves_all_and_says_how_to_go_on(
     )
     stopped = train(run_main, phantoms, "stopped", *flags)
     screen = capsys.readouterr().out
-    assert "runs/stopped: goes on from runs/stopped/model_final.pt" in screen
+    assert "runs/stopped: continues from runs/stopped/model_final.pt" in screen
     assert "going on after epoch 1 and 3 scans of the next" in screen
     assert differences(whole, stopped) == []
 
@@ -191,7 +191,7 @@ def test_a_damaged_latest_checkpoint_gives_way_to_the_one_before(
     resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
     screen = capsys.readouterr().out
     assert "moved to runs/damaged/set_aside/model_final.pt: runs/damaged/model_final.pt: can't be read" in screen
-    assert "runs/damaged: goes on from runs/damaged/model_previous.pt" in screen
+    assert "runs/damaged: continues from runs/damaged/model_previous.pt" in screen
     assert "going on after epoch 3" in screen
     assert differences(whole, resumed) == []
     assert (resumed / "set_aside/model_final.pt").read_bytes() == content[: len(content) // 2]
@@ -206,7 +206,7 @@ def test_where_no_checkpoint_can_be_read_a_run_begins_anew_and_deletes_nothing(
     best = Path("runs/damaged/model.pt").read_bytes()
     capsys.readouterr()
     resumed = train(run_main, phantoms, "damaged", *FLAGS, "--resume")
-    assert "runs/damaged: begins anew" in capsys.readouterr().out
+    assert "runs/damaged: starts anew" in capsys.readouterr().out
     assert differences(whole, resumed) == []
     assert (resumed / "set_aside/model.pt").read_bytes() == best
     assert {"model_final.pt", "model_previous.pt", "model.pt", "metrics.jsonl", "args.json", "progress.png"} <= {
@@ -246,7 +246,7 @@ def test_weights_alone_in_the_place_of_the_latest_give_way_too(
         train(run_main, phantoms, "whole", *FLAGS, "--resume")
         screen = capsys.readouterr().out
         assert f"moved to runs/whole/set_aside/{earlier}: runs/whole/model_final.pt: holds weights alone" in screen
-        assert "goes on from runs/whole/model_previous.pt" in screen
+        assert "continues from runs/whole/model_previous.pt" in screen
 
 
 def test_a_best_model_without_checkpoints_is_not_deleted(
@@ -258,8 +258,8 @@ def test_a_best_model_without_checkpoints_is_not_deleted(
     capsys.readouterr()
     train(run_main, phantoms, "whole", *FLAGS, "--resume")
     screen = capsys.readouterr().out
-    assert "moved to runs/whole/set_aside/model.pt: no checkpoint is left to go on from" in screen
-    assert "runs/whole: begins anew" in screen
+    assert "moved to runs/whole/set_aside/model.pt: no checkpoint is left to continue from" in screen
+    assert "runs/whole: starts anew" in screen
     assert (whole / "set_aside" / "model.pt").read_bytes() == best
 
 
@@ -282,9 +282,9 @@ def test_a_run_from_a_checkpoint_is_saved_at_once_and_can_be_resumed_by_the_same
     InStep(monkeypatch, 1, lambda: seen.append(read_checkpoint(Path("runs/copy/model_final.pt"))["epoch"]))
     copy = train(run_main, phantoms, "copy", *flags)
     assert seen == [3]
-    assert "runs/copy: begins from runs/whole/model_previous.pt" in capsys.readouterr().out
+    assert "runs/copy: starts from runs/whole/model_previous.pt" in capsys.readouterr().out
     train(run_main, phantoms, "copy", *flags, "--max_epochs=5")
-    assert "runs/copy: goes on from runs/copy/model_final.pt" in capsys.readouterr().out
+    assert "runs/copy: continues from runs/copy/model_final.pt" in capsys.readouterr().out
     assert [record["epoch"] for record in lines(copy)] == [1, 2, 3, 4, 5]
 
 

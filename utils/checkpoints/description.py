@@ -1,4 +1,26 @@
-"""What a checkpoint says of its network."""
+"""What a checkpoint holds, and what it says of its network.
+
+``model.pt`` (the best) holds what inference needs, ``model_final.pt`` (the latest) also what resuming needs:
+
+=================  =============================================================================
+``format``         version of this layout
+``network``        ``name``, and ``options``: the fields of its config; for a network from a file of
+                   one's own also ``file``: its name and SHA-256
+``preprocessing``  the fields of :class:`utils.data.preprocessing.Preprocessing`
+``labels``         names of the classes, the background first
+``amp``            whether mixed precision was on
+``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``
+``state_dict``     the weights, under the published names; with ``ema_decay`` their average
+``epoch``          epochs of training behind them
+``score``          mean Dice of the last validation up to then, or None
+``versions``       of torch, MONAI and this repository
+``command``        the command line that made it
+``resume``         (latest only) optimizer, scaler, :class:`utils.checkpoints.progress.Progress`, flags and
+                   data list; with ``ema_decay`` also the weights that the average is of
+=================  =============================================================================
+
+Schedule and random numbers are functions of the step, so ``resume`` needs neither.
+"""
 
 import shlex
 import sys
@@ -12,14 +34,12 @@ import torch
 from torch import nn
 
 import utils
-from networks import NETWORKS, build_network
+from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given, find_architecture
 from utils.data.preprocessing import Preprocessing
 from utils.system.errors import InputError
 
 FORMAT = 2
-
-
-METADATA = "unetr.json"  # what describes the network in a file that another format leaves no room for it
+METADATA = "unetr.json"  # the name of the description inside files of other formats
 
 
 @dataclass(frozen=True)
@@ -27,25 +47,50 @@ class Description:
     """All that inference needs to know of a network beside its weights.
 
     Attributes:
-        flips: how crops were flipped in training, ``none`` or what ``--flips`` says; None where that isn't known.
+        config: the network's settings; their class says which network it is.
+        labels: names of the classes, the background first.
+        amp: whether mixed precision may be used.
+        flips: how crops were flipped in training, ``none``, ``published`` or ``anatomical``; None if that isn't known.
     """
 
-    network: str
-    options: dict[str, Any]
+    config: NetworkConfig
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     amp: bool
     flips: str | None = None
 
+    @property
+    def architecture(self) -> Architecture:
+        """The registered network."""
+        return architecture_of(self.config)
+
+    @property
+    def network(self) -> str:
+        """Its name."""
+        return self.architecture.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of its config by name."""
+        return asdict(self.config)
+
+    def settings(self) -> dict[str, Any]:
+        """Network and preprocessing by the names of their flags."""
+        own = {name: value for name, value in self.options.items() if name not in OF_THE_WINDOW}
+        return {"model_name": self.network, **own, **preprocessing_settings(self.preprocessing)}
+
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
-        return build_network(self.network, **self.options)
+        return self.architecture.build(self.config)
 
     def content(self) -> dict[str, Any]:
         """The part of a checkpoint that says this."""
+        network: dict[str, Any] = {"name": self.network, "options": self.options}
+        if self.architecture.file is not None:
+            network["file"] = {"name": self.architecture.file.name, "sha256": self.architecture.sha256}
         return {
             "format": FORMAT,
-            "network": {"name": self.network, "options": self.options},
+            "network": network,
             "preprocessing": asdict(self.preprocessing),
             "labels": list(self.labels),
             "amp": self.amp,
@@ -55,20 +100,40 @@ class Description:
         }
 
 
-def _describes_itself(content: Mapping[str, Any]) -> bool:
-    """Whether it is one of ours; others may call something network, or format."""
+def describes_itself(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a checkpoint of ours; others may call something network, or format."""
     return isinstance(content.get("format"), int) and "preprocessing" in content
 
 
-def describe(content: Mapping[str, Any]) -> Description | None:
-    """What a checkpoint says of its network; None for bare weights, which say nothing."""
-    if not _describes_itself(content):
+def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> Description | None:
+    """What a checkpoint says of its network; None for bare weights, which say nothing.
+
+    Args:
+        source: the file, for messages.
+
+    Raises:
+        InputError: if its network is of a file that wasn't given in this program, or can't be built.
+    """
+    if not describes_itself(content):
         return None
+    network = content["network"]
+    try:
+        if "file" in network:
+            architecture = file_given(network["name"], network["file"]["sha256"])
+        else:
+            architecture = find_architecture(network["name"])
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    preprocessing = Preprocessing(**_with_tuples(content["preprocessing"]))
+    # checkpoints before this version didn't record the window and its spacing for every network
+    window = {"img_size": preprocessing.roi, "spacing": preprocessing.spacing}
+    try:
+        config = architecture.make_config({**window, **network["options"]})
+    except ValueError as error:
+        raise InputError(f"{source}: its network can't be built: {error}.") from error
     return Description(
-        network=content["network"]["name"],
-        # those of an older file have no place for what came later
-        options={**NETWORKS[content["network"]["name"]].defaults, **_with_tuples(content["network"]["options"])},
-        preprocessing=Preprocessing(**_with_tuples(content["preprocessing"])),
+        config=config,
+        preprocessing=preprocessing,
         labels=tuple(content["labels"]),
         amp=content["amp"],
         flips=content.get("flips"),
@@ -79,27 +144,63 @@ def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mapping[str, Any], remedy: str) -> None:
-    """Compare flags with what a checkpoint records.
+def preprocessing_settings(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessing by the names of its flags: the window is ``roi_x`` and so on."""
+    settings = {name: getattr(preprocessing, name) for name in ("intensity", "a_min", "a_max", "b_min", "b_max")}
+    settings |= {f"space_{axis}": value for axis, value in zip("xyz", preprocessing.spacing, strict=True)}
+    settings |= {f"roi_{axis}": value for axis, value in zip("xyz", preprocessing.roi, strict=True)}
+    return settings
+
+
+def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing from the settings of :func:`preprocessing_settings`; those that lack have their defaults."""
+    found = {**preprocessing_settings(Preprocessing()), **settings}
+    return Preprocessing(
+        intensity=found["intensity"],
+        a_min=found["a_min"],
+        a_max=found["a_max"],
+        b_min=found["b_min"],
+        b_max=found["b_max"],
+        spacing=(found["space_x"], found["space_y"], found["space_z"]),
+        roi=(found["roi_x"], found["roi_y"], found["roi_z"]),
+    )
+
+
+def config_from(architecture: Architecture, settings: Mapping[str, Any], preprocessing: Preprocessing) -> NetworkConfig:
+    """A network's config from settings by the names of flags; those that aren't the network's are passed over.
 
     Raises:
-        InputError: naming each flag that differs, with both values.
+        InputError: if the settings can't make it.
+    """
+    own = {name: value for name, value in settings.items() if name in architecture.flags}
+    try:
+        return architecture.make_config({**own, "img_size": preprocessing.roi, "spacing": preprocessing.spacing})
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
+
+
+def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mapping[str, Any], remedy: str) -> None:
+    """Compare settings with those that a checkpoint records.
+
+    Raises:
+        InputError: naming each that differs, with both values.
     """
     faults = [
-        f"--{name} {_flag_text(given[name])} contradicts its {_flag_text(recorded[name])}"
-        for name in _differing(given, recorded)
+        f"`{name}` {setting_text(given[name])} contradicts its {setting_text(recorded[name])}"
+        for name in differing_settings(given, recorded)
     ]
     if faults:
         raise InputError(f"{path}: {'; '.join(faults)}. {remedy}")
 
 
-def _differing(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
-    """The flags that contradict what is recorded; ``model_name`` alone if it does, since the others follow from it."""
+def differing_settings(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """The settings that contradict what is recorded; ``model_name`` alone if it does, since others follow from it."""
     differing = [name for name, value in given.items() if name in recorded and value != recorded[name]]
     return ["model_name"] if "model_name" in differing else differing
 
 
-def _flag_text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A setting's value for a message; a switch is on or off."""
     if value is None or isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,69 +1,86 @@
-"""What a checkpoint holds; saving one, reading one, and starting or continuing a run from one.
+"""Load trained networks: one for a notebook, or an ensemble for testing."""
 
-``model.pt`` (the best) holds what inference needs, ``model_final.pt`` (the latest) also what resuming needs:
-
-=================  =============================================================================
-``format``         version of this layout
-``network``        ``name`` and ``options``, the keywords of :func:`networks.build_network`
-``preprocessing``  the fields of :class:`utils.preprocessing.Preprocessing`
-``labels``         names of the classes, the background first
-``amp``            whether mixed precision was on
-``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``
-``state_dict``     the weights, under the published names; with --ema_decay their average
-``epoch``          epochs of training behind them
-``score``          mean Dice of the last validation up to then, or None
-``versions``       of torch, MONAI and this repository
-``command``        the command line that made it
-``resume``         (latest only) optimizer, scaler, :class:`Progress`, flags and data list;
-                   with --ema_decay also the weights that the average is of
-=================  =============================================================================
-
-Schedule and random numbers are functions of the step, so that ``resume`` needs neither.
-"""
-
-import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from utils.checkpoints.description import Description, describe, refuse_contradictions
-from utils.checkpoints.foreign_weights import load_weights
-from utils.checkpoints.read import _is_torchscript, read_checkpoint, read_torchscript
-from utils.checkpoints.resume import _kind
-from utils.config.flags import (
-    as_flags,
-    network_faults,
-    network_options,
-    preprocessing,
-    preprocessing_flags,
-    recorded_flags,
+from networks.registry import find_architecture
+from utils.checkpoints.description import (
+    Description,
+    config_from,
+    describe,
+    preprocessing_from,
+    preprocessing_settings,
+    refuse_contradictions,
 )
-from utils.data.data_list import DataList
-from utils.system.errors import InputError, blame_flags
+from utils.checkpoints.foreign_weights import load_weights
+from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
+from utils.checkpoints.resume import kind_of
+from utils.data.data_list import DataList, unlisted
+from utils.system.errors import InputError
+
+FORMATS = ("ckpt", "torchscript", "any")
 
 
-def weight_files(args: argparse.Namespace) -> list[Path]:
-    """The files that ``--pretrained_model_name`` names or whose names fit its patterns, below ``--pretrained_dir``.
+@dataclass(frozen=True)
+class LoadSettings:
+    """How weights files are read.
+
+    Attributes:
+        format: one of :data:`FORMATS`; ``any`` looks into each file.
+        given: settings of network and preprocessing by the names of their flags. They describe bare weights, and have
+            to agree with a checkpoint, which describes itself. ``model_name`` may be the file of a network of one's own.
+        same_flips: whether the networks of an ensemble must have been trained with the same flips.
+    """
+
+    format: str = "ckpt"
+    given: Mapping[str, Any] = field(default_factory=dict)
+    same_flips: bool = False
+
+
+def load_network(
+    path: str | Path, network_file: str | Path | None = None, **settings: Any
+) -> tuple[nn.Module, Description]:
+    """A trained network in float32 on the CPU, in evaluation mode, and what its checkpoint says of it.
+
+    ``network, description = load_network("runs/x/model.pt")``. No code in the file is run.
+    :func:`networks.layers.optimize_for_cpu` makes it faster.
+
+    Args:
+        path: a checkpoint of ``main.py``, or a bare state dict.
+        network_file: the Python file of a network of one's own. It is code, and is run.
+        settings: what a bare state dict doesn't say, by the names of the flags: ``out_channels=3, roi_x=64``.
+
+    Raises:
+        InputError: if the file can't be read, or isn't of such a network.
+    """
+    given = settings if network_file is None else {"model_name": str(network_file), **settings}
+    network, description, _ = load_for_testing(LoadSettings(given=given), Path(path), unlisted(None))
+    return network.eval(), description
+
+
+def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files below a folder that have these names, or whose names fit these patterns.
 
     Raises:
         InputError: if nothing fits a pattern.
     """
-    folder = Path(args.pretrained_dir)
     files: list[Path] = []
-    for name in args.pretrained_model_name:
+    for name in names:
         is_pattern = any(sign in name for sign in "*?[") and not (folder / name).exists()
         fitting = sorted(folder.glob(name)) if is_pattern and not Path(name).is_absolute() else [folder / name]
         if not fitting:
-            raise InputError(f"--pretrained_model_name {name}: no file in {folder} has such a name.")
+            raise InputError(f"`pretrained_model_name` {name}: no file in {folder} has such a name.")
         files += fitting
     return files
 
 
 def load_ensemble(
-    args: argparse.Namespace, paths: Sequence[Path], data: DataList
+    settings: LoadSettings, paths: Sequence[Path], data: DataList
 ) -> tuple[list[tuple[nn.Module, Description]], str]:
     """The networks of some weights files, which have to agree in preprocessing, channels and labels.
 
@@ -71,21 +88,21 @@ def load_ensemble(
         Each network with its description, and lines about where the weights are from.
 
     Raises:
-        InputError: if a file can't be read, or isn't what flags, data list or the first file say.
+        InputError: if a file can't be read, or isn't what settings, data list or the first file say.
     """
     members: list[tuple[nn.Module, Description]] = []
     lines = []
     for path in paths:
-        network, description, line = load_for_testing(args, path, data)
+        network, description, line = load_for_testing(settings, path, data)
         lines.append(line)
         if members:
             first = members[0][1]
             given, theirs = (
                 {
-                    **preprocessing_flags(one.preprocessing),
-                    "in_channels": one.options["in_channels"],
+                    **preprocessing_settings(one.preprocessing),
+                    "in_channels": one.config.in_channels,
                     "labels": ", ".join(one.labels),
-                    **({"flips": one.flips} if args.tta else {}),  # by which they are mirrored alike
+                    **({"flips": one.flips} if settings.same_flips else {}),
                 }
                 for one in (first, description)
             )
@@ -94,51 +111,50 @@ def load_ensemble(
     return members, "\n".join(lines)
 
 
-def load_for_testing(args: argparse.Namespace, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:
+def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:
     """The network of a weights file, ready to predict.
 
-    A checkpoint describes itself, and a flag that says otherwise is an error. Bare weights are described by the
-    flags, with their defaults, and by the data list's label names. TorchScript is its own network, in float32.
+    A checkpoint describes itself, and a setting that says otherwise is an error. Bare weights are described by the
+    settings, with their defaults, and by the data list's label names. TorchScript is its own network, in float32.
 
     Returns:
         The network, its description, and a line about where the weights are from, with another on labels where the
         data list has names of its own.
 
     Raises:
-        InputError: if the file can't be read, or isn't what flags or data list say.
+        InputError: if the file can't be read, or isn't what settings or data list say.
     """
-    torchscript = args.saved_checkpoint == "torchscript" or (args.saved_checkpoint == "any" and _is_torchscript(path))
+    given = dict(settings.given)
+    architecture = find_architecture(given.get("model_name", "unetr"))  # runs a file of one's own
+    if "model_name" in given:
+        given["model_name"] = architecture.name
+    torchscript = settings.format == "torchscript" or (settings.format == "any" and is_torchscript(path))
     module, content = read_torchscript(path) if torchscript else (None, read_checkpoint(path))
-    given = {name: value for name in recorded_flags() if (value := getattr(args, name)) is not None}
-    description = describe(content)
+    description = describe(content, path)
     note = ""
     if description is None:
-        flags = {**recorded_flags(args.model_name or "unetr"), **given}
-        description = Description(
-            network=flags["model_name"],
-            options=network_options(flags),
-            preprocessing=preprocessing(flags),
-            labels=data.label_names(flags["out_channels"]),
-            amp=True,
-        )
+        preprocessing = preprocessing_from(given)
+        try:
+            config = config_from(architecture, given, preprocessing)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        labels = data.label_names(config.out_channels)
+        description = Description(config, preprocessing, labels, amp=True)
     else:
-        refuse_contradictions(
-            path,
-            given,
-            as_flags(description.network, description.options, description.preprocessing),
-            "Leave these flags out, or give the weights that they describe.",
-        )
+        remedy = "Leave these flags out, or give the weights that they describe."
+        refuse_contradictions(path, given, description.settings(), remedy)
         note = _label_note(path, description.labels, data)
-        flags = {**given, "model_name": description.network}
-    if faults := network_faults({name: value for name, value in flags.items() if value is not None}):
-        raise InputError(f"{path}: {'; '.join(faults)}.")
+    foreign = [name for name in given if name not in description.settings()]
+    if foreign:
+        faults = "; ".join(f"`{name}` is not for {description.network}; leave it out" for name in foreign)
+        raise InputError(f"{path}: {faults}.")
     if module is not None:
         _require_shapes(module, description, path)
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
     # without weights until the file's are in it: to draw random ones takes longer than to read those
-    with blame_flags(), torch.device("meta"):
+    with torch.device("meta"):
         network = description.build()
-    transfer = load_weights(network, content["state_dict"], str(path), kind=_kind(content))
+    transfer = load_weights(network, content["state_dict"], str(path), kind=kind_of(content))
     return network, description, transfer.line() + note
 
 
@@ -175,12 +191,12 @@ def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
 
 
 def _require_shapes(module: nn.Module, description: Description, path: Path) -> None:
-    """Let a network of unknown making predict one window.
+    """Let a TorchScript network predict one window, which shows its channels and classes.
 
     Raises:
         InputError: if it can't, or has another number of classes.
     """
-    window = torch.zeros(1, description.options["in_channels"], *description.preprocessing.roi)
+    window = torch.zeros(1, description.config.in_channels, *description.preprocessing.roi)
     expected = (1, len(description.labels), *description.preprocessing.roi)
     try:
         with torch.inference_mode():
@@ -189,10 +205,10 @@ def _require_shapes(module: nn.Module, description: Description, path: Path) -> 
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
             f"{path}: can't predict a window of {tuple(window.shape)} ({reason}). "
-            "Give the --in_channels, --roi_x, --roi_y and --roi_z that it was made for."
+            "Give the `in_channels`, `roi_x`, `roi_y` and `roi_z` that it was made for."
         ) from error
     if found != expected:
         raise InputError(
             f"{path}: gives {found} for a window of {tuple(window.shape)}, not {expected}. "
-            "Give the --out_channels that it was made for."
+            "Give the `out_channels` that it was made for."
         )

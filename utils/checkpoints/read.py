@@ -1,11 +1,10 @@
 """Read weights files without running any code in them."""
 
-import argparse
 import errno
-import importlib.util
 import json
 import pickle
 import struct
+import types
 import warnings
 import zipfile
 import zlib
@@ -14,21 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy._core.multiarray import scalar as numpy_scalar
 from torch import Tensor
 
 from networks import NETWORKS
-from utils.checkpoints.description import FORMAT, METADATA, _describes_itself
-from utils.system.errors import DamagedError, InputError, brief, lacks_memory
+from utils.checkpoints.description import FORMAT, METADATA, describes_itself
+from utils.system.errors import DamagedError, InputError, first_line, is_out_of_memory
 
-# the scalars in which the repository of 2021 saved its best score; making them runs no code of the file
-NUMPY_SCALARS: list[Any] = [
+# what weights files hold beside tensors; making these runs no code of the file. The repository of 2021 saved its best
+# score as a scalar of numpy's
+HARMLESS: list[Any] = [
     (numpy_scalar, "numpy.core.multiarray.scalar"),
     (numpy_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
+    (types.SimpleNamespace, "argparse.Namespace"),  # flags, as MAE and DINO save them
 ]
 
 
@@ -46,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DamagedError: if there is no such file, or it is damaged, or it holds something else.
         InputError: if a newer version made it.
     """
-    content = _load(path, if_torchscript="Give --resume_jit, or to test.py --saved_checkpoint=torchscript")
+    content = _load(path, if_torchscript="Give `resume_jit`, or to test.py `saved_checkpoint`=torchscript")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         _refuse_newer(path, content)
         return dict(content)
@@ -62,7 +64,7 @@ def read_vit(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: if there is no such file, or it is damaged, or it holds something else.
-        InputError: if it needs a package that is missing.
+        InputError: if it can't be read now, or a newer version made it.
     """
     if path.suffix == ".safetensors":
         return {"state_dict": _load_safetensors(path)}
@@ -75,8 +77,12 @@ def read_vit(path: Path) -> dict[str, Any]:
 
 
 def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
-    if _describes_itself(content) and (content["format"] > FORMAT or content["network"]["name"] not in NETWORKS):
+    if describes_itself(content) and (content["format"] > FORMAT or not _is_known(content["network"])):
         raise InputError(f"{path}: was made by a newer version of this program. Update it.")
+
+
+def _is_known(network: Mapping[str, Any]) -> bool:
+    return "file" in network or network["name"] in NETWORKS
 
 
 def _load(path: Path, if_torchscript: str) -> Any:
@@ -90,7 +96,7 @@ def _load(path: Path, if_torchscript: str) -> Any:
         _require_whole(path)
         with (
             warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
-            torch.serialization.safe_globals([*NUMPY_SCALARS, argparse.Namespace]),  # flags, as MAE and DINO save them
+            torch.serialization.safe_globals(HARMLESS),
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -104,10 +110,6 @@ def _load(path: Path, if_torchscript: str) -> Any:
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     _require_file(path)
-    if importlib.util.find_spec("safetensors") is None:
-        raise InputError(f"{path}: to read it takes a package that is missing. Install it: pip install safetensors")
-    import safetensors.torch
-
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, *UNREADABLE) as error:
@@ -139,7 +141,7 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
     except UNREADABLE as error:
         reason = _why_unreadable(path, error)
         if _is_of_torch_save(path):
-            reason = "it is a checkpoint or a state dict. Give --resume_ckpt, or to test.py --saved_checkpoint=ckpt"
+            reason = "it is a checkpoint or a state dict. Give `resume_ckpt`, or to test.py `saved_checkpoint`=ckpt"
         raise InputError(f"{path}: can't be read as TorchScript: {reason}.") from error
     metadata = _metadata(path)
     _refuse_newer(path, metadata)
@@ -152,8 +154,8 @@ def _require_file(path: Path) -> None:
         there = [] if path.is_dir() else sorted(file.name for file in path.parent.glob("*.pt*"))
         what += f", but there are {', '.join(there[:6])}" if there else ""
         raise InputError(
-            f"{path}: {what}. Mend its path (--pretrained_dir and --pretrained_model_name, or --checkpoint or "
-            "--vit_weights of main.py)."
+            f"{path}: {what}. Mend its path (`pretrained_dir` and `pretrained_model_name`, or `checkpoint` or "
+            "`vit_weights` of main.py)."
         )
 
 
@@ -164,8 +166,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         InputError: if the error tells nothing of its content, so that it may be sound.
     """
     # EINVAL does, as of a place before a damaged file's beginning
-    if lacks_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
-        raise InputError(f"{path}: can't be read now ({brief(error)}). Launch again when it can be.") from error
+    if is_out_of_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+        raise InputError(f"{path}: can't be read now ({first_line(error)}). Launch again when it can be.") from error
     if path.stat().st_size == 0:
         return "it is empty. Copy it again, or give another file"
     return "it is damaged, or of another kind. Copy it again, or give another file"
@@ -176,7 +178,7 @@ def _is_of_torch_save(path: Path) -> bool:
     return "data.pkl" in names and "constants.pkl" not in names
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: Path) -> bool:
     return "constants.pkl" in _members(path)
 
 

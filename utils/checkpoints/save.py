@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.checkpoints.description import METADATA, Description
 from utils.checkpoints.progress import Progress
-from utils.system.files import replacing
+from utils.system.files import atomic_write
 
 
 def save_checkpoint(
@@ -24,7 +24,7 @@ def save_checkpoint(
     """Write a checkpoint in one step: whatever happens, ``path`` is the old file or the new one.
 
     Args:
-        resume: from :func:`resume_state`, for a checkpoint that a run can continue from.
+        resume: from :func:`utils.checkpoints.resume.resume_state`, for a checkpoint that a run can continue from.
         previous: gets the checkpoint that was at ``path``.
 
     Raises:
@@ -38,7 +38,7 @@ def save_checkpoint(
     }
     if resume is not None:
         content["resume"] = resume
-    with replacing(path, previous) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path, previous) as temporary, open(temporary, "wb") as file:
         save_tensors(content, file)
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from networks.unetr import PATCH_SIZES, UNETR
+from networks.registry import architecture_of
+from networks.vit import PATCH_SIZES, ViT, ViTConfig
 from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
 from utils.system.errors import InputError, size_text
 
@@ -52,7 +53,7 @@ class _Encoder:
 
 
 def load_vit_weights(
-    network: UNETR, content: Mapping[str, Any], source: str, img_size: tuple[int, ...] | None = None
+    network: nn.Module, content: Mapping[str, Any], source: str, img_size: tuple[int, ...] | None = None
 ) -> tuple[str, list[str]]:
     """Put the weights of a file's ViT into a network's encoder; the decoder stays as it is.
 
@@ -67,16 +68,19 @@ def load_vit_weights(
         A text about what was loaded, and notes about what was changed or left out.
 
     Raises:
-        InputError: if the file holds no such ViT, or one that the encoder can't be.
+        InputError: if the network has no ViT, or the file holds none that the encoder can take.
     """
-    vit = network.vit
+    name = architecture_of(network).require("vit_encoder", "vit_weights", "started from a ViT")
+    vit, config = getattr(network, name), network.config
+    assert isinstance(vit, ViT)
+    assert isinstance(config, ViTConfig)
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
     encoder = _read_encoder(content, source)
     _refuse_other_sizes(encoder, wanted, source)
-    edge = network.patch_size
+    edge = config.patch_size
     of_images = _adapt_patches(encoder, wanted[PATCHES], edge, source)
     grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
-    _adapt_positions(encoder, of_images, grid, network.grid, source)
+    _adapt_positions(encoder, of_images, grid, config.grid, source)
     _keep_known(encoder, wanted, source)
     lost = [_absorb(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
     if any(lost):
@@ -111,7 +115,7 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
     if not prefixes:
         raise InputError(
             f"{source}: holds no ViT with the names of timm (patch_embed.proj.weight, blocks.0.norm1.weight, …) or of "
-            "MONAI (patch_embedding.patch_embeddings.weight, …). Give --vit_weights the state dict of one."
+            "MONAI (patch_embedding.patch_embeddings.weight, …). Give `vit_weights` the state dict of one."
         )
     if len(prefixes) > 1:
         raise InputError(
@@ -146,7 +150,7 @@ def _refuse_other_sizes(encoder: _Encoder, wanted: Mapping[str, Tensor], source:
             f"--{flag} is {ours}, but its ViT has {theirs}" for flag, (theirs, ours) in differing.items()
         )
         flags = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in differing.items())
-        raise InputError(f"{source}: {faults}. Give {flags}, and the --num_heads that it was trained with.")
+        raise InputError(f"{source}: {faults}. Give {flags}, and the `num_heads` that it was trained with.")
     theirs, ours = _depth(tensors), _depth(wanted)
     if theirs != ours:
         raise InputError(f"{source}: its ViT has {theirs} blocks, and UNETR's has {ours}. Give a ViT of {ours} blocks.")
@@ -265,7 +269,7 @@ def _adapt_positions(
         form = "a square" if of_images else "a cube"
         raise InputError(
             f"{source}: its position embeddings {tuple(positions.shape)} are not those of {form} of patches. Give a "
-            "ViT that was trained with such a window, or the --roi_x, --roi_y and --roi_z of its own."
+            "ViT that was trained with such a window, or the `roi_x`, `roi_y` and `roi_z` of its own."
         )
     positions = positions[:, no_patches:]
     wanted = new[: len(old)]

@@ -1,4 +1,7 @@
-"""Every flag of ``main.py``, ``test.py`` and ``utils.crossval``, declared once; the checks that need no file."""
+"""Every flag of ``main.py``, ``test.py`` and ``utils.crossval``, declared once, and the checks that need no file.
+
+A network's flags are the fields of its config (:mod:`networks.registry`).
+"""
 
 import argparse
 import os
@@ -7,28 +10,35 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from networks import NETWORKS
-from networks.unetr import NORMS, PATCH_SIZE, PATCH_SIZES
-from networks.vit import POSITION_EMBEDDINGS
+from networks.registry import Architecture, find_architecture, value_fault
 from optimizers import OPTIMIZERS, SCHEDULES
-from utils.config.parser import Parser, _names, _number, count, not_negative, positive, probability, real, whole
-from utils.data.preprocessing import INTENSITIES, Preprocessing
+from utils.checkpoints.description import config_from, preprocessing_from
+from utils.checkpoints.load import FORMATS
+from utils.config.messages import name_flags
+from utils.config.parser import (
+    Parser,
+    count,
+    names,
+    not_negative,
+    number,
+    parse_number,
+    positive,
+    probability,
+    rare,
+    real,
+    whole,
+)
+from utils.data.preprocessing import INTENSITIES
+from utils.system.errors import InputError
+from utils.training.losses import LOSSES
 
 ENGINES = ("torch", "openvino", "auto")
-
-
 AUGMENTATIONS = ("published", "strong")
-
-
 FLIPS = ("published", "anatomical")
-
-
 SPLITS = ("validation", "test", "training")
-
-
 FAST_OVERLAP = 0.25
-
-
-FILES = "@FILE stands for the flags in a file, as recipes/ has some for main.py."
+FILES = "@FILE stands for the flags in a file; recipes/ has some for main.py."
+Groups = Callable[[argparse.ArgumentParser], None]
 
 
 def _run_name(text: str) -> str:
@@ -38,179 +48,164 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _flag_name(text: str) -> str:
-    """The name of a flag that :func:`recorded_flags` or the data list stands for, with dashes before it or without."""
-    name = text.lstrip("-")
-    names = [*(name for name in recorded_flags() if name != "model_name"), "json_list"]
-    if name not in names:
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(names)}, not {text!r}")
-    return name
-
-
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+def _add_list_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder that holds the scans")
-    group.add_argument(
-        "--json_list", help="data list, below --data_dir or a path of its own (default: dataset_FOLD.json)"
-    )
+    group.add_argument("--json_list", help="data list, in --data_dir or elsewhere (default: dataset_FOLD.json)")
     group.add_argument("--fold", type=whole, default=0, help="which fold validates")
-    group.add_argument(
-        "--workers",
-        type=whole,
-        default=8,
-        help="threads or processes that load data, at most one per core; 0 prepares nothing ahead",
+    rare(group.add_argument("--workers", type=whole, default=8, help="threads or processes that load data, at most one "
+                            "per core; 0 prepares nothing ahead"))  # fmt: skip
+
+
+def _add_caching_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("check and caching")
+    rare(group.add_argument("--skip_data_check", action="store_true", help="start without reading every file first"))
+    rare(group.add_argument("--cache_dir", help="keep preprocessed scans in this folder between runs"))
+    rare(group.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory"))
+
+
+def _add_model_flag(parser: argparse.ArgumentParser, default: str | None = "unetr") -> None:
+    known = ", ".join(sorted(NETWORKS, key=lambda name: name != "unetr"))
+    parser.add_argument_group("network").add_argument(
+        "--model_name", default=default, metavar="NAME", help=f"{known}, or a .py file that defines a network"
     )
 
 
-def _add_network_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network (flags with names behind them are for these networks alone)")
-    group.add_argument("--model_name", choices=tuple(NETWORKS), default="unetr", help="which network")
-    group.add_argument("--in_channels", type=count, default=1, help="channels of a scan")
-    group.add_argument("--out_channels", type=count, default=14, help="classes, the background included")
-    group.add_argument(
-        "--feature_size",
-        type=count,
-        default=16,
-        help="channels at full resolution; by default 24 for swin_unetr, 32 for segresnet and dynunet",
-    )
-    group.add_argument("--hidden_size", type=count, default=768, help="length of a token (unetr)")
-    group.add_argument("--mlp_dim", type=count, default=3072, help="width of the transformer's perceptron (unetr)")
-    group.add_argument("--num_heads", type=count, default=12, help="attention heads (unetr)")
-    group.add_argument("--pos_embed", choices=POSITION_EMBEDDINGS, default="perceptron", help="patch embedding (unetr)")
-    group.add_argument(
-        "--norm_name", choices=tuple(NORMS), default="instance", help="the decoder's normalisation (unetr)"
-    )
-    boolean = argparse.BooleanOptionalAction
-    group.add_argument("--conv_block", action=boolean, default=True, help="convolutions in the skip paths (unetr)")
-    group.add_argument("--res_block", action=boolean, default=True, help="residual connections in the blocks (unetr)")
-    group.add_argument(
-        "--dropout_rate", type=probability, default=0.0, help="dropout in the transformer (unetr, swin_unetr)"
-    )
-    group.add_argument(
-        "--patch_size", type=int, choices=PATCH_SIZES, default=PATCH_SIZE, help="edge of a patch in voxels (unetr)"
-    )
-    group.add_argument(
-        "--drop_path_rate",
-        type=probability,
-        default=0.0,
-        help="how often training leaves out a branch of the last transformer block; less often in earlier ones (unetr)",
-    )
-    group.add_argument(
-        "--deep_supervision",
-        action=boolean,
-        default=False,
-        help="also train the decoder's coarser resolutions by the labels (unetr)",
-    )
+def _add_network_flags(parser: argparse.ArgumentParser, architecture: Architecture | None) -> None:
+    """The flags of a network; those of others are known and hidden. Of none in particular, all have no default."""
+    group = parser.add_argument_group(f"network {architecture.name}" if architecture else "network")
+    taken: set[str] = set(parser._option_string_actions)
+    for one in dict.fromkeys([*([architecture] if architecture else []), *NETWORKS.values()]):
+        own = one is architecture
+        for name, field in one.flags.items():
+            if f"--{name}" in taken:
+                if own:
+                    raise InputError(f"`model_name` {one.file}: its field {name} is a flag of ours. Rename it.")
+                continue
+            taken.add(f"--{name}")
+            kind, rules = one.types[name], field.metadata
+            shown = rules.get("help") if own or architecture is None else argparse.SUPPRESS
+            options: dict[str, Any] = {"default": field.default if own else None, "help": shown}
+            if kind is bool:
+                action = group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **options)
+            else:
+                if rules.get("choices") and shown != argparse.SUPPRESS:
+                    options["help"] = f"{shown}: {', '.join(map(str, rules['choices']))}"
+                action = group.add_argument(f"--{name}", type=_setting_type(kind, rules), metavar="X", **options)
+            if rules.get("rare") or not own:
+                rare(action)
+
+
+def _setting_type(kind: type, rules: Mapping[str, Any]) -> Callable[[str], Any]:
+    """A type for argparse, with the checks of a config's field."""
+
+    def parse(text: str) -> Any:
+        value = text if kind is str else parse_number(kind, text)
+        fault = value_fault(value, rules)
+        if fault is not None:
+            raise argparse.ArgumentTypeError(fault)
+        return value
+
+    return parse
 
 
 def _add_preprocessing_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preprocessing")
-    group.add_argument(
-        "--intensity",
-        choices=INTENSITIES,
-        default="ct",
-        help="ct: the window a_min … a_max becomes b_min … b_max; zscore: mean 0 and deviation 1 per scan (MR)",
-    )
-    group.add_argument("--a_min", type=real, default=-175.0, help="lower end of the CT window")
-    group.add_argument("--a_max", type=real, default=250.0, help="upper end of the CT window")
-    group.add_argument("--b_min", type=real, default=0.0, help="what a_min becomes")
-    group.add_argument("--b_max", type=real, default=1.0, help="what a_max becomes")
-    group.add_argument("--space_x", type=positive, default=1.5, help="voxel size in mm, left to right")
-    group.add_argument("--space_y", type=positive, default=1.5, help="voxel size in mm, back to front")
-    group.add_argument("--space_z", type=positive, default=2.0, help="voxel size in mm, feet to head")
-    group.add_argument("--roi_x", type=count, default=96, help="window in voxels, left to right")
-    group.add_argument("--roi_y", type=count, default=96, help="window in voxels, back to front")
-    group.add_argument("--roi_z", type=count, default=96, help="window in voxels, feet to head")
+    group.add_argument("--intensity", choices=INTENSITIES, default="ct",
+                       help="ct: the window a_min … a_max becomes b_min … b_max; zscore (MR): each scan has mean 0 and "
+                       "deviation 1")  # fmt: skip
+    group.add_argument("--a_min", type=real, default=-175.0, metavar="HU", help="lower end of the CT window")
+    group.add_argument("--a_max", type=real, default=250.0, metavar="HU", help="upper end of the CT window")
+    rare(group.add_argument("--b_min", type=real, default=0.0, metavar="X", help="what a_min becomes"))
+    rare(group.add_argument("--b_max", type=real, default=1.0, metavar="X", help="what a_max becomes"))
+    group.add_argument("--space_x", type=positive, default=1.5, metavar="MM", help="voxel size, left to right")
+    group.add_argument("--space_y", type=positive, default=1.5, metavar="MM", help="voxel size, back to front")
+    group.add_argument("--space_z", type=positive, default=2.0, metavar="MM", help="voxel size, feet to head")
+    group.add_argument("--roi_x", type=count, default=96, metavar="N", help="window in voxels, left to right")
+    group.add_argument("--roi_y", type=count, default=96, metavar="N", help="window in voxels, back to front")
+    group.add_argument("--roi_z", type=count, default=96, metavar="N", help="window in voxels, feet to head")
 
 
 def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("augmentation (probabilities; testing augments nothing)")
-    group.add_argument("--RandFlipd_prob", type=probability, default=0.2, help="flip, along each axis")
-    group.add_argument("--RandRotate90d_prob", type=probability, default=0.2, help="rotate by 90° in the x-y plane")
-    group.add_argument("--RandScaleIntensityd_prob", type=probability, default=0.1, help="scale by 0.9 … 1.1")
-    group.add_argument("--RandShiftIntensityd_prob", type=probability, default=0.1, help="shift by -0.1 … 0.1")
-
-
-def _add_flips_flag(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("flips")
-    group.add_argument(
-        "--flips",
-        choices=FLIPS,
-        default="published",
-        help="published: along every axis, labels as they are; anatomical: left and right labels swap along x, and an "
-        "axis that mixes labels up, or a rotation, is left out",
+    group = parser.add_argument_group("augmentation")
+    chance: dict[str, Any] = {"type": probability, "metavar": "P"}
+    group.add_argument("--RandFlipd_prob", default=0.2, help="how often to flip, along each axis", **chance)
+    group.add_argument("--RandRotate90d_prob", default=0.2, help="how often to rotate by 90° in x and y", **chance)
+    rare(
+        group.add_argument("--RandScaleIntensityd_prob", default=0.1, help="how often to scale by 0.9 … 1.1", **chance)
+    )
+    rare(
+        group.add_argument("--RandShiftIntensityd_prob", default=0.1, help="how often to shift by -0.1 … 0.1", **chance)
     )
 
 
-def _add_augment_flag(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("further augmentation")
-    group.add_argument(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="published",
-        help="published: the changes above alone; strong: also rotations up to 15° and scaling before them, and noise, "
-        "blur, brightness, contrast, low resolution and gamma about a crop's mean after them, as nnU-Net has them",
-    )
+def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument("--flips", choices=FLIPS, default="published",
+                       help="published: along every axis, labels stay; anatomical: left and right labels swap along x, "
+                       "and what would mix labels up is left out")  # fmt: skip
+    group.add_argument("--augment", choices=AUGMENTATIONS, default="published",
+                       help="published: the above alone; strong: also nnU-Net's rotations, scaling, noise, blur, "
+                       "brightness, contrast, low resolution and gamma")  # fmt: skip
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimization")
-    group.add_argument("--max_epochs", type=count, default=5000, help="passes over the training scans")
-    group.add_argument("--batch_size", type=count, default=1, help="scans in a step, of each process")
-    group.add_argument("--accumulate", type=count, default=1, help="batches of each process in a step")
-    group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help="optimizer")
-    group.add_argument("--optim_lr", type=positive, default=1e-4, help="highest learning rate")
-    group.add_argument("--reg_weight", type=not_negative, default=1e-5, help="weight decay")
-    group.add_argument(
-        "--vit_lr", type=positive, help="highest learning rate of the transformer (default: that of --optim_lr)"
-    )
-    group.add_argument(
-        "--vit_reg_weight", type=not_negative, help="weight decay of the transformer (default: that of --reg_weight)"
-    )
-    group.add_argument("--momentum", type=probability, default=0.99, help="momentum of sgd")
-    group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine", help="schedule")
-    group.add_argument("--warmup_epochs", type=whole, default=50, help="epochs of rising learning rate")
-    group.add_argument(
-        "--clip_grad_norm", type=positive, help="longest gradient of all weights together; longer ones are shortened"
-    )
-    group.add_argument(
-        "--ema_decay",
-        type=_number(float, 0, 1, above=True),
-        help="keep a running average of the weights: this share of it, such as 0.999, and the rest of each step",
-    )
-    group.add_argument("--smooth_nr", type=not_negative, default=0.0, help="added to the Dice loss's numerator")
-    group.add_argument("--smooth_dr", type=not_negative, default=1e-6, help="added to its denominator")
-    group.add_argument("--crops_per_scan", type=count, default=4, help="crops taken from a scan at each use")
-    group.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="seed of all that is random")
+    group = parser.add_argument_group("training")
+    group.add_argument("--max_epochs", type=count, default=5000, metavar="N", help="passes over the training scans")
+    group.add_argument("--batch_size", type=count, default=1, metavar="N", help="scans in a step, of each process")
+    group.add_argument("--crops_per_scan", type=count, default=4, metavar="N", help="crops of a scan at each use")
+    rare(group.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches of a process in a step"))
+    group.add_argument("--loss", choices=tuple(LOSSES), default="dice_ce", help=", ".join(LOSSES))
+    group.add_argument("--optim_lr", type=positive, default=1e-4, metavar="LR", help="highest learning rate")
+    group.add_argument("--warmup_epochs", type=whole, default=50, metavar="N", help="epochs of rising learning rate")
+    rare(group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine",
+                            help=", ".join(SCHEDULES)))  # fmt: skip
+    rare(group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help=", ".join(OPTIMIZERS)))
+    rare(group.add_argument("--reg_weight", type=not_negative, default=1e-5, metavar="X", help="weight decay"))
+    rare(group.add_argument("--momentum", type=probability, default=0.99, metavar="X", help="momentum of sgd"))
+    rare(group.add_argument("--clip_grad_norm", type=positive, metavar="X",
+                            help="longest gradient of all weights together; longer ones are shortened"))  # fmt: skip
+    rare(group.add_argument("--ema_decay", type=number(float, 0, 1, above=True), metavar="X",
+                            help="validate and save a running average of the weights: this share of it, such as 0.999, "
+                            "and the rest of each step"))  # fmt: skip
+    rare(group.add_argument("--smooth_nr", type=not_negative, default=0.0, metavar="X",
+                            help="added to the Dice loss's numerator"))  # fmt: skip
+    rare(group.add_argument("--smooth_dr", type=not_negative, default=1e-6, metavar="X",
+                            help="added to its denominator"))  # fmt: skip
+    group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="seed of all randomness")
 
 
-def _add_inference_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
+def _group_flags(architecture: Architecture) -> dict[str, str]:
+    """By flag, the group of the network's parameters that it gives a rate or a decay of its own."""
+    groups = architecture.declared("parameter_groups", {})
+    return {f"{group}_{what}": group for group in groups for what in ("lr", "reg_weight")}
+
+
+def _add_group_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:
+    """A learning rate and a weight decay for each group of parameters that the network declares."""
+    group = parser.add_argument_group("training")
+    for name, part in _group_flags(architecture).items():
+        what, kind, of = ("highest learning rate", positive, "optim_lr")
+        if name.endswith("_reg_weight"):
+            what, kind, of = ("weight decay", not_negative, "reg_weight")
+        rare(group.add_argument(f"--{name}", type=kind, metavar="X", help=f"{what} of its {part} (default: --{of})"))
+    for one in NETWORKS.values():  # the flags of other networks are known, and refused
+        for name in _group_flags(one):
+            if f"--{name}" not in parser._option_string_actions:
+                group.add_argument(f"--{name}", type=not_negative, help=argparse.SUPPRESS)
+
+
+def _add_window_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
     group = parser.add_argument_group("sliding windows")
     overlap = group.add_mutually_exclusive_group()
-    overlap.add_argument("--infer_overlap", type=probability, default=0.5, help="how far windows overlap, 0 to below 1")
+    action = overlap.add_argument("--infer_overlap", type=probability, default=0.5, metavar="P",
+                                  help="share of a window that its neighbour repeats, 0 to below 1")  # fmt: skip
     if fast:
-        overlap.add_argument(
-            "--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
-            help=f"--infer_overlap {FAST_OVERLAP}: fewer windows, at some cost in Dice",
-        )  # fmt: skip
-    group.add_argument("--sw_batch_size", type=count, default=1, help="windows in one forward pass")
-
-
-def _add_mirroring_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("mirroring").add_argument(
-        "--tta",
-        action="store_true",
-        help="also predict windows mirrored as crops were flipped in training, and average",
-    )
-
-
-def _add_engine_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("engine").add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="torch",
-        help="what computes the forward passes; openvino: on CPUs alone, a package of its own; auto: the faster one",
-    )
+        overlap.add_argument("--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
+                             help=f"--infer_overlap {FAST_OVERLAP}: fewer windows, at some cost in Dice")  # fmt: skip
+    else:
+        rare(action)
+    rare(group.add_argument("--sw_batch_size", type=count, default=1, metavar="N", help="windows in a forward pass"))
 
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -218,116 +213,113 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     group.add_argument("--noamp", action="store_true", help="float32 throughout, no mixed precision")
     group.add_argument("--distributed", action="store_true", help="one process per GPU, or as torchrun starts them")
-    group.add_argument(
-        "--dist_timeout",
-        type=positive,
-        default=1800.0,
-        help="seconds for which processes wait for one that makes no headway",
-    )
+    rare(group.add_argument("--dist_timeout", type=positive, default=1800.0, metavar="S",
+                            help="seconds for which processes wait for one that makes no headway"))  # fmt: skip
 
 
 def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several machines without torchrun")
-    group.add_argument("--world_size", type=count, default=1, help="number of machines")
-    group.add_argument("--rank", type=whole, default=0, help="number of this machine")
-    group.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0")
-    group.add_argument(
-        "--dist-backend", choices=("nccl", "gloo"), default="nccl", help="backend on GPUs; on CPUs it is gloo"
-    )
+    rare(group.add_argument("--world_size", type=count, default=1, metavar="N", help="number of machines"))
+    rare(group.add_argument("--rank", type=whole, default=0, metavar="N", help="number of this machine"))
+    rare(group.add_argument("--dist-url", default="tcp://127.0.0.1:23456", help="address of machine 0"))
+    rare(group.add_argument("--dist-backend", choices=("nccl", "gloo"), default="nccl",
+                            help="nccl or gloo, on GPUs; on CPUs it is gloo"))  # fmt: skip
 
 
-def _add_weights_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    group = parser.add_argument_group("weights")
-    group.add_argument("--pretrained_dir", default="./pretrained_models/", help="folder of the weights")
-    name = "UNETR_model_best_acc.pth"
-    if several:
-        group.add_argument(
-            "--pretrained_model_name",
-            nargs="+",
-            default=[name],
-            help="files of the weights, or patterns such as 'fold*.pt', whose probabilities are averaged",
+def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:
+    group = parser.add_argument_group("weights to start from")
+    group.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
+    group.add_argument("--pretrained_dir", default="./pretrained_models/", metavar="DIR", help="its folder")
+    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", metavar="FILE", help="its name")
+    group.add_argument("--adapt_weights", action="store_true", help="fit it to other classes, channels or windows")
+    rare(group.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)"))
+    rare(group.add_argument("--vit_weights", metavar="FILE",
+                            help="start the encoder from a ViT that was trained elsewhere, the rest anew"))  # fmt: skip
+    rare(group.add_argument("--checkpoint", metavar="FILE", help="continue the run that saved this model_final.pt"))
+    allowed = [*architecture.flags, *_defaults(_add_preprocessing_flags), "json_list"]
+
+    def setting(text: str) -> str:
+        name = text.lstrip("-")
+        if name not in allowed:
+            raise argparse.ArgumentTypeError(f"must be among {', '.join(allowed)}, not {text!r}")
+        return name
+
+    rare(group.add_argument("--allow_change", nargs="+", default=[], metavar="FLAG", type=setting,
+                            help="flags that may differ from the run that goes on, such as a_min a_max; json_list stands "
+                            "for the data list"))  # fmt: skip
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--logdir", type=_run_name, default="test", metavar="NAME", help="its folder below runs/")
+    group.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
+    group.add_argument("--resume", action="store_true", help="go on where the run of this name stopped, or begin it")
+    group.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+    group.add_argument("--val_every", type=count, default=100, metavar="N", help="epochs between validations")
+    rare(group.add_argument("--save_every", type=count, default=10, metavar="N",
+                            help="epochs between saves of model_final.pt"))  # fmt: skip
+
+
+def _add_cost_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory and time")
+    rare(group.add_argument("--activation_checkpointing", action="store_true",
+                            help="recompute activations in the backward pass: less memory, longer steps"))  # fmt: skip
+    rare(group.add_argument("--compile", action="store_true",
+                            help="train with torch.compile: a long first step, then perhaps shorter ones"))  # fmt: skip
+    graph = group.add_mutually_exclusive_group()
+    rare(
+        graph.add_argument(
+            "--cuda_graph",
+            action="store_true",
+            help="record a step as a CUDA graph, or end where that can't be (default: where it can)",
         )
-    else:
-        group.add_argument("--pretrained_model_name", default=name, help="file of the weights")
+    )
+    rare(graph.add_argument("--nocuda_graph", action="store_true", help="launch a step's kernels one by one"))
 
 
 def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
-    group.add_argument("--output_dir", help="where masks, tables and report go (default: PRETRAINED_DIR/scores)")
-    group.add_argument("--overwrite", action="store_true", help="do scans again that are finished")
-    group.add_argument("--organs", type=_names, help="only these, with commas between: spleen,liver (default: all)")
-    group.add_argument("--one_file_per_organ", action="store_true", help="also write each organ as a mask of its own")
-    group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
     group.add_argument(
-        "--largest_component", type=_names, help="organs of which only the largest component stays in the mask, or all"
+        "--output_dir", metavar="DIR", help="where masks, tables and report go (default: PRETRAINED_DIR/scores)"
     )
-    group.add_argument("--nsd_mm", type=positive, default=2.0, help="tolerance of the normalised surface Dice in mm")
+    group.add_argument("--overwrite", action="store_true", help="do finished scans again")
+    group.add_argument("--organs", type=names, help="only these, with commas between: spleen,liver (default: all)")
+    group.add_argument("--one_file_per_organ", action="store_true", help="also write each organ as a mask of its own")
+    group.add_argument("--largest_component", type=names, metavar="ORGANS",
+                       help="organs of which only the largest component stays, or all")  # fmt: skip
+    group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
+    rare(group.add_argument("--nsd_mm", type=positive, default=2.0, metavar="MM",
+                            help="tolerance of the normalised surface Dice"))  # fmt: skip
 
 
-def train_parser() -> Parser:
-    """The parser of ``main.py``."""
-    parser = Parser(description="Train a network on the scans of a data list.", epilog=FILES)
-    _add_data_flags(parser)
-    check = parser.add_argument_group("check")
-    check.add_argument("--skip_data_check", action="store_true", help="start without reading every file first")
-    data = parser.add_argument_group("caching")
-    data.add_argument("--cache_dir", help="keep preprocessed scans on disk between runs, in this folder")
-    data.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory")
+def _model_name(flags: Sequence[str], default: str | None) -> str | None:
+    parser = Parser(add_help=False)
+    _add_model_flag(parser, default)
+    return parser.parse_known_args(flags)[0].model_name  # type: ignore[no-any-return]
+
+
+def train_parser(architecture: Architecture | None = None) -> Parser:
+    """The parser of ``main.py`` for a network, by default ``unetr``."""
+    architecture = architecture or NETWORKS["unetr"]
+    parser = Parser(
+        description="Train a network on the scans of a data list.",
+        usage="python main.py [@FILE] --data_dir DIR --logdir NAME --save_checkpoint [flags]",
+        epilog=f"{FILES} With --model_name, --help shows that network's flags.",
+    )
+    _add_list_flags(parser)
+    _add_run_flags(parser)
+    _add_model_flag(parser)
+    _add_network_flags(parser, architecture)
     _add_preprocessing_flags(parser)
-    _add_augmentation_flags(parser)
-    _add_flips_flag(parser)
-    _add_augment_flag(parser)
-
-    _add_network_flags(parser)
-
-    _add_weights_flags(parser)
-    start = parser.add_argument_group("start")
-    start.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
-    start.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)")
-    start.add_argument(
-        "--adapt_weights", action="store_true", help="fit them to other classes, another window or other channels"
-    )
-    start.add_argument(
-        "--vit_weights", metavar="FILE", help="start the encoder from a ViT that was trained elsewhere, the rest anew"
-    )
-    start.add_argument("--checkpoint", help="continue the run that saved this file (model_final.pt)")
-    start.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run of this name where it stopped; begin it (or --checkpoint) where there is none",
-    )
-    start.add_argument(
-        "--allow_change",
-        nargs="+",
-        default=[],
-        metavar="FLAG",
-        type=_flag_name,
-        help="flags that may differ from the run that goes on, such as a_min a_max; json_list stands for the data list",
-    )
-
     _add_optimization_flags(parser)
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--logdir", type=_run_name, default="test", help="name of the run: its folder below runs/")
-    run.add_argument("--overwrite", action="store_true", help="replace a run of that name")
-    run.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
-    run.add_argument("--save_every", type=count, default=10, help="epochs between saves of model_final.pt")
-    run.add_argument("--val_every", type=count, default=100, help="epochs between validations; the last always is one")
-    _add_inference_flags(parser)
-
-    cost = parser.add_argument_group("memory and time")
-    cost.add_argument(
-        "--activation_checkpointing",
-        action="store_true",
-        help="compute activations again in the backward pass instead of keeping them: less memory, longer steps",
-    )
-    cost.add_argument(
-        "--compile", action="store_true", help="train with torch.compile: a long first step, then perhaps shorter ones"
-    )
-    cost.add_argument(
-        "--nocuda_graph", action="store_true", help="launch a step's kernels one by one, as with several GPUs"
-    )
+    _add_group_flags(parser, architecture)
+    _add_augmentation_flags(parser)
+    _add_further_augmentation_flags(parser)
+    _add_start_flags(parser, architecture)
     _add_machine_flags(parser)
+    _add_window_flags(parser)
+    _add_caching_flags(parser)
+    _add_cost_flags(parser)
     _add_several_machines_flags(parser)
     return parser
 
@@ -338,10 +330,11 @@ def _add_folds_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def crossval_parser() -> Parser:
+def crossval_parser(architecture: Architecture | None = None) -> Parser:
     """The parser of ``utils.crossval``: that of ``main.py``, and the folds in place of one. It saves in any case."""
-    parser = train_parser()
+    parser = train_parser(architecture)
     parser.prog = "python -m utils.crossval"
+    parser.usage = "python -m utils.crossval [@FILE] --data_dir DIR --logdir NAME [flags]"
     parser.description = "Train every fold of a task, score each on the scans that it didn't see, and sum up."
     _add_folds_flag(parser)
     for action in parser._actions:
@@ -352,46 +345,60 @@ def crossval_parser() -> Parser:
     return parser
 
 
-def test_parser() -> Parser:
+def test_parser(architecture: Architecture | None = None) -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(
         description="Segment scans with a trained network, and score them where they have labels.",
-        epilog="A checkpoint tells its network and preprocessing. Their flags are for weights that tell nothing. "
-        + FILES,
+        usage="python test.py --input PATH … --output_dir DIR --pretrained_dir runs/NAME --pretrained_model_name model.pt",
+        epilog="A checkpoint knows its network and preprocessing. Their flags are for weights that don't. " + FILES,
     )
-    _add_weights_flags(parser, several=True)
-    parser.add_argument_group("format").add_argument(
-        "--saved_checkpoint",
-        choices=("ckpt", "torchscript", "any"),
-        default="ckpt",
-        help="what the weights files are; any: some are checkpoints and some TorchScript",
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--pretrained_dir", default="./pretrained_models/", metavar="DIR", help="their folder")
+    weights.add_argument(
+        "--pretrained_model_name",
+        nargs="+",
+        default=["UNETR_model_best_acc.pth"],
+        metavar="FILE",
+        help="their files, or patterns such as 'fold*.pt', whose probabilities are averaged",
     )
+    weights.add_argument("--saved_checkpoint", choices=FORMATS, default="ckpt",
+                         help="ckpt, torchscript, or any: some are checkpoints and some TorchScript")  # fmt: skip
     scans = parser.add_argument_group("scans")
-    scans.add_argument(
-        "--input", nargs="+", metavar="PATH", help="files, DICOM folders, or folders of both, instead of a data list"
-    )
-    _add_data_flags(parser)
+    scans.add_argument("--input", nargs="+", metavar="PATH",
+                       help="files, DICOM folders, or folders of both, instead of a data list")  # fmt: skip
     scans.add_argument("--split", choices=SPLITS, default="validation", help="part of the data list to segment")
+    _add_list_flags(parser)
     _add_result_flags(parser)
-    _add_inference_flags(parser, fast=True)
-    _add_mirroring_flag(parser)
-    _add_engine_flag(parser)
+    _add_window_flags(parser, fast=True)
+    parser.add_argument_group("mirroring and engine").add_argument(
+        "--tta",
+        action="store_true",
+        help="also predict windows mirrored as crops were flipped in training, and average",
+    )
+    parser.add_argument_group("mirroring and engine").add_argument(
+        "--engine", choices=ENGINES, default="torch", help="torch, openvino (on CPUs, a package of its own), or auto"
+    )
     _add_machine_flags(parser)
-    _add_network_flags(parser)
-    _add_preprocessing_flags(parser)
-    _add_augmentation_flags(parser)
-    parser.set_defaults(**dict.fromkeys(recorded_flags()), **_defaults(_add_several_machines_flags))
+    _add_model_flag(parser, default=None)
+    _add_network_flags(parser, None)
+    if architecture is not None and architecture.file is not None:
+        for name, field in architecture.flags.items():
+            if f"--{name}" not in parser._option_string_actions:
+                kind = architecture.types[name]
+                parser.add_argument(f"--{name}", type=_setting_type(kind, field.metadata), help=argparse.SUPPRESS)
+    for add in (_add_preprocessing_flags, _add_augmentation_flags):
+        before = set(parser._actions)
+        add(parser)
+        for action in set(parser._actions) - before:
+            rare(action)
+    given_by_a_checkpoint = dict.fromkeys(_defaults(_add_preprocessing_flags))
+    parser.set_defaults(**given_by_a_checkpoint, **_defaults(_add_several_machines_flags))
     return parser
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
-    parser = train_parser()
-    args = _parsed(parser, parser.with_files(sys.argv[1:] if argv is None else argv))
-    faults = _train_faults(args)
-    if faults:
-        parser.error("; ".join(faults))
-    return args
+    return _parsed(train_parser, argv)[0]
 
 
 def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -400,10 +407,8 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     Returns:
         The flags by name, and as a command line those that ``main.py`` gets for every fold.
     """
-    parser = crossval_parser()
-    given = parser.with_files(sys.argv[1:] if argv is None else argv)
-    args = _parsed(parser, given)
-    faults = _train_faults(args)
+    args, given, parser = _parsed(crossval_parser, argv)
+    faults = []
     if args.fold is not None:
         faults.append("--fold is for one run of main.py; give --folds, or leave it out for all of them")
     if args.folds is not None and len(set(args.folds)) < len(args.folds):
@@ -420,22 +425,54 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     return args, own.parse_known_args(given)[1]
 
 
-def _parsed(parser: Parser, flags: Sequence[str]) -> argparse.Namespace:
-    """The flags by name, those that were not given with the defaults of the network that is named."""
-    parser.set_defaults(**recorded_flags(parser.parse_args(flags).model_name))
-    return parser.parse_args(flags)
+def _parsed(
+    make: Callable[[Architecture], Parser], argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str], Parser]:
+    """The flags by name, as a command line without files, and the parser for the network that they name."""
+    plain = make(NETWORKS["unetr"])
+    given = plain.with_files(sys.argv[1:] if argv is None else argv)
+    try:
+        architecture = find_architecture(str(_model_name(given, "unetr")))
+        parser = make(architecture)
+    except InputError as error:
+        plain.error(name_flags(str(error)).rstrip("."))
+    args = parser.parse_args(given)
+    faults = _train_faults(args, architecture)
+    if faults:
+        parser.error("; ".join(faults))
+    return args, given, parser
 
 
-def _train_faults(args: argparse.Namespace) -> list[str]:
+def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
     """What is wrong with the flags of ``main.py``."""
     faults = _faults(vars(args))
+    own = {*architecture.flags, *_group_flags(architecture)}
+    for name in {name for one in NETWORKS.values() for name in (*one.flags, *_group_flags(one))} - own:
+        if getattr(args, name) is not None:
+            faults.append(f"--{name} is not for {architecture.name}; leave it out")
+    faults.sort()
+    try:
+        config_from(architecture, vars(args), preprocessing_from(vars(args)))
+    except InputError as error:
+        faults.append(name_flags(str(error)).rstrip("."))
     ways = ("resume_ckpt", "resume_jit", "vit_weights", "checkpoint")
     starts = [f"--{name}" for name in ways if getattr(args, name)]
     if len(starts) > 1:
         faults.append(f"{' and '.join(starts)} exclude each other")
-    of_a_vit = [f"--{name}" for name in ("vit_lr", "vit_reg_weight", "vit_weights") if getattr(args, name) is not None]
-    if of_a_vit and args.model_name != "unetr":
-        faults.append(f"{' and '.join(of_a_vit)}: {args.model_name} has no ViT; leave it out")
+    if args.vit_weights is not None and not architecture.declared("vit_encoder"):
+        faults.append(f"--vit_weights: {architecture.name} has no ViT; leave it out")
+    needs = {
+        "compile": ("blocks", "compiled"),
+        "activation_checkpointing": ("blocks", "recomputed"),
+        "adapt_weights": ("output_layers", "adapted to another task"),
+        "cuda_graph": ("cuda_graph", "recorded as a CUDA graph"),
+    }
+    for flag, (declared, what) in needs.items():
+        if getattr(args, flag):
+            try:
+                architecture.require(declared, flag, what)
+            except InputError as error:
+                faults.append(name_flags(str(error)).rstrip("."))
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
     if goes_on and args.overwrite:
         faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
@@ -457,7 +494,14 @@ def _train_faults(args: argparse.Namespace) -> list[str]:
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
     parser = test_parser()
-    args, unknown = parser.parse_known_args(parser.with_files(sys.argv[1:] if argv is None else argv))
+    given = parser.with_files(sys.argv[1:] if argv is None else argv)
+    name = _model_name(given, None)
+    try:
+        if name is not None:
+            parser = test_parser(find_architecture(name))
+    except InputError as error:
+        parser.error(name_flags(str(error)).rstrip("."))
+    args, unknown = parser.parse_known_args(given)
     if unknown:
         flags = {word.partition("=")[0] for word in unknown if word.startswith("--")}
         of_training = flags and flags <= train_parser()._option_string_actions.keys()
@@ -474,123 +518,55 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _faults(flags: Mapping[str, Any]) -> list[str]:
     """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
     given = {name: value for name, value in flags.items() if value is not None}
-    faults = network_faults(given)
+    faults = []
     for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
         if {low, high} <= given.keys() and given[high] <= given[low]:
             faults.append(f"--{high} {given[high]:g} must be above --{low} {given[low]:g}")
     if given.get("out_channels") == 1:
         faults.append("--out_channels must be at least 2: the background and one label")
-    if {"hidden_size", "num_heads"} <= given.keys() and given["hidden_size"] % given["num_heads"]:
-        faults.append(f"--num_heads {given['num_heads']} must divide --hidden_size {given['hidden_size']}")
-    for name in ("infer_overlap", "dropout_rate", "drop_path_rate", "ema_decay"):
-        if given.get(name) == 1:
-            faults.append(f"--{name} must be below 1")
+    faults += [f"--{name} must be below 1" for name in ("infer_overlap", "ema_decay") if given.get(name) == 1]
     return faults
 
 
-def network_faults(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with flags for the network that they name; nothing where they name none.
-
-    Args:
-        given: the flags by name, without those that were not given.
-    """
-    network = given.get("model_name")
-    if network is None:
-        return []
-    foreign = [name for name, default in recorded_flags(network).items() if default is None and name in given]
-    faults = [f"--{name} is not for {network}; leave it out" for name in foreign]
-    rois, spaces = ([f"{name}_{axis}" for axis in "xyz"] for name in ("roi", "space"))
-    if {*rois, *spaces} <= given.keys():
-        window = [given[name] for name in rois]
-        grid = {"img_size": window, "spacing": [given[name] for name in spaces]}
-        try:
-            steps = NETWORKS[network].steps_of({**NETWORKS[network].defaults, **given, **grid})
-        except ValueError as error:
-            return [*faults, f"{', '.join(f'--{name} {given[name]}' for name in rois)}: {error}"]
-        faults += [
-            f"--{name} must be a multiple of {step}, not {edge} ({network})"
-            for name, edge, step in zip(rois, window, steps, strict=True)
-            if edge % step
-        ]
-    return faults
-
-
-def network_options(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's own keywords, from the flags by name."""
-    settings = preprocessing(flags)
-    of_the_window = {"img_size": settings.roi, "spacing": settings.spacing}
-    return {
-        name: of_the_window[name] if name in of_the_window else flags[name]
-        for name in NETWORKS[flags["model_name"]].keywords
-    }
-
-
-def preprocessing(flags: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing, from the flags by name."""
-    return Preprocessing(
-        intensity=flags["intensity"],
-        a_min=flags["a_min"],
-        a_max=flags["a_max"],
-        b_min=flags["b_min"],
-        b_max=flags["b_max"],
-        spacing=(flags["space_x"], flags["space_y"], flags["space_z"]),
-        roi=(flags["roi_x"], flags["roi_y"], flags["roi_z"]),
-    )
-
-
-def as_flags(network: str, options: Mapping[str, Any], settings: Preprocessing) -> dict[str, Any]:
-    """The flags that :func:`network_options` and :func:`preprocessing` were made from."""
-    own = {name: value for name, value in options.items() if name not in ("img_size", "spacing")}
-    return {"model_name": network, **own, **preprocessing_flags(settings)}
-
-
-def preprocessing_flags(settings: Preprocessing) -> dict[str, Any]:
-    """The flags that :func:`preprocessing` was made from."""
-    flags = {name: getattr(settings, name) for name in ("intensity", "a_min", "a_max", "b_min", "b_max")}
-    flags |= {f"space_{axis}": value for axis, value in zip("xyz", settings.spacing, strict=True)}
-    flags |= {f"roi_{axis}": value for axis, value in zip("xyz", settings.roi, strict=True)}
-    return flags
+def recorded_flags() -> list[str]:
+    """The flags of networks and preprocessing, which a checkpoint records."""
+    of_networks = dict.fromkeys(name for one in NETWORKS.values() for name in one.flags)
+    return ["model_name", *of_networks, *_defaults(_add_preprocessing_flags)]
 
 
 def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
-    augmentation = (_add_augmentation_flags, _add_flips_flag, _add_augment_flag)
-    return (*_defaults(*augmentation, _add_optimization_flags, _add_inference_flags), "noamp")
+    augmentation = (_add_augmentation_flags, _add_further_augmentation_flags)
+    of_groups = dict.fromkeys(name for one in NETWORKS.values() for name in _group_flags(one))
+    return (*_defaults(*augmentation, _add_optimization_flags, _add_window_flags), *of_groups, "noamp")
 
 
-def flags_of_a_network() -> tuple[str, ...]:
+def flags_of_a_network(architecture: Architecture) -> tuple[str, ...]:
     """The flags that networks have to share to be of one cross-validation; their epochs may grow."""
-    apart = {"max_epochs", *_defaults(_add_inference_flags)}
+    apart = {"max_epochs", *_defaults(_add_window_flags)}
+    own = (*architecture.flags, *_defaults(_add_preprocessing_flags), *_group_flags(architecture))
     starts = ("resume_ckpt", "resume_jit", "adapt_weights", "vit_weights")
-    return ("model_name", *starts, *recorded_flags(), *(name for name in training_flags() if name not in apart))
+    return ("model_name", *starts, *dict.fromkeys((*own, *(one for one in training_flags() if one not in apart))))
 
 
 def testing_flags(flags: Mapping[str, Any]) -> list[str]:
     """As a command line, the flags of ``main.py`` that ``test.py`` has too and no checkpoint knows."""
-    shared = _defaults(_add_data_flags, _add_inference_flags, _add_machine_flags)
+    shared = _defaults(_add_list_flags, _add_window_flags, _add_machine_flags)
     given = {name: flags[name] for name in shared if flags[name] is not None and flags[name] is not False}
+    if flags["model_name"].endswith(".py"):  # which a checkpoint doesn't bring
+        given["model_name"] = flags["model_name"]
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def run_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """By name, the flags that have to be the same for all processes of a run."""
-    of_a_machine = {*_defaults(_add_data_flags), "cache_dir", "pretrained_dir", "device", "rank", "dist_url"}
+    of_a_machine = {*_defaults(_add_list_flags), "cache_dir", "pretrained_dir", "device", "rank", "dist_url"}
     return {f"--{name}": value for name, value in flags.items() if name not in of_a_machine}
 
 
-def recorded_flags(network: str = "unetr") -> dict[str, Any]:
-    """The flags that a checkpoint records, with the defaults that hold for weights that record nothing.
-
-    A flag that is no keyword of the network is None.
-    """
-    made, flags = NETWORKS[network], _defaults(_add_network_flags)
-    own = {name: default for name, default in flags.items() if name in made.keywords} | made.defaults
-    return {**dict.fromkeys(flags), **own, "model_name": network, **_defaults(_add_preprocessing_flags)}
-
-
-def _defaults(*groups: Callable[[argparse.ArgumentParser], None]) -> dict[str, Any]:
+def _defaults(*groups: Groups) -> dict[str, Any]:
     """What the flags of some groups are where none is given."""
-    parser = Parser()
+    parser = Parser(add_help=False)
     for add in groups:
         add(parser)
     return vars(parser.parse_args([]))

@@ -1,6 +1,7 @@
-"""The parser that all commands share, and the types of their flags."""
+"""The parser that all commands share: flags from files, short help, the nearest flag for a mistyped one."""
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -9,90 +10,120 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+# a comment in a file of flags; the first part keeps a # in quotes
+COMMENT = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*')|(?:^|(?<=\s))#.*""", re.MULTILINE)
+
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a flag's help where there is one to tell."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=27)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default is False or action.default == []
         return action.help if hidden else super()._get_help_string(action)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """``--flag X`` without the list of choices, which the help text names."""
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.dest}"
+        if action.choices is not None and action.metavar is None:
+            return f"{action.option_strings[0]} {action.dest.rsplit('_', 1)[-1].upper()}"
+        return super()._format_action_invocation(action)
 
-# in a line of a file of flags; what is in quotes is none
-COMMENT = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*')|(?:^|(?<=\s))#.*""")
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *_: object, **__: object) -> None:
+        print(parser.format_help(rare=True), end="")
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and takes no shortened flags."""
+    """A parser that says what is wrong in one line, and takes no shortened flags.
+
+    Flags that were added with :func:`rare` are listed by ``--help-all`` alone.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
-        self.places: dict[str, str] = {}  # where in a file a flag was, the last of several
+        if self.add_help:
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the rare flags too, and exit")
 
-    def with_files(self, argv: Sequence[str]) -> list[str]:
+    def add_argument_group(self, title: str, **options: Any) -> Any:  # type: ignore[override]
+        """The group of this title, be it new or there already."""
+        known = [group for group in self._action_groups if group.title == title]
+        return known[0] if known else super().add_argument_group(title, **options)
+
+    def format_help(self, rare: bool = False) -> str:
+        """The help text.
+
+        Args:
+            rare: whether rare flags are in it.
+        """
+        hidden = [] if rare else [action for action in self._actions if getattr(action, "rare", False)]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        text = super().format_help()
+        for action, help_text in zip(hidden, texts, strict=True):
+            action.help = help_text
+        shown = sum(help_text != argparse.SUPPRESS for help_text in texts)
+        return f"{text}\n--help-all lists {shown} more flags.\n" if shown else text
+
+    def with_files(self, argv: Sequence[str], folder: str = "", inside: tuple[str, ...] = ()) -> list[str]:
         """A command line with the flags of a file in place of each ``@FILE``.
 
-        A line has as many as it likes, in quotes where a shell wants them, and ``#`` before a comment. ``@OTHER`` in a
-        file is another one, named from its folder.
+        A file has flags as a shell takes them, on any number of lines, and ``#`` before a comment. ``@OTHER`` in a file
+        is another one beside it.
         """
         flags: list[str] = []
-        for argument in argv:
-            flags += self._of_file(argument[1:], ()) if argument.startswith("@") else [argument]
-        return flags
-
-    def _of_file(self, path: str, around: tuple[str, ...]) -> list[str]:
-        """The flags in a file that others ``around`` it have named."""
-        place = f"@{path}"
-        if os.path.realpath(path) in map(os.path.realpath, around):
-            self.error(f"{place}: comes back to itself by way of the files that it names. Take it out of one of them")
-        try:
-            with open(path, encoding="utf-8-sig") as file:  # as some editors mark a text file
-                lines = file.read().splitlines()
-            words = []
-            for number, line in enumerate(lines, 1):
-                place = f"@{path}, line {number}"
-                found = shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", line))
-                self.places |= {word.partition("=")[0]: place for word in found if word.startswith("--")}
-                words += found
-        except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
-            reason = error.strerror if isinstance(error, OSError) else error
-            named = f", which @{around[-1]} names," if around else ":"
-            self.error(
-                f"{place}{named} can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them"
-            )
-        flags: list[str] = []
-        for word in words:
-            if word.startswith("@"):
-                other = os.path.join(os.path.dirname(path), word[1:])
-                flags += self._of_file(other, (*around, path))
-            else:
+        for word in argv:
+            if not word.startswith("@"):
                 flags.append(word)
+                continue
+            path = os.path.join(folder, word[1:])
+            if os.path.realpath(path) in inside:
+                self.error(f"@{path}: names itself by way of the files that it names. Take it out of one of them")
+            try:
+                with open(path, encoding="utf-8-sig") as file:  # as some editors mark a text file
+                    words = shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", file.read()))
+            except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
+                reason = error.strerror if isinstance(error, OSError) else error
+                self.error(
+                    f"@{path}: can't be read as flags ({reason}). Give a text file of flags, as recipes/ has them"
+                )
+            flags += self.with_files(words, os.path.dirname(path), (*inside, os.path.realpath(path)))
         return flags
 
     def error(self, message: str) -> NoReturn:
         """Print the message alone, once on a machine, and exit with status 2."""
         program = self.prog if self.prog.startswith("python") else f"python {self.prog}"
-        if re.match(r"unrecognized arguments:.*\.args\b", message):
-            message += "; a file of flags is named with an @ before it"
-        places: dict[str, list[str]] = {}
-        for flag in dict.fromkeys(re.findall(r"--[\w-]+", message)):
-            if flag in self.places:
-                places.setdefault(self.places[flag], []).append(flag)
-        message += "".join(f"; {place} has {', '.join(flags)}" for place, flags in places.items())
+        if message.startswith("unrecognized arguments:"):
+            if re.search(r"\.args\b", message):
+                message += "; a file of flags is named with an @ before it"
+            message += self._nearest(re.findall(r"--[\w-]+", message))
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun gives all of its processes the same flags
             print(f"error: {message} ({program} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
+    def _nearest(self, mistyped: Sequence[str]) -> str:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        found = {flag: difflib.get_close_matches(flag, known, n=1) for flag in mistyped if flag not in known}
+        return "".join(f"; did you mean {near[0]} for {flag}?" for flag, near in found.items() if near)
 
-def _number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
+
+def rare(action: argparse.Action) -> argparse.Action:
+    """Leave a flag to ``--help-all``."""
+    action.rare = True  # type: ignore[attr-defined]
+    return action
+
+
+def number(kind: type, least: float = -math.inf, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
     """A type for argparse: a finite ``kind`` between ``least`` (or above it) and ``most``."""
 
     def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            noun = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {noun}, not {text!r}") from None
+        value = parse_number(kind, text)
         if not math.isfinite(value) or value < least or value > most or (above and value == least):
             lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
             upper = "" if most == math.inf else f"at most {most:g}"
@@ -103,26 +134,30 @@ def _number(kind: type, least: float, most: float = math.inf, above: bool = Fals
     return parse
 
 
-count = _number(int, 1)
+def parse_number(kind: type, text: str) -> Any:
+    """A number from a word of the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        noun = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {noun}, not {text!r}") from None
 
 
-whole = _number(int, 0)
+count = number(int, 1)
+whole = number(int, 0)
+real = number(float)
+positive = number(float, 0, above=True)
+not_negative = number(float, 0)
+probability = number(float, 0, 1)
 
 
-real = _number(float, -math.inf)
-
-
-positive = _number(float, 0, above=True)
-
-
-not_negative = _number(float, 0)
-
-
-probability = _number(float, 0, 1)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
         raise argparse.ArgumentTypeError(f"must be names with commas between, not {text!r}")
-    return names
+    return found

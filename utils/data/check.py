@@ -1,145 +1,113 @@
-"""Reads every scan before training starts, so that a fault in the data shows now and not after a night."""
+"""Read every scan before training starts, so that a fault in the data shows now and not after a night."""
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from utils.data.preprocessing import Preprocessing, window_fault
 from utils.distributed.process import Process
-from utils.io.geometry import affine_faults, grid_faults, unit_of
+from utils.io.geometry import grid_faults
+from utils.io.reader import Part, alignment_faults, channel_fault, content_faults, label_faults, read_file, read_parts
 from utils.io.scan import Scan
-from utils.system.errors import InputError, brief, size_text
+from utils.system.errors import InputError
+
+
+@dataclass
+class Findings:
+    """What a check found in a scan, a sentence each that names the file.
+
+    Attributes:
+        faults: what training can't do with.
+        remarks: what a person should know, such as a header that contradicts itself.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def check_scans(
     scans: Sequence[Scan], in_channels: int, out_channels: int, settings: Preprocessing, workers: int, process: Process
 ) -> None:
-    """Check each scan's files.
+    """Read each scan as training does, and print a note for each kind of remark.
 
-    They have to open, to lie on one 3D grid, to have finite voxels, of which some are inside the intensity window, and
-    labels 0 … out_channels - 1.
+    Files have to be readable, to lie on one 3D grid, to have finite voxels, of which some are inside the intensity
+    window, and labels 0 … out_channels - 1.
 
     Raises:
         InputError: listing every fault of every file.
     """
     unique = list(dict.fromkeys(scans))
-    check = partial(scan_faults, in_channels=in_channels, out_channels=out_channels, settings=settings)
+    check = partial(check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings)
     results = process.stop.map_in_threads(check, unique, workers)
-    faults = [fault for scan in process.bar(results, "checking scans", len(unique)) for fault in scan]
+    findings = list(process.bar(results, "checking scans", len(unique)))
+    faults = [fault for found in findings for fault in found.faults]
     if faults:
         raise InputError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "
             + "\n       ".join(faults)
         )
+    for note in _summary(remark for found in findings for remark in found.remarks):
+        process.say(f"note: {note}")
 
 
-def scan_faults(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> list[str]:
-    """What is wrong with a scan, each fault in a sentence that names its file; none if it is sound."""
-    faults: list[str] = []
-    opened = [(path, image) for path in scan.image if (image := open_volume(path, faults)) is not None]
-    channels = 0
+def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> Findings:
+    """What is wrong with the files of a scan, and what is remarkable."""
+    found = Findings()
+    parts = read_parts(scan, found.faults)
+    complete = not found.faults
+    found.remarks += [remark for _, volume in parts for remark in volume.remarks]
+    _check_intensities(parts, settings if complete else None, found)
+    if not found.faults and (fault := channel_fault(parts, in_channels)) is not None:
+        channels = sum(len(volume.voxels) for _, volume in parts)
+        found.faults.append(f"{fault} Give `in_channels` {channels}, or a scan that has {in_channels}.")
+    found.faults += alignment_faults(parts)
+    if scan.label is not None:
+        _check_label(scan, parts, out_channels, found)
+    return found
+
+
+def _check_intensities(parts: Sequence[Part], settings: Preprocessing | None, found: Findings) -> None:
+    """Check the voxels of each channel, and with ``settings`` that the window shows some of them."""
     extremes: list[float] = []
-    for path, image in opened:
-        shape = image.shape
-        if len(shape) not in (3, 4):
-            faults.append(f"{path}: has {len(shape)} dimensions; a scan has 3, or 4 with its channels last.")
-            continue
-        channels += shape[3] if len(shape) == 4 else 1
-        faults += affine_faults(path, image.affine)
-        unit = unit_of(image.header)
-        if unit in ("meter", "micron"):
-            faults.append(f"{path}: its header measures in {unit}s; training takes mm. Convert it.")
-        voxels = read_voxels(path, image, faults)
-        if voxels is None:
-            continue
-        low, high = voxels.min(), voxels.max()  # NaN of any NaN
+    for path, volume in parts:
+        found.faults += content_faults(path, volume)
+        low, high = volume.voxels.min(), volume.voxels.max()
         if not np.isfinite([low, high]).all():
-            faults.append(f"{path}: has NaN or infinite voxels. Replace them before training.")
-        elif low == high:
-            faults.append(f"{path}: every voxel is {low:g}; there is nothing to see in it.")
+            continue
+        if low == high:
+            found.faults.append(f"{path}: every voxel is {low:g}; there is nothing to see in it.")
         else:
             extremes += [low, high]
-    if len(extremes) == 2 * len(scan.image):
-        fault = window_fault(scan.image[0], min(extremes), max(extremes), settings)
-        faults += [fault] if fault is not None else []
-    if not faults and channels != in_channels:
-        shapes = ", ".join(size_text(image.shape) for _, image in opened)
-        faults.append(
-            f"{scan.image[0]}: channels: {channels} (shape {shapes}), but --in_channels is {in_channels}. "
-            f"Give --in_channels {channels}, or a scan that has {in_channels}."
-        )
-    if any(len(image.shape) < 3 for _, image in opened):
-        return faults
-    for path, image in opened[1:]:
-        faults += _faults_between(path, image, *opened[0])
-    if scan.label is not None and (label := open_volume(scan.label, faults)) is not None:
-        if len(label.shape) != 3 and label.shape[3:] != (1,):
-            return [
-                *faults,
-                f"{scan.label}: has shape {size_text(label.shape)}; a label is 3D, one value for each voxel.",
-            ]
-        if opened:
-            faults += _faults_between(scan.label, label, *opened[0])
-        if (values := read_voxels(scan.label, label, faults)) is not None:
-            faults += _label_faults(scan.label, values, out_channels)
-    return faults
+    if settings is not None and len(extremes) == 2 * len(parts):
+        fault = window_fault(parts[0][0], min(extremes), max(extremes), settings)
+        found.faults += [fault] if fault is not None else []
 
 
-def open_volume(path: Path, faults: list[str]) -> SpatialImage | None:
-    """The volume of a file, or None and one more entry in ``faults``."""
-    if not path.is_file():
-        faults.append(f"{path}: no such file. Mend the data list or --data_dir.")
-        return None
+def _check_label(scan: Scan, parts: Sequence[Part], out_channels: int, found: Findings) -> None:
+    assert scan.label is not None
     try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        faults.append(f"{path}: can't be opened as NIfTI ({brief(error)}). Copy or convert it again.")
-        return None
-    if not isinstance(image, SpatialImage):
-        faults.append(f"{path}: holds no volume.")
-        return None
-    return image
+        label = read_file(scan.label)
+    except InputError as error:
+        found.faults.append(str(error))
+        return
+    found.remarks += label.remarks
+    if parts:
+        path, image = parts[0]
+        found.faults += grid_faults(scan.label, label.shape, label.affine, path, image.shape, image.affine)
+    for fault in label_faults(scan.label, label, out_channels):
+        if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
+            fault = f"{fault.removesuffix('.')}, or give `out_channels` {int(label.voxels.max()) + 1}."
+        found.faults.append(fault)
 
 
-def read_voxels(path: Path, image: SpatialImage, faults: list[str]) -> np.ndarray | None:
-    """All voxels of an opened volume, or None and one more entry in ``faults``."""
-    try:
-        voxels = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        faults.append(f"{path}: is cut off or damaged ({brief(error)}). Copy it again.")
-        return None
-    if voxels.dtype.kind not in "iufb":
-        faults.append(f"{path}: has voxels of type {voxels.dtype}, not one number each. Convert it to a scalar volume.")
-        return None
-    if voxels.size == 0:
-        faults.append(f"{path}: has no voxels (shape {size_text(voxels.shape)}).")
-        return None
-    return voxels
-
-
-def _faults_between(path: Path, image: SpatialImage, other_path: Path, other: SpatialImage) -> list[str]:
-    if image.affine is None or other.affine is None:
-        return []  # its own fault is named already
-    return grid_faults(path, image.shape[:3], image.affine, other_path, other.shape[:3], other.affine)
-
-
-def _label_faults(path: Path, values: np.ndarray, out_channels: int) -> list[str]:
-    if not np.isfinite(values).all():
-        return [f"{path}: has NaN or infinite values; labels are 0 … {out_channels - 1}."]
-    lowest, highest = values.min(), values.max()
-    whole = values.dtype.kind in "iub" or bool((values == np.round(values)).all())
-    if whole and lowest >= 0 and highest < out_channels:
-        return []
-    found = np.unique(values)
-    shown = ", ".join(f"{value:g}" for value in found[:20]) + (", …" if len(found) > 20 else "")
-    advice = f"Give --out_channels {int(highest) + 1}, or remap" if whole and lowest >= 0 else "Remap"
+def _summary(remarks: Iterable[str]) -> list[str]:
+    """The remarks, those of one text about several files as one."""
+    paths: dict[str, list[str]] = {}
+    for remark in remarks:
+        path, _, text = remark.partition(": ")
+        paths.setdefault(text, []).append(path)
     return [
-        f"{path}: has the values {shown}, but --out_channels {out_channels} allows 0 … {out_channels - 1}. "
-        f"{advice} the labels."
+        f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {text}" for text, files in paths.items()
     ]

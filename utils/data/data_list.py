@@ -1,6 +1,5 @@
-"""Data lists in the decathlon's form: which scans train, which validate, and what their labels mean."""
+"""Data lists in the decathlon's format: which scans train, which validate, and what their labels mean."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,20 +10,21 @@ from typing import Any
 
 from utils.io.scan import Scan, without_endings
 from utils.system.errors import InputError
+from utils.system.files import text_hash
 
 PARTS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True)
 class DataList:
-    """A data list after ``--fold`` has been applied.
+    """A data list after ``fold`` has been applied.
 
     Attributes:
         path: the JSON file.
-        folder: what its files lie below, absolute.
+        folder: the absolute folder that its paths are relative to.
         training, validation, test: its scans.
-        labels: names of the values 0, 1, …, or None where the list doesn't name them.
-        folds: those that its entries name.
+        labels: names of the values 0, 1, …, or None if the list doesn't name them.
+        folds: the folds that its entries name.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class DataList:
     folds: frozenset[int] = frozenset()
 
     def ignores(self, fold: int) -> bool:
-        """Whether ``--fold`` changed nothing, since no entry names a fold, nor the list's own name this one."""
+        """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
         return fold > 0 and not self.folds and str(fold) not in re.findall(r"\d+", self.path.stem)
 
     def require(self, *parts: str) -> None:
@@ -51,15 +51,18 @@ class DataList:
             raise InputError(f"{self.path}: lists no scans under {' and '.join(empty)}. Add some{folds}.")
 
     def files(self) -> dict[str, list[list[str]]]:
-        """The files of the scans that train and validate, below the folder, in the list's order."""
-        return {
-            part: [[os.path.relpath(path, self.folder) for path in (*scan.image, scan.label) if path] for scan in scans]
-            for part, scans in (("training", self.training), ("validation", self.validation))
-        }
+        """The paths of the scans that train and validate, relative to the folder, in the list's order."""
 
-    def fingerprint(self) -> str:
-        """A few characters that tell its scans, their order and their labels' names from another list's."""
-        return hashlib.sha256(json.dumps([self.files(), self.labels]).encode()).hexdigest()[:12]
+        def paths(scan: Scan) -> list[str]:
+            image = [scan.path] if scan.is_series else scan.image
+            return [os.path.relpath(path, self.folder) for path in (*image, scan.label) if path]
+
+        parts = {"training": self.training, "validation": self.validation}
+        return {part: [paths(scan) for scan in scans] for part, scans in parts.items()}
+
+    def content_hash(self) -> str:
+        """The :func:`text_hash` of its scans, their order and their labels' names."""
+        return text_hash(json.dumps([self.files(), self.labels]))
 
     def label_names(self, out_channels: int) -> tuple[str, ...]:
         """Names of the ``out_channels`` classes.
@@ -71,19 +74,19 @@ class DataList:
             return numbered_labels(out_channels)
         if len(self.labels) != out_channels:
             raise InputError(
-                f"{self.path}: names {len(self.labels)} labels (the background included), but --out_channels is "
-                f'{out_channels}. Give --out_channels {len(self.labels)}, or mend the list\'s "labels".'
+                f"{self.path}: names {len(self.labels)} labels (the background included), but `out_channels` is "
+                f'{out_channels}. Give `out_channels` {len(self.labels)}, or mend the list\'s "labels".'
             )
         return self.labels
 
 
 def numbered_labels(classes: int) -> tuple[str, ...]:
-    """Names for labels that nobody named."""
+    """Names for labels without names: background, label 1, label 2, …"""
     return ("background", *(f"label {value}" for value in range(1, classes)))
 
 
 def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
-    """The file that ``--json_list`` means: below ``--data_dir``, else a path of its own; by default dataset_FOLD.json.
+    """The file of ``json_list``, relative to ``data_dir`` or else to the working directory; or dataset_FOLD.json.
 
     Raises:
         InputError: if the folder or the file isn't there.
@@ -95,9 +98,9 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
             return path
     others = _numbered_lists(folder) if json_list is None else []
     if others:
-        raise InputError(f"{folder / name}: no such data list. --fold can be one of {', '.join(map(str, others))}.")
+        raise InputError(f"{folder / name}: no such data list. `fold` can be one of {', '.join(map(str, others))}.")
     raise InputError(
-        f"{folder / name}: no such data list. Give --json_list, or write one with "
+        f"{folder / name}: no such data list. Give `json_list`, or write one with "
         f"`python -m utils.make_data_list --data_dir {data_dir}`."
     )
 
@@ -119,11 +122,11 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
         where = f'{path}: its "training" entries name'
     else:
         found = _numbered_lists(_existing_folder(data_dir))
-        where = f"--data_dir {data_dir}: dataset_0.json, dataset_1.json, … there give"
+        where = f"`data_dir` {data_dir}: dataset_0.json, dataset_1.json, … there give"
     if len(found) < 2:
         raise InputError(
             f"{where} {len(found)} folds, and there have to be two or more. Write lists with `python -m "
-            f"utils.make_data_list --data_dir {data_dir}`, or give --json_list for one list whose entries name folds."
+            f"utils.make_data_list --data_dir {data_dir}`, or give `json_list` for one list whose entries name folds."
         )
     return found
 
@@ -137,33 +140,34 @@ def _numbered_lists(folder: Path) -> list[int]:
 def _existing_folder(data_dir: str) -> Path:
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise InputError(f"--data_dir {data_dir}: no such folder. Give the folder that holds the scans.")
+        raise InputError(f"`data_dir` {data_dir}: no such folder. Give the folder that holds the scans.")
     return folder
 
 
 def unlisted(json_list: str | None) -> DataList:
-    """For scans that no data list names: an empty one, with the label names of ``json_list`` where that is given.
+    """An empty data list, for scans that none names, with the label names of ``json_list`` if that is given.
 
     Raises:
         InputError: if there is no such file, or it names no labels.
     """
     if json_list is None:
-        return DataList(Path("--input"), Path("."), [], [], [], None)
+        return DataList(Path("`input`"), Path("."), [], [], [], None)
     path = Path(json_list)
     try:
         labels = _read_labels(json.loads(path.read_text(encoding="utf-8")).get("labels"))
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"--json_list {path}: can't be read as a data list ({error}).") from error
+        raise InputError(f"`json_list` {path}: can't be read as a data list ({error}).") from error
     if labels is None:
-        raise InputError(f'--json_list {path}: names no labels. Give one with "labels", or none.')
+        raise InputError(f'`json_list` {path}: names no labels. Give one with "labels", or none.')
     return DataList(path, path.parent, [], [], [], labels)
 
 
 def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     """Read a data list and split it by ``fold``.
 
-    Entries of ``training`` that carry a ``"fold"`` are split by it: those of ``fold`` validate, the rest train.
-    A list without folds is used with its own ``training`` and ``validation``.
+    Entries of ``training`` with a ``"fold"`` are split by it: those of ``fold`` validate, the rest train. A list
+    without folds is used with its own ``training`` and ``validation``. An ``"image"`` may be a folder: then it is the
+    DICOM series among all files below it.
 
     Raises:
         InputError: if the list is missing or isn't one; every faulty entry is named.
@@ -196,7 +200,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     except ValueError as error:
         faults.append(str(error))
     if folds and fold not in folds:
-        faults.append(f'no entry has "fold": {fold}; --fold can be one of {", ".join(map(str, sorted(folds)))}')
+        faults.append(f'no entry has "fold": {fold}; `fold` can be one of {", ".join(map(str, sorted(folds)))}')
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
     named = _distinct_names(parts, folder)
@@ -214,13 +218,13 @@ def _read_content(path: Path) -> dict[str, Any]:
 
 
 def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, list[Scan]]:
-    """Name each scan by its file or, where files in several folders share a name, by its path below ``folder``."""
+    """Name each scan by its file, or if files in several folders share a name, by its path below ``folder``."""
     files: dict[str, set[Path]] = {}
     for scan in (scan for scans in parts.values() for scan in scans):
-        files.setdefault(scan.name, set()).add(scan.image[0])
+        files.setdefault(scan.name, set()).add(scan.path)
 
     def name(scan: Scan) -> str:
-        return scan.name if len(files[scan.name]) == 1 else without_endings(os.path.relpath(scan.image[0], folder))
+        return scan.name if len(files[scan.name]) == 1 else without_endings(os.path.relpath(scan.path, folder))
 
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
@@ -238,7 +242,17 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
         raise ValueError('"image" and "label" must be file names')
     fold = _read_fold(entry)
     paths = tuple(folder / name for name in images)
-    return Scan(without_endings(paths[0].name), paths, folder / label if label else None), fold
+    files = files_below(paths[0]) if paths[0].is_dir() else ()
+    if files and len(paths) > 1:
+        raise ValueError('"image" must be one folder of a DICOM series, or files')
+    name = without_endings(paths[0].name)
+    return Scan(name, files or paths, folder / label if label else None, is_series=bool(files)), fold
+
+
+def files_below(folder: Path) -> tuple[Path, ...]:
+    """All files below a folder but hidden ones, in order of their paths."""
+    below = (path for path in folder.rglob("*") if path.is_file())
+    return tuple(sorted(path for path in below if not any(p.startswith(".") for p in path.relative_to(folder).parts)))
 
 
 def _read_fold(entry: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""Mirrors, and which labels stand for which in them: a left kidney is a right one there."""
+"""Which mirror images labels allow, and which labels swap in them: a mirrored left kidney is a right one."""
 
 import itertools
 import re
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from utils.system.errors import InputError
 
 SIDES = {"left": "right", "right": "left"}
-# which say a side only where the other one is a label too: L1 is a vertebra
+# these stand for a side only if the other one is a label too: L1 is a vertebra
 ABBREVIATIONS = (
     {"l": "r", "r": "l"}, {"lt": "rt", "rt": "lt"}, {"lh": "rh", "rh": "lh"},
     # kidneys and adrenal glands in the BTCV lists that research repositories share
     {"rkid": "lkid", "lkid": "rkid"}, {"rad": "lad", "lad": "rad"},
 )  # fmt: skip
-# a heart's right half mirrored is no left one; the brain's ventricles are alike
+# the heart's right half is no mirror image of its left; the brain's ventricles are
 HEART = re.compile(r"atrium|atrial|(?<!lateral )ventric")
-# labels that differ by such a pair of words would have to swap in a mirror across y or z, where bodies have no symmetry
+# labels that differ by such a pair of words would have to swap in a flip along y or z, where bodies aren't symmetric
 OPPOSITES = {
     1: {"anterior": "posterior", "front": "back", "ventral": "dorsal"},
     2: {"superior": "inferior", "upper": "lower", "cranial": "caudal"},
@@ -25,42 +25,42 @@ OPPOSITES = {
 
 @dataclass(frozen=True)
 class Mirroring:
-    """A mirror that bodies and their labels look right in.
+    """A flip along some axes that keeps labels right.
 
     Attributes:
-        axes: which of x, y, z (0, 1, 2) are mirrored.
-        classes: for each class, the one that stands for it in the mirror; None where each stands for itself.
+        axes: which of x, y, z (0, 1, 2) are flipped.
+        classes: for each class, the class that it becomes; None if labels don't change.
     """
 
     axes: tuple[int, ...] = ()
     classes: tuple[int, ...] | None = None
 
     def pairs(self, labels: Sequence[str]) -> list[str]:
-        """The labels that swap, a text for each two."""
+        """The labels that swap, as "left kidney with right kidney"."""
         return [f"{labels[one]} with {labels[other]}" for one, other in enumerate(self.classes or ()) if one < other]
 
     @property
-    def allows_turns(self) -> bool:
-        """Whether labels stay right where x and y change places: none has a side, and none a front or back."""
+    def allows_rotate90(self) -> bool:
+        """Whether labels stay right when x and y change places: none has a side, a front or a back."""
         return {0, 1} <= set(self.axes) and (self.classes is None or list(self.classes) == sorted(self.classes))
 
 
-# as UNETR was trained in 2021, labels as they are, whatever their side
+# as UNETR was trained in 2021: labels don't change, whatever their side
 PUBLISHED = Mirroring((0, 1, 2))
 
 
 def trained_mirrorings(flips: str | None, labels: Sequence[str]) -> tuple[Mirroring, ...]:
-    """The mirrors that a network knows from its training, none first.
+    """The mirrorings that a network saw in training, the identity first.
 
     Args:
-        flips: of its :class:`utils.checkpoints.description.Description`; what isn't known is taken for the flips of 2021.
+        flips: ``anatomical``, ``published`` or ``none``, as its checkpoint records; None stands for those of 2021.
 
     Raises:
         InputError: if its crops were not flipped.
     """
     if flips == "none":
         raise InputError(
-            "--tta: crops were not flipped in training, and mirrored ones are strange to it. Leave it out."
+            "`tta`: crops were not flipped in training, so that the network doesn't know mirrored scans. Leave it out."
         )
     if flips == "anatomical":
         return mirrorings(labels)
@@ -72,16 +72,16 @@ def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
-    """Every combination of axes that labels allow to mirror, none mirrored first.
+    """Every combination of axes along which labels allow flips, the identity first.
 
-    Across x the labels of left and right organs swap; a side without its counterpart, or of the heart, forbids it.
-    Across y and z labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
+    Along x the labels of left and right organs swap; a side without its counterpart, or of the heart, forbids it.
+    Along y and z labels that differ by a pair of opposites (anterior and posterior, superior and inferior) forbid it.
     """
     order = [_other_side(label, labels) for label in labels]
     axes = [0] if None not in order else []
     for axis, words in OPPOSITES.items():
         both = {**words, **{other: word for word, other in words.items()}}
-        # a label that merely holds such a word, as the inferior vena cava, is its own counterpart
+        # a label with such a word and no opposite, as the inferior vena cava, forbids nothing
         swaps = [_counterpart(label, labels, both) for label in labels]
         if all(other is None or labels[other] == label for label, other in zip(labels, swaps, strict=True)):
             axes.append(axis)
@@ -92,7 +92,7 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
 
 
 def _other_side(label: str, labels: Sequence[str]) -> int | None:
-    """The place of the label of the other side; its own where it has no side; None where nothing mirrors it."""
+    """The index of the other side's label; a label's own index if it has no side; None if it can't be mirrored."""
     place = _counterpart(label, labels, SIDES)
     if HEART.search(re.sub(r"[_-]", " ", label.lower())) and (place is None or labels[place] != label):
         return None
@@ -103,7 +103,7 @@ def _other_side(label: str, labels: Sequence[str]) -> int | None:
 
 
 def _counterpart(label: str, labels: Sequence[str], words: dict[str, str]) -> int | None:
-    """The place of the label with the opposite word; its own where it has no such word; None where it has none."""
+    """The index of the label with the opposite word; a label's own if it has no such word; None if there is none."""
     pattern = re.compile(r"(?<![a-z])(" + "|".join(words) + r")(?![a-z])")
     own, *names = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in (label, *labels)]
     other = pattern.sub(lambda match: words[match[0]], own)

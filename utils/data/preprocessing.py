@@ -1,11 +1,9 @@
-"""The one way from a scan to the voxels that the network sees, shared by training, validation and testing."""
+"""From a scan to the voxels that the network sees: the same for training, validation and testing."""
 
-import logging
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,10 +14,8 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from utils.data.resampling import AxisMap, interpolate
-
-# LoadImaged tries every reader that MONAI knows, and where pydicom is installed says twice that one for GPUs isn't
-logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+from utils.io.reader import read_label, read_scan
+from utils.io.scan import Scan
 
 INTENSITIES = ("ct", "zscore")
 KEYS = ("image", "label")
@@ -27,14 +23,14 @@ KEYS = ("image", "label")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint records of the way in.
+    """How scans are preprocessed, as a checkpoint records it.
 
     Attributes:
         intensity: ``ct`` maps the window [a_min, a_max] (Hounsfield units) to [b_min, b_max] and clips;
             ``zscore`` shifts and scales each channel of each scan to mean 0 and standard deviation 1.
         spacing: voxel size in mm along x, y, z after resampling.
         roi: the network's window in voxels.
-        orientation: axis codes that every scan is brought to.
+        orientation: axis codes that every scan is turned to.
     """
 
     intensity: str = "ct"
@@ -48,12 +44,12 @@ class Preprocessing:
 
     @property
     def padding(self) -> float:
-        """What a scan smaller than the window is padded with: air for a CT, the mean for a standardised scan."""
+        """The value around a scan smaller than the window: air for a CT, the mean for a standardised scan."""
         return self.b_min if self.intensity == "ct" else 0.0
 
 
 def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -> str | None:
-    """That a CT's window shows nothing of a scan whose voxels go from ``low`` to ``high``, in a sentence, or None."""
+    """A sentence if the CT window shows nothing of a scan whose voxels go from ``low`` to ``high``, else None."""
     if settings.intensity != "ct" or (high > settings.a_min and low < settings.a_max):
         return None
     return (
@@ -67,15 +63,35 @@ def above_minimum(image: Tensor) -> Tensor:
     return image > image.min()
 
 
-def read_transform() -> Transform:
-    """Read the NIfTI files of an image and its label, (C, D, H, W) each."""
-    return transforms.LoadImaged(KEYS, reader="NibabelReader", ensure_channel_first=True)
+class ReadScan(Transform):
+    """Read a labelled scan for the transforms below.
+
+    Returns:
+        ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z) as MetaTensors in float32 with the image's affine, and the
+        scan's ``name``.
+    """
+
+    def __call__(self, scan: Scan) -> dict[Hashable, Any]:
+        """Read its files.
+
+        Raises:
+            InputError: if a file isn't sound.
+        """
+        assert scan.label is not None
+        volume = read_scan(scan)
+        label = read_label(scan.label, scan.path, volume)
+        return {
+            # z last in memory, as in MONAI: the order in which voxels are added up shows in the last bit of a mean
+            "image": _with_affine(volume.voxels, volume.affine, order="C"),
+            "label": _with_affine(label[None], volume.affine, order="C"),
+            "name": scan.name,
+        }
 
 
 def scan_transforms(settings: Preprocessing, keys: tuple[str, ...] = KEYS) -> list[Transform]:
-    """Orient, resample, scale and crop a scan and its label, (C, D, H, W) each on the scan's own grid.
+    """Turn, resample, scale and crop a scan and its label, MetaTensors (C, X, Y, Z) on the scan's own grid.
 
-    Afterwards the axes run to the Right, Anterior and Superior.
+    They become (C, D, H, W), with axes that run to the Right, Anterior and Superior.
 
     Args:
         keys: without ``"label"`` for scans that have none.
@@ -84,17 +100,16 @@ def scan_transforms(settings: Preprocessing, keys: tuple[str, ...] = KEYS) -> li
         "image", settings.a_min, settings.a_max, settings.b_min, settings.b_max, clip=True
     )
     crop = transforms.CropForegroundd(keys, source_key="image", select_fn=above_minimum, allow_smaller=True)
-    # the statistics of an MR must not count the empty rim that cropping removes; a CT's rim is only known
-    # after windowing
+    # an MR is cropped first, so that its mean leaves out the empty rim; a CT's rim is known only after windowing
     standardise = transforms.NormalizeIntensityd("image", channel_wise=True)
     scale_and_crop = [window, crop] if settings.intensity == "ct" else [crop, standardise]
     return [ToSpacing(keys, settings), *scale_and_crop]
 
 
 class ToSpacing(transforms.MapTransform):
-    """MONAI's ``Orientationd`` and ``Spacingd``, images linearly, labels to the nearest voxel.
+    """MONAI's ``Orientationd`` and ``Spacingd``: images linearly, labels to the nearest voxel.
 
-    Where a scan's axes stay straight, an image goes to the same grid in one step and an axis at a time.
+    If the new axes are parallel to the scan's, an image is resampled to the same grid faster, one axis at a time.
     """
 
     def __init__(self, keys: tuple[str, ...], settings: Preprocessing) -> None:
@@ -106,21 +121,21 @@ class ToSpacing(transforms.MapTransform):
         """The scan with its axes turned and its voxels resampled."""
         result = dict(data)
         for key in self.key_iterator(result):
-            at_once = self._at_once(result[key]) if key == "image" else None
+            resampled = self._by_axis(result[key]) if key == "image" else None
             mode = "bilinear" if key == "image" else "nearest"
-            result[key] = self.spacing(self.orientation(result[key]), mode=mode) if at_once is None else at_once
+            result[key] = self.spacing(self.orientation(result[key]), mode=mode) if resampled is None else resampled
         return result
 
-    def _at_once(self, image: MetaTensor) -> MetaTensor | None:
-        """(C, X, Y, Z) on the grid that MONAI would take it to, or None where that isn't parallel to the scan's."""
-        # with ``lazy`` MONAI tells shape and affine, and touches no voxel
+    def _by_axis(self, image: MetaTensor) -> MetaTensor | None:
+        """(C, X, Y, Z) -> (C, D, H, W) on MONAI's grid; None if it equals the scan's, or its axes aren't parallel."""
+        # with ``lazy`` MONAI works out shape and affine, and touches no voxel
         turned = cast(MetaTensor, self.orientation(image, lazy=True))
         spaced = cast(MetaTensor, self.spacing(turned, lazy=True))
         shape, affine = tuple(spaced.peek_pending_shape()), spaced.peek_pending_affine().numpy()
         step = np.linalg.solve(turned.peek_pending_affine().numpy(), affine)
         if shape == tuple(turned.peek_pending_shape()) and np.allclose(step, np.eye(4), atol=AFFINE_TOL):
-            return None  # MONAI doesn't resample for so little
-        grid = AxisMap.of(np.linalg.solve(image.affine.numpy(), affine), shape)
+            return None
+        grid = AxisMap.from_matrix(np.linalg.solve(image.affine.numpy(), affine), shape)
         if grid is None:
             return None
         channels = [interpolate(channel, grid, (0, 0, 0), shape) for channel in image.as_tensor()]
@@ -134,7 +149,7 @@ class OnNetworkGrid:
     Attributes:
         image: (C, D, H, W) in float32.
         affine: (4, 4), from voxel indices to mm.
-        label: (D, H, W), where the scan has one.
+        label: (D, H, W), if the scan has one.
     """
 
     image: Tensor
@@ -150,14 +165,11 @@ def to_network_grid(
     Args:
         voxels: (C, X, Y, Z).
         affine: (4, 4), from its voxel indices to mm, x running to the Right, y to Anterior, z to Superior.
-        label: (X, Y, Z), where there is one.
+        label: (X, Y, Z), if there is one.
     """
     volumes = {"image": voxels} if label is None else {"image": voxels, "label": label[None]}
-    item = {
-        # in the file's order of axes, which is faster to write than another
-        key: MetaTensor(torch.from_numpy(np.array(volume, np.float32, order="K")), affine=torch.from_numpy(affine))
-        for key, volume in volumes.items()
-    }
+    # in the file's memory layout, since a transposed copy is slower
+    item = {key: _with_affine(volume, affine, order="K") for key, volume in volumes.items()}
     result = transforms.Compose(scan_transforms(settings, tuple(volumes)))(item)
     image = result["image"]
     return OnNetworkGrid(
@@ -165,3 +177,8 @@ def to_network_grid(
         affine=image.affine.numpy(),
         label=None if label is None else result["label"].as_tensor()[0].long(),  # (1, D, H, W) -> (D, H, W)
     )
+
+
+def _with_affine(volume: np.ndarray, affine: np.ndarray, order: Literal["C", "K"]) -> MetaTensor:
+    """A copy of a volume (C, X, Y, Z) in float32, in numpy's memory ``order``."""
+    return MetaTensor(torch.from_numpy(np.array(volume, np.float32, order=order)), affine=torch.from_numpy(affine))

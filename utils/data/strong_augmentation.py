@@ -1,9 +1,9 @@
-"""What ``--augment strong`` changes about a crop besides, with the probabilities and ranges of nnU-Net's trainer.
+"""The additional changes of ``augment`` strong, with the probabilities and ranges of nnU-Net's trainer.
 
 Isensee et al., nnU-Net, https://doi.org/10.1038/s41592-020-01008-z; ``nnUNetTrainer.get_training_transforms`` of
-nnunetv2. Rotations are smaller than its 30 degrees: a patient lies straight to some degrees, and a crop that is tilted
-more needs more of what is around it, which a scan little larger than the window doesn't have. It also rotates steps
-in voxels, where ours are in millimetres.
+nnunetv2. Two things differ. Rotations are smaller than its 30 degrees: patients lie nearly straight, and a crop that is
+tilted more reaches out of a scan that is little larger than the window. And angles are those in millimetres, not in
+voxels.
 """
 
 import math
@@ -26,12 +26,12 @@ LARGEST_SIGMA = 1.0  # of blur, in voxels
 
 
 @dataclass(frozen=True)
-class Change:
-    """What was drawn for one crop.
+class StrongParameters:
+    """The random parameters of one crop.
 
     Attributes:
-        matrix: (3, 3), from a step in the crop's voxels to the same step in the scan's; None where the crop is neither
-            rotated nor scaled.
+        matrix: (3, 3), from offsets in the crop's voxels to offsets in the scan's; None if the crop is neither rotated
+            nor scaled.
         seed: of the changes to its intensities.
     """
 
@@ -39,9 +39,9 @@ class Change:
     seed: int
 
     @classmethod
-    def draw(cls, spacing: Sequence[float], random: np.random.Generator) -> "Change":
-        """Draw one; ``spacing`` is the size of a voxel in mm along x, y and z."""
-        # drawn whether they count or not, as the other changes are
+    def draw(cls, spacing: Sequence[float], random: np.random.Generator) -> "StrongParameters":
+        """Draw them; ``spacing`` is the voxel size in mm along x, y and z."""
+        # draw all numbers, used or not, so that one doesn't alter the others
         rotated, *angles, scaled, scale = random.random(6).tolist()
         seed = int(random.integers(2**32))
         if rotated >= ROTATE and scaled >= SCALE:
@@ -57,16 +57,16 @@ class Change:
 def resample(
     scan: Mapping[str, Any], voxel: Sequence[int], matrix: np.ndarray, roi: Sequence[int], padding: float
 ) -> dict[str, Tensor]:
-    """A crop that is rotated and scaled, images linearly, labels to the nearest voxel.
+    """A crop that is rotated and scaled: images linearly, labels to the nearest voxel.
 
-    It lies around a voxel, and is moved into the scan as far as the voxel then stays in it; what still is outside of
-    the scan is padded, labels with background.
+    It is centred on a voxel, and then moved into the scan as far as it still holds this voxel. What is outside of the
+    scan is padded, labels with background.
 
     Args:
         scan: ``image`` (C, D, H, W) and ``label`` (1, D, H, W).
-        voxel: of the scan; some voxel of the crop has just its values.
-        matrix: as :class:`Change` has it.
-        padding: of the image.
+        voxel: index in the scan; some voxel of the crop has exactly its values.
+        matrix: as in :class:`StrongParameters`.
+        padding: value of the image outside of the scan.
 
     Returns:
         ``image`` (C, *roi), ``label`` (1, *roi), in the scan's types.
@@ -93,18 +93,18 @@ def resample(
     return {key: convert_to_tensor(volume, dtype=scan[key].dtype, track_meta=False) for key, volume in crop.items()}
 
 
-def change_intensities(image: Tensor, seed: int) -> Tensor:
-    """An image (C, D, H, W) with noise, blur, other brightness, contrast, resolution and gamma, each at random.
+def augment_intensities(image: Tensor, seed: int) -> Tensor:
+    """Change noise, blur, brightness, contrast, resolution and gamma of an image (C, D, H, W), each at random.
 
-    nnU-Net's ranges are for standardised images. So each channel is brought to mean 0 and deviation 1 and back again,
-    which makes them mean the same for a CT in 0 … 1 as for an MR. Each channel has draws of its own.
+    nnU-Net's ranges are for standardised images. So each channel is brought to mean 0 and standard deviation 1 and back
+    again, so that the ranges suit a CT in 0 … 1 as well as an MR. Each channel is changed independently.
     """
-    # made for each crop: they hold state, and several threads may be here
-    changes, state = _intensity_changes(), np.random.RandomState(seed)
+    # new ones for each crop: they hold state, and several threads may be here
+    changes, state = _intensity_transforms(), np.random.RandomState(seed)
     for change in changes:
         change.set_random_state(state=state)
     deviations, means = torch.std_mean(image, dim=(1, 2, 3), keepdim=True)
-    deviations = deviations.clamp(min=1e-6)  # of a channel that is flat
+    deviations = deviations.clamp(min=1e-6)  # of a constant channel
     standardised = (image - means) / deviations
     for channel in standardised:
         changed = channel[None]
@@ -114,17 +114,17 @@ def change_intensities(image: Tensor, seed: int) -> Tensor:
     return standardised * deviations + means
 
 
-def _intensity_changes() -> list[Any]:
-    """What may change about one channel (1, D, H, W), in nnU-Net's order."""
-    # nnU-Net draws blur and low resolution for an image, and then for each channel with one half
+def _intensity_transforms() -> list[Any]:
+    """The changes to one channel (1, D, H, W), in nnU-Net's order."""
+    # nnU-Net draws blur and low resolution for an image, and then for each channel with probability 0.5
     blur, low_resolution = 0.2 * 0.5, 0.25 * 0.5
     sigmas = (0.5, LARGEST_SIGMA)
     return [
-        transforms.RandGaussianNoise(0.1, std=0.1),  # of a deviation up to there, which nnU-Net calls its variance
+        transforms.RandGaussianNoise(0.1, std=0.1),  # the largest standard deviation, which nnU-Net calls variance
         RandBlur(sigmas, sigmas, sigmas, blur),
         transforms.RandScaleIntensity(0.25, 0.15),  # brightness, of a crop whose mean is 0 here
         transforms.RandScaleIntensityFixedMean(0.15, 0.25, preserve_range=True),  # contrast
-        # "nearest" would move the image by up to half a voxel against its label
+        # "nearest" would shift the image by up to half a voxel against its label
         transforms.RandSimulateLowResolution(low_resolution, downsample_mode="nearest-exact", zoom_range=(0.5, 1)),
         transforms.RandAdjustContrast(0.1, (0.7, 1.5), invert_image=True, retain_stats=True),
         transforms.RandAdjustContrast(0.3, (0.7, 1.5), retain_stats=True),
@@ -132,7 +132,7 @@ def _intensity_changes() -> list[Any]:
 
 
 class RandBlur(transforms.RandGaussianSmooth):
-    """MONAI's, with the outermost voxels repeated around the crop, where MONAI's has zeros."""
+    """MONAI's blur, but with the border voxels repeated around the crop, where MONAI's has zeros."""
 
     def __call__(self, img: Any, randomize: bool = True) -> Any:
         """The image (C, D, H, W), blurred or as it is."""
@@ -140,6 +140,6 @@ class RandBlur(transforms.RandGaussianSmooth):
             self.randomize()
         if not self._do_transform:
             return img
-        width = math.ceil(4 * LARGEST_SIGMA)  # of its kernel, to either side
+        width = math.ceil(4 * LARGEST_SIGMA)  # of the kernel, to either side
         inside = (slice(width, -width),) * 3
         return super().__call__(F.pad(img, (width,) * 6, mode="replicate"), randomize=False)[:, *inside]

@@ -1,4 +1,4 @@
-"""One process among others. Every question has a sensible answer where there is one process alone."""
+"""One process of a program; every method also works in a single process."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from networks.layers.sync_batch_norm import synchronise
-from utils.distributed.rendezvous import Seat
-from utils.distributed.watchdog import Watch
-from utils.system.errors import InputError
-from utils.system.files import fingerprint
+from utils.distributed.rendezvous import RankInfo
+from utils.distributed.watchdog import Watchdog
+from utils.system.errors import InputError, Spell
+from utils.system.files import content_hash
 from utils.system.signals import StopRequest
 
 T = TypeVar("T")
@@ -24,199 +24,203 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that work together.
+    """One of the processes of a program.
 
-    What is said of all processes holds for all of them: each has to call it, in the same order.
+    Methods that speak of all processes are collectives: all processes must call them, in the same order.
 
     Attributes:
-        device: where its network lives.
-        seat: its number among all processes, and among those of its machine.
-        stop: whether a signal asks it to end.
-        watch: ends a wait for others that lasts too long; None where there are no others.
+        device: where its network is.
+        rank_info: its number among all processes, and among those of its machine.
+        stop: whether a signal has asked it to end.
+        watchdog: ends the run if others hang or are lost; None in a single process.
+        spell: how the program spells the settings that a message names in backquotes.
     """
 
     device: torch.device
-    seat: Seat = field(default_factory=Seat)
+    rank_info: RankInfo = field(default_factory=RankInfo)
     stop: StopRequest = field(default_factory=StopRequest, compare=False)
-    watch: Watch | None = field(default=None, compare=False)
+    watchdog: Watchdog | None = field(default=None, compare=False)
+    spell: Spell = field(default=str, compare=False)
 
     @property
     def rank(self) -> int:
-        """Its number among the processes of all machines."""
-        return self.seat.rank
+        """Number among the processes of all machines, from 0."""
+        return self.rank_info.rank
 
     @property
     def world_size(self) -> int:
-        """How many processes there are on all machines."""
-        return self.seat.world_size
+        """Number of processes on all machines."""
+        return self.rank_info.world_size
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that prints and writes."""
+        """Whether this is rank 0, which alone prints and writes files."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print ``text`` once, however many processes there are."""
+        """Print ``text`` in the main process."""
         if self.is_main:
-            print(text, flush=True)
+            print(self.spell(text), flush=True)
 
-    def at(self, place: str) -> None:
-        """Note where the program is, for the message that ends a run in which others wait for this process."""
-        if self.watch is not None:
-            self.watch.at(place)
+    def write(self, text: str) -> None:
+        """Print ``text`` above a progress bar, in every process that calls this."""
+        tqdm.write(self.spell(text))
 
-    def meeting(self) -> AbstractContextManager[None]:
-        """Hold what waits for all processes, where this class doesn't do it itself.
+    def note_progress(self, activity: str) -> None:
+        """Note what the program does from here, for the message that others print if they wait in vain."""
+        if self.watchdog is not None:
+            self.watchdog.note_progress(activity)
+
+    def collective(self) -> AbstractContextManager[None]:
+        """Put this around a call that waits for all processes, unless it is a method of this class.
 
         Raises:
             LostError: if the connection to one of them breaks.
         """
-        return nullcontext() if self.watch is None else self.watch.meeting()
+        return nullcontext() if self.watchdog is None else self.watchdog.collective()
 
     def bar(self, items: Iterable[T], desc: str, total: int | None = None) -> "tqdm[T]":
-        """``items`` with a progress bar, shown once and only on a terminal."""
-        self.at(desc)
-        moved = self.watch.step if self.watch is not None else None
-        return _Bar(moved, items, desc=desc, total=total, leave=False, disable=None if self.is_main else True)
+        """A progress bar over ``items``, shown by the main process and only on a terminal."""
+        self.note_progress(desc)
+        on_item = self.watchdog.note_progress if self.watchdog is not None else lambda: None
+        return _ProgressBar(on_item, items, desc=desc, total=total, leave=False, disable=None if self.is_main else True)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on this process's device, in the memory format in which 3D convolutions run fastest."""
+        """Move a network to this process's device, in the memory format that is fastest for 3D convolutions."""
         return network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be trained: gradients averaged, and batch normalised, over all processes."""
+        """The network for training: gradients are averaged, and batch norm computed, over all processes."""
         if self.world_size == 1:
             return network
         synchronise(network)
         for parameter in network.parameters():
             if parameter.is_contiguous():
-                # with one channel or one voxel it is in both memory formats, and its gradient may have the strides of
-                # either; DDP wants those of the parameter
+                # a parameter with one channel or one voxel is in both memory formats, and its gradient may have the
+                # strides of either; DDP is fast only if they are those of the parameter
                 parameter.data = _row_major(parameter.data)
                 parameter.register_hook(_row_major)
         ids = [self.device.index] if self.device.type == "cuda" else None
-        with self.meeting():
+        with self.collective():
             return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
-    def keeping_gradients(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Let gradients add up in a backward pass of :meth:`wrap`'s network, for a later one to average them."""
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """Add up gradients in a backward pass of :meth:`wrap`'s network without averaging them over the processes."""
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
-    def share(self, items: list[T]) -> list[T]:
+    def shard(self, items: list[T]) -> list[T]:
         """This process's part of ``items``: every ``world_size``-th, none twice and none left out."""
         return items[self.rank :: self.world_size]
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all processes, in the order that :meth:`share` dealt them."""
-        parts = self.collect(items)
-        longest = max(len(part) for part in parts)
-        return [part[place] for place in range(longest) for part in parts if place < len(part)]
+    def gather_shards(self, items: list[Any]) -> list[Any]:
+        """The items of all processes, in the order from which :meth:`shard` took them."""
+        parts = self.all_gather(items)
+        longest = max(map(len, parts))
+        return [part[index] for index in range(longest) for part in parts if index < len(part)]
 
-    def collect(self, thing: T) -> list[T]:
-        """What each process gives, by rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
         if self.world_size == 1:
-            return [thing]
-        parts: list[Any] = [None] * self.world_size
-        with self.meeting():
-            dist.all_gather_object(parts, thing)
-        return parts
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with self.collective():
+            dist.all_gather_object(values, value)
+        return values
 
-    def means(self, values: Sequence[float]) -> list[float]:
-        """The means of some numbers over all processes."""
-        return (self._reduced(values, torch.float64, dist.ReduceOp.SUM) / self.world_size).tolist()
+    def all_reduce_mean(self, values: Sequence[float]) -> list[float]:
+        """The mean of each number over all processes."""
+        return (self._all_reduce(values, torch.float64, dist.ReduceOp.SUM) / self.world_size).tolist()
 
-    def greatest(self, *values: int) -> list[int]:
-        """The greatest of each of some numbers over all processes."""
-        return self._reduced(values, torch.int64, dist.ReduceOp.MAX).tolist()
+    def all_reduce_max(self, *values: int) -> list[int]:
+        """The maximum of each number over all processes."""
+        return self._all_reduce(values, torch.int64, dist.ReduceOp.MAX).tolist()
 
-    def _reduced(self, values: Sequence[float], dtype: torch.dtype, operation: Any) -> torch.Tensor:
+    def _all_reduce(self, values: Sequence[float], dtype: torch.dtype, operation: Any) -> torch.Tensor:
         if self.world_size == 1:
-            return torch.tensor(values, dtype=dtype)  # not on a GPU, which would be waited for
+            return torch.tensor(values, dtype=dtype)  # on a GPU the caller would have to synchronise
         tensor = torch.tensor(values, dtype=dtype, device=self.device)
-        with self.meeting():
+        with self.collective():
             dist.all_reduce(tensor, operation)
         return tensor
 
-    def end_if_asked(self) -> None:
-        """End all processes together where one of them was asked to.
+    def stop_together_if_requested(self) -> None:
+        """Stop all processes if a signal has asked one of them to end.
 
         Raises:
-            Stopped: if so.
+            Stopped: in all processes.
         """
-        self.stop.raise_if_asked(*self.greatest(self.stop.number))
+        self.stop.raise_if_requested(*self.all_reduce_max(self.stop.number))
 
-    def ending_within(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Let a process that is alone end before a forward pass; several end together, where they meet next."""
-        return self.stop.ending_before_each_forward(network) if self.world_size == 1 else nullcontext()
+    def stop_before_forward(self, network: nn.Module) -> AbstractContextManager[None]:
+        """After a signal, let a single process stop before the next forward pass; several only stop together."""
+        return self.stop.stop_before_forward(network) if self.world_size == 1 else nullcontext()
 
-    def wait_for_all(self) -> None:
-        """Return when every process has come here."""
-        self.greatest(0)
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.all_reduce_max(0)
 
-    def main_first(self, doing: str, work: Callable[[], T]) -> T:
-        """Do ``work`` in the main process alone and give every process its result.
+    def on_main_then_broadcast(self, activity: str, work: Callable[[], T]) -> T:
+        """Call ``work`` in the main process, and return its result in all processes.
 
         Args:
-            doing: what that is, for messages.
+            activity: what it does, for messages.
         """
-        self.at(doing)
+        self.note_progress(activity)
         result = [work() if self.is_main else None]
         if self.world_size > 1:
-            with self.meeting():
+            with self.collective():
                 dist.broadcast_object_list(result, src=0)
         return cast(T, result[0])
 
-    def require_same(self, things: Mapping[str, Any], advice: str) -> None:
-        """Check that all processes have the same.
+    def require_same(self, values: Mapping[str, Any], advice: str) -> None:
+        """Check that all processes have the same values.
 
         Args:
-            things: by what messages call them, which may differ, as folders do; their order may not.
-            advice: what to do where they differ.
+            values: by their name in messages. Names may differ between processes, as folders do, but not their order.
+            advice: what to do if they differ.
 
         Raises:
-            InputError: naming the first that differs, and whose.
+            InputError: with the first value that differs, and the rank that has it.
         """
-        everyones = self.collect(list(things.values()))
-        for index, name in enumerate(things):
-            for rank, theirs in enumerate(everyones):
-                first, other = _short(everyones[0][index]), _short(theirs[index])
+        by_rank = self.all_gather(list(values.values()))
+        for index, name in enumerate(values):
+            for rank, theirs in enumerate(by_rank):
+                first, other = _text(by_rank[0][index]), _text(theirs[index])
                 if first != other:
                     raise InputError(f"{name}: is {first} for rank 0 and {other} for rank {rank}. {advice}")
 
     def require_same_files(self, paths: Iterable[Path]) -> None:
-        """Check that all processes see the same files, or the same ones missing.
+        """Check that all processes see the same files; a file may also be missing for all.
 
         Raises:
-            InputError: naming the first that differs, and for whom.
+            InputError: with the first file that differs, and the rank that has another.
         """
-        if self.world_size > 1:  # large weights are read for it
-            things = {str(path): fingerprint(path) for path in paths}
-            self.require_same(things, "All machines have to see the same file.")
+        if self.world_size > 1:  # hashing large weights takes a while
+            hashes = {str(path): content_hash(path) for path in paths}
+            self.require_same(hashes, "All machines have to see the same file.")
 
 
 def _row_major(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is contiguous, with the strides that say so in the plainest way."""
+    """A contiguous tensor with the strides of ``torch.contiguous_format``."""
     return tensor.flatten().view(tensor.shape)
 
 
-def _short(value: Any) -> str:
+def _text(value: Any) -> str:
     return "not there" if value is None else str(value)
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
-    """A progress bar that tells the watch of each item."""
+class _ProgressBar(tqdm):  # type: ignore[type-arg]
+    """A progress bar that also calls ``on_item`` for each item."""
 
-    def __init__(self, moved: Callable[[], None] | None, *args: Any, **options: Any) -> None:
+    def __init__(self, on_item: Callable[[], None], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.moved = moved
+        self.on_item = on_item
 
     def __iter__(self) -> Iterator[Any]:
         for item in super().__iter__():
-            if self.moved is not None:
-                self.moved()
+            self.on_item()
             yield item
 
     def update(self, n: float | None = 1) -> bool | None:
-        if self.moved is not None:
-            self.moved()
+        self.on_item()
         return super().update(n)

@@ -1,4 +1,4 @@
-"""What a mask says of each organ in numbers: size, intensity, place, and its agreement with a label."""
+"""Volume, intensity and position of each organ in a mask, and the mask's agreement with a label."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.evaluation.metrics import Scores, dice_per_label
+from utils.evaluation.metrics import Scores, dice_per_label, nan_to_none
 from utils.evaluation.surface_distances import surface_scores
 from utils.io.scan import Volume
-from utils.system.files import replacing, write_json
+from utils.system.files import atomic_write, write_json
 
-PLAIN = ("volume_ml", "mean", "std")
+NUMBERS = ("volume_ml", "mean", "std")
 BOX = ("x_min_mm", "y_min_mm", "z_min_mm", "x_max_mm", "y_max_mm", "z_max_mm")
 SCORES = ("dice", "hd95_mm", "nsd", "dice_network_grid")
 
 
 def measure(mask: np.ndarray, volume: Volume, organs: Mapping[int, str]) -> dict[str, dict[str, Any]]:
-    """Size, intensity and place of each organ.
+    """Volume, intensity and position of each organ.
 
     Args:
         mask: (X, Y, Z), on the scan's own grid.
         organs: names by label.
 
     Returns:
-        By organ: ``volume_ml``; ``mean`` and ``std`` of the scan's first channel inside; ``bounding_box_mm``, its
-        lowest and highest coordinates toward Right, Anterior and Superior; and whether it ``touches_edge`` of the
-        scan. Where the organ has no voxel the volume is 0, and intensity and box are None.
+        By organ: ``volume_ml``; ``mean`` and ``std`` of the scan's first channel inside it; ``bounding_box_mm``, its
+        lowest and highest coordinates toward Right, Anterior and Superior; and ``touches_edge``, whether it reaches
+        the edge of the scan. An organ without voxels has the volume 0, and None for intensity and box.
     """
     boxes = ndimage.find_objects(mask, max_label=max(organs))
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
@@ -43,7 +43,7 @@ def _measure_one(
         return {"volume_ml": 0.0, "mean": None, "std": None, "bounding_box_mm": None, "touches_edge": False}
     inside = mask[box] == label
     values = volume.voxels[0][box][inside].astype(np.float64)
-    # a voxel reaches half its size beyond its centre
+    # an index is a voxel's centre, and the voxel reaches half its size beyond
     ends = [(axis.start - 0.5, axis.stop - 0.5) for axis in box]
     corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]]) @ volume.affine.T
     return {
@@ -68,24 +68,19 @@ def agreement(
     Args:
         mask, label: (X, Y, Z).
         spacing: voxel size in mm.
-        classes: how many values the label map may have.
-        nsd_mm: the surface Dice's tolerance.
+        classes: number of classes, the background included.
+        nsd_mm: tolerance of the surface Dice in mm.
     """
     dice = dice_per_label(torch.from_numpy(mask.astype(np.int16)), torch.from_numpy(label), classes).numpy()
-    found = {}
+    scores = {}
     for value, name in organs.items():
-        distance, surface = surface_scores(mask == value, label == value, spacing, nsd_mm)
-        found[name] = {"dice": number(dice[value - 1]), "hd95_mm": distance, "nsd": surface}
-    return found
-
-
-def number(value: float) -> float | None:
-    """What JSON can hold: None for NaN."""
-    return None if np.isnan(value) else float(value)
+        distance, surface_dice = surface_scores(mask == value, label == value, spacing, nsd_mm)
+        scores[name] = {"dice": nan_to_none(dice[value - 1]), "hd95_mm": distance, "nsd": surface_dice}
+    return scores
 
 
 def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which: str) -> Scores | None:
-    """One of :data:`SCORES` of the labelled scans; None of none.
+    """One of the scores of the labelled scans; None if no scan has a label.
 
     Args:
         which: ``dice`` (on the scans' own grid), ``dice_network_grid``, ``nsd`` or ``hd95_mm``.
@@ -93,27 +88,27 @@ def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which
     labelled = [record for record in records if record["labelled"]]
     if not labelled:
         return None
-    dice = [[record["organs"][organ][which] for organ in organs] for record in labelled]
-    return Scores(tuple(record["scan"] for record in labelled), tuple(organs), np.array(dice, dtype=float))
+    values = [[record["organs"][organ][which] for organ in organs] for record in labelled]
+    return Scores(tuple(record["scan"] for record in labelled), tuple(organs), np.array(values, dtype=float))
 
 
 def save_measurements(folder: Path, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write ``measurements.csv``, one row for each scan and organ, and ``measurements.json``.
 
     Args:
-        facts: what the JSON says beside the scans, such as the weights' files.
+        facts: further entries of the JSON, such as the weights' files.
     """
     with (
-        replacing(folder / "measurements.csv") as temporary,
+        atomic_write(folder / "measurements.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["scan", "organ", *PLAIN, *BOX, "touches_edge", *SCORES])
+        writer.writerow(["scan", "organ", *NUMBERS, *BOX, "touches_edge", *SCORES])
         for record in records:
             for organ, values in record["organs"].items():
                 box = values["bounding_box_mm"]
-                places = [""] * len(BOX) if box is None else [*box[0], *box[1]]
+                corners = [""] * len(BOX) if box is None else [*box[0], *box[1]]
                 scores = [values.get(name) for name in SCORES]
-                plain = [values[name] for name in PLAIN]
-                writer.writerow([record["scan"], organ, *plain, *places, values["touches_edge"], *scores])
+                numbers = [values[name] for name in NUMBERS]
+                writer.writerow([record["scan"], organ, *numbers, *corners, values["touches_edge"], *scores])
     write_json(folder / "measurements.json", {**facts, "scans": list(records)})

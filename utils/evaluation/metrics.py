@@ -1,26 +1,22 @@
-"""The one Dice of this repository, distances between surfaces, and what is averaged over scans and organs."""
+"""Dice, and its means and deviations over scans, organs and folds."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# MONAI 1.6 warns of an argument that its own surface Dice still uses
-warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_mask_edges.*|.*always_return_as_numpy.*")
-
 
 def dice_per_label(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """Dice (1945) of each label 1 … num_classes - 1; the background has none.
+    """Dice of each label 1 … num_classes - 1 (Dice 1945): 2 |P ∩ L| / (|P| + |L|).
 
     Args:
-        prediction, label: label maps of one shape, integers 0 … num_classes - 1.
+        prediction, label: label maps of the same shape, with integers 0 … num_classes - 1.
 
     Returns:
-        (num_classes - 1,) in float64: 2 |P ∩ L| / (|P| + |L|). 0 where a label is in one map alone, NaN where it
-        is in neither.
+        (num_classes - 1,) in float64: 0 where a label is in one map only, NaN where it is in neither.
     """
     assert prediction.shape == label.shape, f"{prediction.shape} and {label.shape} differ"
     pairs = label.long().flatten() * num_classes + prediction.long().flatten()
@@ -30,13 +26,27 @@ def dice_per_label(prediction: Tensor, label: Tensor, num_classes: int) -> Tenso
     return dice[1:].cpu()
 
 
+def nan_mean(values: Any, axis: int = 0) -> np.ndarray:
+    """The mean of an array's finite values along an axis; NaN where there are none. None counts as NaN."""
+    numbers = np.asarray(values, dtype=float)
+    counted = np.isfinite(numbers)
+    total = np.where(counted, numbers, 0.0).sum(axis)
+    count = counted.sum(axis)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def nan_to_none(value: float) -> float | None:
+    """The number as JSON can hold it, which has no NaN."""
+    return None if np.isnan(value) else float(value)
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Dice of every scan and label.
+    """Dice, or another score, of every scan and organ.
 
     Attributes:
         scans: names of the scans.
-        organs: names of the labels, the background excluded.
+        organs: names of the labels without the background.
         dice: (scans, organs); NaN where an organ is in neither label nor prediction.
     """
 
@@ -46,23 +56,23 @@ class Scores:
 
     @property
     def scan_means(self) -> np.ndarray:
-        """(scans,): the mean over the organs of each scan, those in neither map left out."""
-        return _mean(self.dice, axis=1)
+        """(scans,): each scan's mean over its organs, without NaN."""
+        return nan_mean(self.dice, axis=1)
 
     @property
     def organ_means(self) -> np.ndarray:
-        """(organs,): the mean of each organ over the scans that it is scored in."""
-        return _mean(self.dice, axis=0)
+        """(organs,): each organ's mean over the scans, without NaN."""
+        return nan_mean(self.dice, axis=0)
 
     @property
     def mean(self) -> float:
-        """The mean of ``scan_means``: what chooses the best model."""
-        return float(_mean(self.scan_means, axis=0))
+        """The mean of ``scan_means``, by which training chooses the best model."""
+        return float(nan_mean(self.scan_means, axis=0))
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
-    """(…): the standard deviation of a sample (n - 1) down the first axis, NaN left out; NaN of fewer than two."""
-    mean = _mean(values, axis=0)
+    """The sample standard deviation (n - 1) along the first axis without NaN; NaN of fewer than two values."""
+    mean = nan_mean(values, axis=0)
     squares = np.where(np.isfinite(values), (values - mean) ** 2, 0.0).sum(0)
     degrees = np.isfinite(values).sum(0) - 1
     return np.sqrt(np.divide(squares, degrees, out=np.full(np.shape(squares), np.nan), where=degrees > 0))
@@ -70,46 +80,38 @@ def deviation(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FoldScores:
-    """A score of the networks of several folds, each on the scans that it didn't see.
+    """Scores of the networks of several folds, each on the scans that it wasn't trained on.
 
     Attributes:
-        folds: by number.
+        folds: scores by the fold's number.
     """
 
     folds: Mapping[int, Scores]
 
     @property
     def organs(self) -> tuple[str, ...]:
-        """Names of the labels."""
+        """Names of the labels without the background."""
         return next(iter(self.folds.values())).organs
 
     @property
     def by_fold(self) -> np.ndarray:
-        """(folds, 1 + organs): each fold's mean over its scans, that of their means first."""
+        """(folds, 1 + organs): each fold's mean Dice, then its organs' means."""
         return np.array([[scores.mean, *scores.organ_means] for scores in self.folds.values()])
 
     @property
     def by_scan(self) -> np.ndarray:
-        """(scans, 1 + organs): each scan's mean and its organs, fold after fold."""
+        """(scans, 1 + organs): each scan's mean, then its organs; fold after fold."""
         return np.concatenate([np.column_stack([scores.scan_means, scores.dice]) for scores in self.folds.values()])
 
     @property
     def summary(self) -> dict[str, np.ndarray]:
-        """Means and deviations, (1 + organs,) each, by what they are of."""
+        """Means and standard deviations over folds and over scans, (1 + organs,) each, by name."""
         rows: dict[str, np.ndarray] = {}
         for name, values in (("folds", self.by_fold), ("scans", self.by_scan)):
-            rows |= {f"mean over {name}": _mean(values, axis=0), f"sd over {name}": deviation(values)}
+            rows |= {f"mean over {name}": nan_mean(values, axis=0), f"sd over {name}": deviation(values)}
         return rows
 
     @property
     def counted(self) -> np.ndarray:
-        """(1 + organs,): in how many scans there is a score."""
+        """(1 + organs,): how many scans have a score."""
         return np.isfinite(self.by_scan).sum(0)
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of what isn't NaN; NaN where there is nothing."""
-    counted = np.isfinite(values)
-    total = np.where(counted, values, 0.0).sum(axis)
-    count = counted.sum(axis)
-    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)

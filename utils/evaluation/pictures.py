@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and label and prediction on slices."""
+"""Pictures: the curves of a run, and label and prediction on slices of a scan."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +13,19 @@ from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
 from utils.evaluation.validation import Example
-from utils.system.files import replacing
+from utils.system.files import atomic_write
 
-UNLABELLED = (0.0, 0.0, 0.0, 0.0)
+TRANSPARENT = (0.0, 0.0, 0.0, 0.0)
 
 
 def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float, float]) -> Figure:
-    """Image, label and prediction on the middle axial slice of the labelled part, the patient's right on the left.
+    """Image, label and prediction on one axial slice, the middle one of those with a label.
+
+    The patient's right is on the left.
 
     Args:
         labels: names of the classes, the background first.
-        spacing: voxel size in mm, for the picture's proportions.
+        spacing: voxel size in mm.
     """
     planes = np.flatnonzero((example.label > 0).any(0).any(0).numpy())  # (D, H, W) -> axial planes with a label
     plane = int(planes[len(planes) // 2]) if len(planes) else example.label.shape[2] // 2
@@ -36,7 +38,7 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
         look = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
         panel.imshow(_section(example.image.numpy(), 2, plane), cmap="gray", **look)
         if volume is not None:
-            panel.imshow(_section(volume.numpy(), 2, plane), **_tint(colours), **look)
+            panel.imshow(_section(volume.numpy(), 2, plane), **_overlay_style(colours), **look)
         panel.set_title(title)
         panel.set_axis_off()
     patches = [Patch(color=colour, label=name) for colour, name in zip(colours[1:], labels[1:], strict=True)]
@@ -55,22 +57,22 @@ def orthogonal(
 ) -> Figure:
     """Image, prediction and label on an axial, a coronal and a sagittal slice, as radiologists look at them.
 
-    In each direction the slice is the one with most voxels of the prediction or the label; the middle one if both
-    are empty. The patient's right, or front, is on the left, and the head on top.
+    Each slice is the one with most voxels of prediction and label; the middle one if both are empty. The patient's
+    right, or front, is on the left; the head is on top.
 
     Args:
         image, prediction, label: (X, Y, Z) each, axes to Right, Anterior and Superior; without a label, its row of
             pictures is left out.
         labels: names of the classes, the background first.
         spacing: voxel size in mm along X, Y and Z.
-        window: intensities that are drawn black and white.
+        window: the intensities that are drawn black and white.
     """
     masks = {"prediction": prediction} if label is None else {"prediction": prediction, "label": label}
     planes = _fullest_planes(np.logical_or.reduce([mask > 0 for mask in masks.values()]))
     colours = label_colours(labels)
-    width, depth, height = (size * step for size, step in zip(image.shape, spacing, strict=True))  # mm
-    inches = 9 / (width + width + depth)  # an inch a mm, three panels side by side
-    row_height = min(max(depth, height) * inches, 5.0)  # or a scan of the whole body is a picture of many screens
+    width, depth, height = (size * step for size, step in zip(image.shape, spacing, strict=True))  # in mm
+    inches_per_mm = 9 / (width + width + depth)  # three panels side by side
+    row_height = min(max(depth, height) * inches_per_mm, 5.0)  # else a scan of the whole body would fill many screens
     rows = 1 + len(masks)
 
     figure = Figure(figsize=(9, rows * row_height + 1), layout="constrained", facecolor="black")
@@ -86,7 +88,7 @@ def orthogonal(
             panel.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], **look)
             if mask is not None:
                 section = _section(mask, axis, planes[axis])
-                panel.imshow(section, **_tint(colours), **look)
+                panel.imshow(section, **_overlay_style(colours), **look)
                 visible.update(np.unique(section).astype(int).tolist())
             panel.text(0.02, 0.5, left, transform=panel.transAxes, va="center", **letters)
             panel.set(xticks=[], yticks=[])
@@ -103,7 +105,11 @@ def orthogonal(
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss of every epoch, and the mean Dice and each organ's at every validation, from a run's JSON lines."""
+    """Training loss of every epoch, and Dice of each organ and their mean at every validation.
+
+    Args:
+        records: the lines of a run's ``metrics.jsonl``.
+    """
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     loss, dice = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
@@ -111,12 +117,12 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     loss.set(xlabel="epoch", title="training loss")
     validated = [record for record in records if "dice" in record]
     epochs = [record["epoch"] for record in validated]
-    # a run that goes on with another data list may have other organs from there on
+    # a run that was resumed with another data list may have other organs from there on
     organs = list(dict.fromkeys(organ for record in validated for organ in record["dice"]["organs"]))
     for number, organ in enumerate(organs):
-        values = [_or_nan(record["dice"]["organs"].get(organ)) for record in validated]
+        values = np.array([record["dice"]["organs"].get(organ) for record in validated], dtype=float)  # None: NaN
         dice.plot(epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=organ)
-    mean = [_or_nan(record["dice"]["mean"]) for record in validated]
+    mean = np.array([record["dice"]["mean"] for record in validated], dtype=float)
     dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")
     dice.set(xlabel="epoch", title="validation Dice", xlim=loss.get_xlim(), ylim=(0, 1))
     dice.legend(fontsize="small", ncols=2)
@@ -126,20 +132,24 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """(height, width, 3), 0 … 255."""
+    """The figure drawn: (height, width, 3), 0 … 255."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once, where Figure.savefig would draw twice
+    canvas.draw()  # Figure.savefig would draw twice
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Write pixels (height, width, 3) as a PNG in one step."""
-    with replacing(path) as temporary:
+    """Write pixels (height, width, 3) as a PNG file.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    with atomic_write(path) as temporary:
         imsave(temporary, picture, format="png")
 
 
 def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
-    """A slice of a volume whose axes run to Right, Anterior and Superior, as radiologists look at it.
+    """A slice of a volume whose axes run to Right, Anterior and Superior, turned as radiologists look at it.
 
     Returns:
         (rows, columns), row 0 at the bottom. Axial (axis 2): the patient's right on the left, the front on top;
@@ -148,20 +158,20 @@ def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
     return np.moveaxis(volume, axis, 0)[plane][::-1].T
 
 
-def _fullest_planes(marked: np.ndarray) -> list[int]:
-    """For each axis of a boolean volume, the plane across it with most marked voxels; the middle if there are none."""
-    if not marked.any():
-        return [size // 2 for size in marked.shape]
-    return [int(marked.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1))]
+def _fullest_planes(voxels: np.ndarray) -> list[int]:
+    """For each axis of a boolean volume, the plane across it with most True voxels; the middle one if all are False."""
+    if not voxels.any():
+        return [size // 2 for size in voxels.shape]
+    return [int(voxels.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1))]
 
 
 def label_colours(labels: Sequence[str]) -> list[tuple[float, float, float, float]]:
-    """A colour for each class, the background's invisible."""
-    return [UNLABELLED, *(colormaps["tab20"](value % 20) for value in range(len(labels) - 1))]
+    """A colour (red, green, blue, opacity) for each class; the background is transparent."""
+    return [TRANSPARENT, *(colormaps["tab20"](value % 20) for value in range(len(labels) - 1))]
 
 
-def _tint(colours: Sequence[tuple[float, float, float, float]]) -> dict[str, Any]:
-    """How ``imshow`` lays a label map over an image."""
+def _overlay_style(colours: Sequence[tuple[float, float, float, float]]) -> dict[str, Any]:
+    """The arguments of ``imshow`` that lay a label map over an image."""
     return {
         "cmap": ListedColormap(colours),
         "vmin": 0,
@@ -169,7 +179,3 @@ def _tint(colours: Sequence[tuple[float, float, float, float]]) -> dict[str, Any
         "alpha": 0.6,
         "interpolation": "nearest",
     }
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value

@@ -1,7 +1,8 @@
-"""A report over all scans that a network segmented: one page that opens anywhere, the scans to look at first on top."""
+"""The HTML report over all segmented scans, with the scans to look at first on top."""
 
 import base64
 import io
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,45 +14,46 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.evaluation.metrics import nan_mean
 from utils.system.files import write_text
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 
-# how a score is called above its column, and its decimals
+# each score's title above its column, and its decimals
 SCORES = {
     "dice": ("Dice, scan's own grid", 3),
     "dice_network_grid": ("Dice, network's grid", 3),
     "hd95_mm": ("HD95 (mm), scan's own grid", 1),
     "nsd": ("NSD, scan's own grid", 3),
 }
-# with fewer, one odd scan is a large part of what it is compared with
+# with fewer scans, an unusual one has too large a part in the median that it is compared with
 FEWEST_SCANS = 4
-# Iglewicz and Hoaglin, How to detect and handle outliers (1993)
+# from this many spreads on, a volume is far from the median: Iglewicz and Hoaglin, How to detect and handle outliers
+# (1993)
 FAR = 3.5
-# volumes that differ by more than this share an axis only if it is logarithmic
+# if the largest volume is more than this many times the smallest, the axis is logarithmic
 WIDE = 20.0
 
 
 def write_report(
     path: Path, records: Sequence[Mapping[str, Any]], pictures: Mapping[str, Path], facts: Mapping[str, str]
 ) -> None:
-    """Write an HTML page with everything in it: it opens from the disk and asks the network for nothing.
+    """Write an HTML page that holds all it needs: it opens from the disk and loads nothing from the network.
 
     Args:
-        records: one for each scan: ``scan`` (its name), ``source``, ``shape`` (voxels), ``spacing_mm`` and ``organs``.
-            The latter has, by organ, ``volume_ml``, ``mean`` and ``std`` of the intensities, ``bounding_box_mm``
-            (lowest and highest corner) and ``touches_edge``; an organ without a voxel has the volume 0 and None for
-            mean, std and box. A scan with a label has ``dice``, ``hd95_mm``, ``nsd`` or ``dice_network_grid`` too;
-            None where the organ is in neither label nor prediction, or the distance undefined.
-        pictures: each scan's PNG.
-        facts: what the head of the page says about the run, by name.
+        records: one for each scan: ``scan`` (its name), ``source``, ``shape`` (voxels), ``spacing_mm``, ``remarks`` and
+            ``organs``. The latter has, by organ, the values of :func:`utils.evaluation.measurements.measure`, and for
+            a scan with a label ``dice``, ``hd95_mm``, ``nsd`` or ``dice_network_grid``. A score is None if the organ
+            is in neither label nor prediction, or the distance is undefined.
+        pictures: each scan's PNG file, by name.
+        facts: lines for the top of the page, by name.
 
     Raises:
-        FileNotFoundError: if a picture is not there.
+        FileNotFoundError: if a picture is missing.
         WriteError: if the page can't be written.
     """
     organs = list(records[0]["organs"])
-    scores = [score for score in SCORES if any(_has(record, score) for record in records)]
+    scores = [score for score in SCORES if any(_has_score(record, score) for record in records)]
     plots = {"Volume by organ": _volume_plot(records, organs)}
     if "dice" in scores:
         plots = {"Dice by organ, on the scan's own grid": _dice_plot(records, organs), **plots}
@@ -60,8 +62,8 @@ def write_report(
     )
     content = page.render(
         facts=facts,
-        scan_count=_counted(len(records)),
-        labelled_count=_counted(sum(map(_is_labelled, records))),
+        scan_count=_scans_in_words(len(records)),
+        labelled_count=_scans_in_words(sum(map(_is_labelled, records))),
         summary_heads=[SCORES[score][0] for score in scores],
         summary=[_summary_row(records, organ, scores) for organ in organs],
         summary_means=[_mean_over_scans(records, score) for score in scores],
@@ -73,15 +75,15 @@ def write_report(
 
 
 def worst_first(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
-    """The scans in the order in which to look at them, each with the reasons for its place.
+    """The scans in the order in which to look at them, each with the reasons for its position.
 
-    Scans with a label come first, the lowest mean Dice on top; then the others, those on top that lack organs that
-    most scans have, or whose volumes are farthest from the median over all scans. Fewer than four scans are too few
-    to compare volumes: those without a label stay as they are.
+    Scans with a label come first, sorted by mean Dice. Of the others, those come first that lack organs which most
+    scans have, then those with a volume far from the median over all scans. With fewer than four scans, volumes can't
+    be compared, and scans without a label keep their order.
     """
-    labelled = [(record, _mean(_values(record, "dice"))) for record in records if _is_labelled(record)]
-    # a label without any organ is scored by nothing, and can't be the worst
-    labelled.sort(key=lambda scored: (scored[1] is None, scored[1] or 0.0))
+    labelled = [(record, _scan_mean(record, "dice")) for record in records if _is_labelled(record)]
+    # a scan without any organ in label and prediction has no Dice, and comes last
+    labelled.sort(key=lambda scored: math.inf if math.isnan(scored[1]) else scored[1])
     others = [record for record in records if not _is_labelled(record)]
     ranked = [(record, _dice_reasons(record, mean)) for record, mean in labelled]
     if len(records) < FEWEST_SCANS:
@@ -95,15 +97,15 @@ def worst_first(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str,
 
 
 @dataclass(frozen=True)
-class Usual:
-    """An organ's volume as it usually is.
+class UsualVolume:
+    """An organ's usual volume.
 
     Attributes:
-        scans: how many there are.
-        found: in how many of them the organ is.
-        median: ml, over the scans with the organ.
-        spread: ml, what the standard deviation over these scans would be without outliers. Both are 0 if the scans
-            with the organ are too few to say.
+        scans: number of scans.
+        found: number of scans with the organ.
+        median: in ml, over the scans with the organ.
+        spread: in ml, a standard deviation over these scans that outliers hardly change. Median and spread are 0 if
+            fewer than four scans have the organ.
     """
 
     scans: int
@@ -112,27 +114,27 @@ class Usual:
     spread: float
 
 
-def _usual(records: Sequence[Mapping[str, Any]], organ: str) -> Usual:
+def _usual(records: Sequence[Mapping[str, Any]], organ: str) -> UsualVolume:
     volumes = _found_volumes(records, organ)
     if len(volumes) < FEWEST_SCANS:
-        return Usual(len(records), len(volumes), median=0.0, spread=0.0)
+        return UsualVolume(len(records), len(volumes), median=0.0, spread=0.0)
     median = statistics.median(volumes)
     deviations = [abs(volume - median) for volume in volumes]
-    # where half of the volumes are equal, Iglewicz and Hoaglin take the mean deviation instead
+    # if half of the volumes are equal, the median deviation is 0; Iglewicz and Hoaglin take the mean deviation then
     spread = 1.4826 * statistics.median(deviations) or 1.2533 * statistics.fmean(deviations)
-    return Usual(len(records), len(volumes), median, spread)
+    return UsualVolume(len(records), len(volumes), median, spread)
 
 
-def _missing(record: Mapping[str, Any], usual: Mapping[str, Usual]) -> list[str]:
-    """The organs that are not in this scan, though in most."""
+def _missing(record: Mapping[str, Any], usual: Mapping[str, UsualVolume]) -> list[str]:
+    """The organs that this scan lacks, but most scans have."""
     volumes = {organ: values["volume_ml"] for organ, values in record["organs"].items()}
     return [
         organ for organ, all_scans in usual.items() if volumes[organ] == 0 and 2 * all_scans.found > all_scans.scans
     ]
 
 
-def _distances(record: Mapping[str, Any], usual: Mapping[str, Usual]) -> dict[str, float]:
-    """By organ that can be judged, how many spreads its volume is from the median."""
+def _distances(record: Mapping[str, Any], usual: Mapping[str, UsualVolume]) -> dict[str, float]:
+    """How many spreads each organ's volume is from the median; organs that can't be compared are left out."""
     volumes = {organ: values["volume_ml"] for organ, values in record["organs"].items()}
     return {
         organ: abs(volumes[organ] - all_scans.median) / all_scans.spread
@@ -141,9 +143,9 @@ def _distances(record: Mapping[str, Any], usual: Mapping[str, Usual]) -> dict[st
     }
 
 
-def _dice_reasons(record: Mapping[str, Any], mean: float | None) -> list[str]:
+def _dice_reasons(record: Mapping[str, Any], mean: float) -> list[str]:
     dice = {organ: values["dice"] for organ, values in record["organs"].items() if values.get("dice") is not None}
-    if mean is None:
+    if math.isnan(mean):
         return ["no organ is in the label or the prediction"]
     lowest = min(dice, key=lambda organ: dice[organ])
     remark = "" if record["organs"][lowest]["volume_ml"] else " (not found)"
@@ -151,7 +153,7 @@ def _dice_reasons(record: Mapping[str, Any], mean: float | None) -> list[str]:
 
 
 def _volume_reasons(
-    record: Mapping[str, Any], missing: Sequence[str], distances: Mapping[str, float], usual: Mapping[str, Usual]
+    record: Mapping[str, Any], missing: Sequence[str], distances: Mapping[str, float], usual: Mapping[str, UsualVolume]
 ) -> list[str]:
     reasons = [
         f"{organ} not found, though {usual[organ].found} of {usual[organ].scans} scans have it" for organ in missing
@@ -160,7 +162,7 @@ def _volume_reasons(
     for organ in sorted(far, key=lambda organ: distances[organ], reverse=True):
         values = record["organs"][organ]
         cut = ", and it touches the edge of the scan" if values["touches_edge"] else ""
-        volume, median = _in_words(values["volume_ml"]), _in_words(usual[organ].median)
+        volume, median = _volume_in_words(values["volume_ml"]), _volume_in_words(usual[organ].median)
         reasons.append(f"{organ} volume {volume} is far from the median {median}{cut}")
     return reasons or ["no organ is missing, or far from its median volume"]
 
@@ -182,21 +184,20 @@ def _order_in_words(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _summary_row(records: Sequence[Mapping[str, Any]], organ: str, scores: Sequence[str]) -> dict[str, Any]:
     volumes = _found_volumes(records, organ)
-    means = [(_mean(record["organs"][organ].get(score) for record in records), SCORES[score][1]) for score in scores]
     return {
         "organ": organ,
         "found": f"{len(volumes)} of {len(records)}",
-        "volume": _decimals(_mean(volumes), 1),
-        "scores": [_decimals(mean, digits) for mean, digits in means],
+        "volume": _decimals(float(nan_mean(volumes)), 1),
+        "scores": [_decimals(_organ_mean(records, organ, score), SCORES[score][1]) for score in scores],
     }
 
 
 def _mean_over_scans(records: Sequence[Mapping[str, Any]], score: str) -> str:
-    return _decimals(_mean(_mean(_values(record, score)) for record in records), SCORES[score][1])
+    return _decimals(float(nan_mean([_scan_mean(record, score) for record in records])), SCORES[score][1])
 
 
 def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: Mapping[str, Path]) -> dict[str, Any]:
-    scores = [score for score in SCORES if _has(record, score)]
+    scores = [score for score in SCORES if _has_score(record, score)]
     return {
         "name": record["scan"],
         "source": record["source"],
@@ -252,15 +253,15 @@ def _volume_plot(records: Sequence[Mapping[str, Any]], organs: Sequence[str]) ->
 
 
 def _box_plot(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Figure, Axes]:
-    """A line for each name, top to bottom: the box of its values and each value as a point."""
+    """A line per name, top to bottom, with a box of its values and each value as a point."""
     figure = Figure(figsize=(5, 0.9 + 0.3 * len(names)), layout="constrained")
     panel = figure.subplots()
     lines = range(len(names))
     look: dict[str, Any] = {"showfliers": False, "medianprops": {"color": "black", "linewidth": 2}, "zorder": 1}
     panel.boxplot(values, orientation="horizontal", positions=lines, widths=0.6, **look)
     for line, row in zip(lines, values, strict=True):
-        # a little up and down in turn, so that equal values are seen side by side
-        heights = [line + 0.14 * (number % 3 - 1) for number in range(len(row))]
+        # shift the points up and down in turn, so that equal values are seen side by side
+        heights = [line + 0.14 * (index % 3 - 1) for index in range(len(row))]
         panel.scatter(row, heights, s=12, color=colormaps["tab10"](0), alpha=0.8, linewidths=0, zorder=2)
     panel.set_yticks(lines, names, parse_math=False)
     panel.invert_yaxis()
@@ -270,7 +271,7 @@ def _box_plot(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[
 
 
 def _svg(figure: Figure) -> bytes:
-    """The figure without a background, its letters as outlines; one figure is always the same bytes."""
+    """The figure as SVG without a background, its text as outlines; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -281,16 +282,22 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _has(record: Mapping[str, Any], score: str) -> bool:
+def _has_score(record: Mapping[str, Any], score: str) -> bool:
     return any(score in values for values in record["organs"].values())
 
 
 def _is_labelled(record: Mapping[str, Any]) -> bool:
-    return _has(record, "dice")
+    return _has_score(record, "dice")
 
 
-def _values(record: Mapping[str, Any], score: str) -> list[float | None]:
-    return [values.get(score) for values in record["organs"].values()]
+def _scan_mean(record: Mapping[str, Any], score: str) -> float:
+    """A score's mean over a scan's organs; NaN if it is defined for none."""
+    return float(nan_mean([values.get(score) for values in record["organs"].values()]))
+
+
+def _organ_mean(records: Sequence[Mapping[str, Any]], organ: str, score: str) -> float:
+    """A score's mean over an organ's scans; NaN if it is defined for none."""
+    return float(nan_mean([record["organs"][organ].get(score) for record in records]))
 
 
 def _found_volumes(records: Iterable[Mapping[str, Any]], organ: str) -> list[float]:
@@ -298,21 +305,15 @@ def _found_volumes(records: Iterable[Mapping[str, Any]], organ: str) -> list[flo
     return [volume for volume in volumes if volume > 0]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what isn't None; None where there is nothing."""
-    counted = [value for value in values if value is not None]
-    return statistics.fmean(counted) if counted else None
+def _decimals(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
-def _decimals(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:z.{digits}f}".replace("-", "−")
-
-
-def _counted(scans: int) -> str:
+def _scans_in_words(scans: int) -> str:
     return "1 scan" if scans == 1 else f"{scans} scans"
 
 
-def _in_words(volume: float) -> str:
+def _volume_in_words(volume: float) -> str:
     """A volume in ml, in litres from one litre on."""
     if volume >= 1000:
         return f"{volume / 1000:.1f} l"

@@ -1,4 +1,4 @@
-"""Scores as a table on the screen and as files."""
+"""Scores as tables for the screen, as CSV and as JSON."""
 
 import csv
 import math
@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from utils.evaluation.metrics import FoldScores, Scores
-from utils.system.files import replacing, write_json
+from utils.evaluation.metrics import FoldScores, Scores, nan_to_none
+from utils.system.files import atomic_write, write_json
 
 
 def organ_table(scores: Scores) -> str:
-    """One line an organ with its mean Dice over the scans, and the mean over scans below."""
+    """One line per organ with its mean Dice over the scans, then the mean over scans."""
     width = max(len(name) for name in (*scores.organs, "mean"))
     rows = [f"  {name:<{width}}  {_text(value)}" for name, value in zip(scores.organs, scores.organ_means, strict=True)]
     return "\n".join([*rows, f"  {'mean':<{width}}  {_text(scores.mean)}"])
 
 
 def scan_table(scores: Scores) -> str:
-    """One line a scan with its mean and the Dice of each organ."""
+    """One line per scan with its mean and the Dice of each organ, then the means."""
     rows = [
         [scan, _text(mean), *map(_text, dice)]
         for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
@@ -30,13 +30,13 @@ def scan_table(scores: Scores) -> str:
 
 
 def volume_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """One line a scan with the volume of each organ in ml, from :func:`utils.evaluation.measurements.measure`."""
+    """One line per scan with the volume of each organ in ml."""
     rows = [[record["scan"], *(f"{one['volume_ml']:.1f}" for one in record["organs"].values())] for record in records]
     return _table(["scan", *records[0]["organs"]], rows)
 
 
 def fold_table(scores: FoldScores) -> str:
-    """One line a fold with its mean and each organ, then means and standard deviations over folds and over scans."""
+    """One line per fold with its mean and each organ, then means and standard deviations over folds and over scans."""
     rows = [
         [name, *(f"{value:.4f}" if math.isfinite(value) else "–" for value in values)] for name, values in _rows(scores)
     ]
@@ -45,25 +45,26 @@ def fold_table(scores: FoldScores) -> str:
 
 
 def fold_record(scores: FoldScores) -> dict[str, Any]:
-    """The lines of :func:`fold_table` as JSON can hold them: for each ``mean`` and, by organ, ``organs``."""
+    """The lines of :func:`fold_table` for JSON: each has ``mean`` and, by organ, ``organs``."""
     rows = {
-        name: {"mean": _number(mean), "organs": _by_organ(scores, organs)} for name, (mean, *organs) in _rows(scores)
+        name: {"mean": nan_to_none(mean), "organs": _by_organ(scores, organs)}
+        for name, (mean, *organs) in _rows(scores)
     }
     mean, *organs = scores.counted.tolist()
     return {**rows, "scans counted": {"mean": mean, "organs": dict(zip(scores.organs, organs, strict=True))}}
 
 
 def save_fold_scores(path: Path, tables: Mapping[str, FoldScores]) -> None:
-    """Write a CSV with the lines of :func:`fold_table`, one table after the other; an undefined value is empty.
+    """Write a CSV with the lines of :func:`fold_table`, one table after the other. An undefined value is empty.
 
     Args:
-        tables: by the name of their score.
+        tables: by the name of the score.
 
     Raises:
         WriteError: if it can't be written.
     """
     organs = next(iter(tables.values())).organs
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["score", "fold", "mean", *organs])
         for score, scores in tables.items():
@@ -77,34 +78,34 @@ def _rows(scores: FoldScores) -> list[tuple[str, np.ndarray]]:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows below titles whose words are stacked."""
-    columns = [title.split() for title in titles]
-    depth = max(map(len, columns))
-    head = [[([""] * (depth - len(words)) + words)[line] for words in columns] for line in range(depth)]
-    widths = [max(len(row[column]) for row in [*head, *rows]) for column in range(len(columns))]
+    """Rows below titles, whose words are stacked to save width."""
+    words = [title.split() for title in titles]
+    depth = max(map(len, words))
+    head = [[([""] * (depth - len(title)) + title)[line] for title in words] for line in range(depth)]
+    widths = [max(len(row[column]) for row in [*head, *rows]) for column in range(len(titles))]
     return "\n".join(_line(row, widths) for row in [*head, *rows])
 
 
 def score_record(scores: Scores) -> dict[str, Any]:
-    """The means as JSON can hold them: ``mean`` and, by organ, ``organs``."""
-    return {"mean": _number(scores.mean), "organs": _by_organ(scores, scores.organ_means)}
+    """The means for JSON: ``mean`` and, by organ, ``organs``."""
+    return {"mean": nan_to_none(scores.mean), "organs": _by_organ(scores, scores.organ_means)}
 
 
 def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
     """Write ``scores.csv`` and ``scores.json``: Dice of each scan and organ, and the means.
 
-    An organ in neither label nor prediction is an empty cell of the CSV and null in the JSON.
+    An organ in neither label nor prediction is an empty cell in the CSV and null in the JSON.
 
     Args:
-        facts: what the JSON says beside the scores, such as the weights' file.
+        facts: further entries of the JSON, such as the weights' file.
     """
     scans = [
-        {"scan": scan, "mean": _number(mean), "organs": _by_organ(scores, dice)}
+        {"scan": scan, "mean": nan_to_none(mean), "organs": _by_organ(scores, dice)}
         for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
     ]
     means = score_record(scores)
     with (
-        replacing(folder / "scores.csv") as temporary,
+        atomic_write(folder / "scores.csv") as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
@@ -115,11 +116,7 @@ def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
 
 
 def _by_organ(scores: Scores | FoldScores, values: Any) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in zip(scores.organs, values, strict=True)}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return {name: nan_to_none(value) for name, value in zip(scores.organs, values, strict=True)}
 
 
 def _text(value: float) -> str:

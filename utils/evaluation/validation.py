@@ -1,4 +1,4 @@
-"""Score a network on whole scans."""
+"""Score a network on whole scans, as training's validation does."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from utils.inference.sliding_window import Ensemble, Predictor
 
 @dataclass(frozen=True)
 class Example:
-    """One scan with its label and prediction, (D, H, W) each, for a picture."""
+    """A scan with its label and prediction, (D, H, W) each, for a picture."""
 
     name: str
     image: Tensor
@@ -30,13 +30,14 @@ def score_scans(
     labels: tuple[str, ...],
     process: Process,
 ) -> tuple[Scores, Example | None]:
-    """Predict and score this process's scans, and collect the scores of all of them.
+    """Predict and score this process's scans, and gather the scores of all processes.
 
     Args:
+        loader: gives one preprocessed scan at a time.
         labels: names of the classes, the background first.
 
     Returns:
-        The scores of all processes' scans on the network's grid, and this process's first scan.
+        Dice of all processes' scans on the network's grid, and this process's first scan.
     """
     network.eval()
     ensemble = Ensemble(((network, precision),))
@@ -48,5 +49,5 @@ def score_scans(
         results.append((batch["name"][0], dice_per_label(prediction, label, len(labels)).numpy()))
         if example is None:
             example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
-    names, dice = zip(*process.gather(results), strict=True)
+    names, dice = zip(*process.gather_shards(results), strict=True)
     return Scores(names, labels[1:], np.stack(dice)), example

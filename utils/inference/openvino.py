@@ -1,7 +1,7 @@
-"""What computes the forward passes of ``test.py``: torch, or on a CPU OpenVINO, an engine made for it.
+"""Networks compiled by OpenVINO, which on some CPUs are faster than torch.
 
-OpenVINO compiles a network for windows of one size, which takes some seconds. What it made is kept on disk, in
-``$XDG_CACHE_HOME/unetr`` (by default ``~/.cache/unetr``), under a name that tells its weights, code and machine.
+Compiling a network for windows of one size takes some seconds. Compiled networks are cached in
+``$XDG_CACHE_HOME/unetr`` (by default ``~/.cache/unetr``), under a hash of weights, code, packages and CPU.
 """
 
 import fcntl
@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,30 +22,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from networks.precision import Precision, choose_precision
+from networks.precision import Precision
 from utils.checkpoints.description import Description
 from utils.distributed.process import Process
-from utils.system.errors import InputError, brief
-from utils.system.files import fingerprint, replacing
+from utils.system.errors import InputError, first_line
+from utils.system.files import atomic_write, content_hash
 
-Members = tuple[tuple[nn.Module, Precision], ...]
-
+NETWORK_CODE = Path(__file__).parents[2] / "networks"
 INSTALL = "pip install openvino==2026.4.0"
-KEPT = 16  # compiled networks on disk; one of the reference network has 355 MiB
+CACHE_SIZE = 16  # compiled networks; one of the reference network takes 355 MiB
 ENDING = ".openvino"
-# how far a compiled network's logits may be from torch's in float32, as a share of their root mean square on random
-# windows; seen for the reference network: 0.0001 and 0.01, as of torch's own autocast
+# largest root mean square difference to torch's float32 logits, relative to theirs, on random windows; measured for the
+# reference network: 0.0001 and 0.01, the latter the same as torch's own autocast
 TOLERANCE = {torch.float32: 0.001, torch.bfloat16: 0.05}
 
 
 class CompiledNetwork(nn.Module):
     """A network that OpenVINO compiled.
 
-    Windows go through it one after the other: more at a time were no faster, and a batch of any size fits so.
+    Windows go through it one by one: larger batches were no faster, and so a batch may have any size.
 
     Args:
-        compiled: an ``openvino.CompiledModel`` for a window of fixed shape (1, C, D, H, W).
-        memory: what holds its weights, which OpenVINO doesn't keep; None where it has its own.
+        compiled: an ``openvino.CompiledModel`` for windows (1, C, D, H, W) of one shape.
+        memory: the memory of its weights, if OpenVINO doesn't own it.
     """
 
     def __init__(self, compiled: Any, memory: np.ndarray | None = None) -> None:
@@ -54,139 +52,94 @@ class CompiledNetwork(nn.Module):
         self.compiled = compiled
         self.request = compiled.create_infer_request()
         self.shape = tuple(compiled.output(0).shape)
-        self.memory = memory  # the last to be let go
+        self.memory = memory  # after the request, so that it is freed last
 
     def forward(self, windows: Tensor) -> Tensor:
         """(B, C, D, H, W) in float32 -> logits (B, classes, D, H, W) in float32."""
         logits = torch.empty(len(windows), *self.shape[1:])
-        for window, place in zip(windows.contiguous().split(1), logits.split(1), strict=True):
+        for window, result in zip(windows.contiguous().split(1), logits.split(1), strict=True):
             self.request.set_input_tensor(_shared(window.numpy()))
-            self.request.set_output_tensor(_shared(place.numpy()))
+            self.request.set_output_tensor(_shared(result.numpy()))
             self.request.infer()
         return logits
 
 
 class UnfitError(InputError):
-    """OpenVINO can't have a network.
+    """OpenVINO can't run a network.
 
     Args:
         fault: why not.
-        remedy: what to do where OpenVINO is wanted.
+        remedy: what a person who asked for OpenVINO can do.
     """
 
     def __init__(self, fault: str, remedy: str) -> None:
-        super().__init__(f"--engine openvino: {fault}. {remedy}.")
+        super().__init__(f"`engine` openvino: {fault}. {remedy}.")
         self.fault = fault
-
-
-def place_networks(
-    engine: str, members: Sequence[tuple[nn.Module, Description]], amp: bool, process: Process
-) -> tuple[Members, str]:
-    """Make the networks of an ensemble ready to predict, each with the number format that it computes in.
-
-    Args:
-        engine: ``torch``; ``openvino``; or ``auto``, OpenVINO if a window of the first network takes it less time.
-        amp: whether formats shorter than float32 are allowed.
-
-    Returns:
-        The networks, and the engine that has them, with the reason where it was chosen here.
-
-    Raises:
-        UnfitError: if ``openvino`` is asked for and can't be had.
-    """
-    formats = [
-        choose_precision(process.device, amp and one.amp, one.preprocessing.roi, one.network) for _, one in members
-    ]
-    networks = [network.eval() for network, _ in members]
-    compiled: list[nn.Module] = []
-    fault = None
-    if engine != "torch":
-        try:
-            _require_fit(networks, process.device)
-            for (network, description), precision in zip(members, formats, strict=True):
-                compiled.append(compile_network(network, description, precision, process))
-        except UnfitError as error:
-            if engine == "openvino":
-                raise
-            fault = error.fault
-    if engine == "openvino":
-        return tuple(zip(compiled, formats, strict=True)), _name()
-    placed = tuple(zip(map(process.place, networks), formats, strict=True))
-    for network, precision in placed:
-        precision.convert_weights(network)
-    if engine == "torch":
-        return placed, "torch"
-    reason = ""
-    if fault is None:
-        window = _window(members[0][1])
-        ours, torchs = (_seconds(network, formats[0], window) for network in (compiled[0], placed[0][0]))
-        reason = f"a window takes OpenVINO {ours:.3f} s and torch {torchs:.3f} s"
-        fault = None if ours < torchs else reason
-    faults = [other for other in process.collect(fault) if other is not None]  # one engine for all processes
-    if faults:
-        return placed, f"torch, since {faults[0]}"
-    return tuple(zip(compiled, formats, strict=True)), f"{_name()}, since {reason}"
 
 
 def compile_network(
     network: nn.Module, description: Description, precision: Precision, process: Process
 ) -> CompiledNetwork:
-    """A network compiled by OpenVINO, from the disk if it was compiled before.
+    """Compile a network with OpenVINO, or read it from the cache if it was compiled before.
 
-    Where the disk can't be used, that is said, and the network is compiled for this once.
+    If the cache can't be used, say so and compile the network for this launch alone.
 
     Raises:
-        UnfitError: if it can't be compiled, or its logits aren't torch's.
+        UnfitError: if it can't be compiled, or its logits differ from torch's.
     """
     path = cache_folder() / f"{_key(network, description, precision)}{ENDING}"
     compiled = None
     try:
         with _locked(path.parent):
-            kept = _read(path, precision)
-            if kept is not None:
-                return kept
+            cached = _read(path, precision)
+            if cached is not None:
+                return cached
             compiled = _compile(network, description, precision)
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(compiled.compiled.export_model().getbuffer())
             _remove_oldest(path.parent)
     except OSError as error:
-        process.say(f"note: what OpenVINO compiled can't be kept for the next launch ({error})")
+        process.say(f"note: OpenVINO's compiled network can't be cached for the next launch ({error})")
     return compiled or _compile(network, description, precision)
 
 
 def cache_folder() -> Path:
-    """Where compiled networks are kept."""
+    """The folder of compiled networks."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "unetr"
 
 
-def _require_fit(networks: Sequence[nn.Module], device: torch.device) -> None:
-    """Check what can be told before compiling.
+def require_fit(networks: Sequence[nn.Module], device: torch.device) -> None:
+    """Check what can be checked before compiling.
 
     Raises:
-        UnfitError: if OpenVINO can't have these networks.
+        UnfitError: if OpenVINO can't run these networks here.
     """
     if device.type != "cpu":
-        raise UnfitError(f"OpenVINO computes on CPUs, not on {device}", "Give --device cpu, or --engine torch")
+        raise UnfitError(f"OpenVINO computes on CPUs, not on {device}", "Give `device` cpu, or `engine` torch")
     if importlib.util.find_spec("openvino") is None:
         raise UnfitError("OpenVINO is not installed", f"{INSTALL} installs it")
     try:
         _core()
     except (ImportError, RuntimeError) as error:
-        raise UnfitError(f"OpenVINO can't be started ({brief(error)})", f"Mend it, as by {INSTALL}") from error
+        raise UnfitError(
+            f"OpenVINO can't be started ({first_line(error)})", f"Mend the installation, for example by {INSTALL}"
+        ) from error
     if any(isinstance(network, torch.jit.ScriptModule) for network in networks):
         raise UnfitError(
-            "OpenVINO can't compile TorchScript", "Give the checkpoint that was exported, or --engine torch"
+            "OpenVINO can't compile TorchScript", "Give the checkpoint that was exported, or `engine` torch"
         )
 
 
-def _name() -> str:
+def version() -> str:
+    """OpenVINO's name and version, for people to read."""
     return f"OpenVINO {importlib.metadata.version('openvino')}"
 
 
 def _openvino() -> Any:
-    """The package, without the one by which it would tell its maker over the internet that it is used."""
+    """The package ``openvino``, without its telemetry, which would report its use over the internet."""
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import then fails, which it allows
+        # this makes the import of the telemetry fail, which openvino allows
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         try:
             import openvino
         finally:
@@ -198,16 +151,17 @@ def _openvino() -> Any:
 
 @cache
 def _core() -> Any:
-    """OpenVINO's start, one for all networks and for good.
+    """The ``openvino.Core``, one for all networks and never freed.
 
-    Each sets a stack for signals (``sigaltstack``), and puts the one before back when it goes: where two are let go in
-    the order in which they came, that one is gone already, and the next signal kills the program.
+    Each ``Core`` sets a stack for signal handlers (``sigaltstack``), and restores the previous one when it is freed. If
+    two are freed in the order of their creation, the restored stack is freed memory, and the next signal kills the
+    program.
     """
     return _openvino().Core()
 
 
 def _shared(array: np.ndarray) -> Any:
-    """OpenVINO's view of an array, without a copy."""
+    """The array as an OpenVINO tensor, without a copy."""
     return _openvino().Tensor(array, shared_memory=True)
 
 
@@ -215,18 +169,19 @@ def _configuration(precision: Precision) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[precision.dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # which torchrun sets to 1 for several processes
-        "ENABLE_CPU_PINNING": False,  # several processes would all take the first cores
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # torchrun sets them to 1 for several processes
+        "ENABLE_CPU_PINNING": False,  # else several processes would all use the first cores
     }
 
 
 def _key(network: nn.Module, description: Description, precision: Precision) -> str:
-    """What differs wherever a compiled network would differ: weights, window, code, packages, format and CPU."""
-    code = [fingerprint(path) for path in sorted((Path(__file__).parent.parent / "networks").glob("*.py"))]
+    """A hash of all that a compiled network depends on: weights, window, code, packages, format and CPU."""
+    code = [content_hash(path) for path in sorted(NETWORK_CODE.rglob("*.py"))]
+    code.append(description.architecture.sha256)  # of a network file outside the repository
     versions = [importlib.metadata.version("openvino"), torch.__version__, monai.__version__]
     cpu = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    about = [code, versions, cpu, str(precision), description.network, sorted(description.options.items())]
-    about.append(description.preprocessing.roi)  # of a window that not every network has among its options
+    window = description.preprocessing.roi
+    about = [code, versions, cpu, str(precision), description.network, description.config, window]
     digest = hashlib.sha256(repr(about).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -236,7 +191,7 @@ def _key(network: nn.Module, description: Description, precision: Precision) -> 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one program at a time look into a folder and write to it; others wait, and find what it made."""
+    """Let one program at a time use a folder; others wait, and then find what it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -244,50 +199,50 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
-    """The compiled network in a file, mapped into memory; None if there is none, or it is damaged."""
+    """The compiled network in a file, mapped into memory; None if the file is missing or damaged."""
     if not path.exists():
         return None
-    os.utime(path)  # the last to be removed
+    os.utime(path)  # now it is the last one that the cache drops
     try:
         memory = np.memmap(path, np.uint8, mode="c")
         return CompiledNetwork(_core().import_model(_shared(memory), "CPU", _configuration(precision)), memory)
-    except (RuntimeError, ValueError):  # the latter of an empty file
+    except (RuntimeError, ValueError):  # ValueError: the file is empty
         return None
 
 
 def _remove_oldest(folder: Path) -> None:
-    for path in sorted(folder.glob(f"*{ENDING}"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+    for path in sorted(folder.glob(f"*{ENDING}"), key=lambda path: path.stat().st_mtime)[:-CACHE_SIZE]:
         path.unlink()
 
 
 def _compile(network: nn.Module, description: Description, precision: Precision) -> CompiledNetwork:
-    """Compile a network, and compare its logits with those that it has in torch.
+    """Compile a network, and compare its logits with torch's.
 
     Raises:
         UnfitError: if it can't be compiled, or they differ by more than rounding.
     """
-    window = _window(description)
+    window = example_window(description)
     with torch.inference_mode():
-        with warnings.catch_warnings(action="ignore"):  # of torch, that tracing is old and fixes shapes
+        with warnings.catch_warnings(action="ignore"):  # torch warns that tracing is old and fixes shapes
             traced = torch.jit.trace(network, window, check_trace=False)
         expected = network(window)
     try:
-        compiled = _converted(traced, window, precision)
+        compiled = _compile_trace(traced, window, precision)
         logits = compiled(window)
     except (ImportError, RuntimeError) as error:
-        raise UnfitError(f"OpenVINO can't compile the network ({brief(error)})", "Give --engine torch") from error
+        raise UnfitError(f"OpenVINO can't compile the network ({first_line(error)})", "Give `engine` torch") from error
     difference = (logits - expected).square().mean().sqrt()
     size = expected.square().mean().sqrt()
     if not difference <= TOLERANCE[precision.dtype] * size:
         raise UnfitError(
-            f"OpenVINO's logits differ from torch's by {difference:.2g}, where these are about {size:.2g}",
-            "Give --engine torch",
+            f"OpenVINO's logits differ from torch's by {difference:.2g}, and torch's are about {size:.2g}",
+            "Give `engine` torch",
         )
     return compiled
 
 
-def _converted(traced: Any, window: Tensor, precision: Precision) -> CompiledNetwork:
-    """A trace compiled, as by ``openvino.convert_model`` without its check of the trace, most of the time it takes."""
+def _compile_trace(traced: Any, window: Tensor, precision: Precision) -> CompiledNetwork:
+    """Compile a trace, as ``openvino.convert_model`` does, but without its check, which takes most of the time."""
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -299,17 +254,7 @@ def _converted(traced: Any, window: Tensor, precision: Precision) -> CompiledNet
     return CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
 
 
-def _window(description: Description) -> Tensor:
+def example_window(description: Description) -> Tensor:
+    """A random window (1, C, D, H, W) for the network, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, description.options["in_channels"], *description.preprocessing.roi, generator=generator)
-
-
-def _seconds(network: nn.Module, precision: Precision, window: Tensor) -> float:
-    """Of a forward pass: the shorter of two, after one that is slower."""
-    seconds = []
-    with torch.inference_mode(), precision.autocast():
-        for _ in range(3):
-            start = time.perf_counter()
-            network(window)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return torch.randn(1, description.config.in_channels, *description.preprocessing.roi, generator=generator)

@@ -1,4 +1,4 @@
-"""From the network's grid back to the scan's own."""
+"""From probabilities on the network's grid to masks and probabilities on the scan's own grid."""
 
 import itertools
 
@@ -15,8 +15,9 @@ def to_scan_grid(
 ) -> np.ndarray:
     """The mask of the most probable class at each voxel of a scan's own grid.
 
-    Probabilities are interpolated linearly, one class at a time into a running maximum, and where a class can't win
-    not at all. What the network's grid doesn't cover (it is cropped to the foreground) is background.
+    Probabilities are interpolated linearly. To save memory and time, classes are compared one by one with the best so
+    far, each only where it can win. Voxels outside the network's grid, which is cropped to the foreground, are
+    background.
 
     Args:
         probabilities: (classes, D, H, W) in float32 on the CPU, the background first.
@@ -28,7 +29,7 @@ def to_scan_grid(
     classes = probabilities.shape[0]
     mask = np.zeros(scan_shape, np.uint8 if classes <= 256 else np.uint16)
     sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]), scan_shape)
-    # a class that wins somewhere is above the background at a neighbour on the network's grid
+    # a class can only win near a voxel of the network's grid where it is more probable than the background
     boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] > probabilities[0]))}
     if not boxes:
         return mask
@@ -63,10 +64,15 @@ def class_on_scan_grid(
     scan_shape: tuple[int, int, int],
     outside: float,
 ) -> np.ndarray:
-    """The probability (D, H, W) of one class at each voxel of a scan's own grid, ``scan_shape`` in float32.
+    """The probability of one class at each voxel of a scan's own grid.
 
     Args:
-        outside: the probability where the network's grid doesn't reach: 1 for the background, 0 for others.
+        probability: (D, H, W) in float32 on the CPU.
+        affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
+        outside: the probability outside the network's grid: 1 for the background, 0 for other classes.
+
+    Returns:
+        ``scan_shape``, float32.
     """
     sampler = _Sampler(affine, scan_affine, tuple(probability.shape), scan_shape)
     result = np.empty(scan_shape, np.float32)
@@ -79,9 +85,9 @@ def class_on_scan_grid(
 
 
 class _Sampler:
-    """Linear interpolation of volumes on the network's grid at the voxels of boxes of a scan's grid.
+    """Interpolates volumes on the network's grid linearly at the voxels of a box of the scan's grid.
 
-    A box is given by its first voxel and the one behind its last.
+    A box is given by its first voxel ``start`` and, as in a slice, ``stop`` behind its last.
     """
 
     def __init__(
@@ -89,34 +95,37 @@ class _Sampler:
     ) -> None:
         self.shape = np.array(shape)
         self.matrix = np.linalg.inv(affine) @ scan_affine  # from the scan's voxel indices to the network's
-        self.parallel = AxisMap.of(self.matrix, scan_shape)
+        self.parallel = AxisMap.from_matrix(self.matrix, scan_shape)
 
     def box(self, chosen: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-        """The box of the scan's grid in which interpolation reads any of the ``chosen`` voxels (D, H, W)."""
-        across = chosen.any(2)
+        """The box of the scan's grid where interpolation reads any of the ``chosen`` voxels (D, H, W); None if none."""
+        along_z = chosen.any(2)
         bounds = []
-        for line in (across.any(1), across.any(0), chosen.any(0).any(0)):
-            places = torch.nonzero(line)
-            if len(places) == 0:
+        for line in (along_z.any(1), along_z.any(0), chosen.any(0).any(0)):
+            indices = torch.nonzero(line)
+            if len(indices) == 0:
                 return None
-            bounds.append((int(places[0]) - 1, int(places[-1]) + 1))
+            bounds.append((int(indices[0]) - 1, int(indices[-1]) + 1))
         corners = np.array([[*corner, 1] for corner in itertools.product(*bounds)])  # (8, 4)
-        there = (corners @ np.linalg.inv(self.matrix).T)[:, :3]
-        return np.maximum(np.floor(there.min(0)).astype(int), 0), np.maximum(np.ceil(there.max(0)).astype(int) + 1, 0)
+        on_scan = (corners @ np.linalg.inv(self.matrix).T)[:, :3]
+        start, stop = np.floor(on_scan.min(0)).astype(int), np.ceil(on_scan.max(0)).astype(int) + 1
+        return np.maximum(start, 0), np.maximum(stop, 0)
 
     def __call__(self, volume: Tensor, start: np.ndarray, stop: np.ndarray) -> Tensor:
-        """(D, H, W) -> the values at the voxels of the box, those of the border beyond it."""
+        """(D, H, W) -> the values at the voxels of the box; outside the volume those at its border."""
         if self.parallel is not None:
             return interpolate(volume, self.parallel, start.tolist(), stop.tolist())
-        scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample counts from -1 to 1 between the outermost voxels
-        places = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
-        # each plane as a batch of its own, since torch shares batches among its threads and nothing else
-        volumes = volume[None, None].expand(len(places), -1, -1, -1, -1)
-        sampled = F.grid_sample(volumes, places[:, None], mode="bilinear", padding_mode="border", align_corners=True)
+        scale = 2 / np.maximum(self.shape - 1, 1)  # grid_sample's coordinates go from -1 to 1, first to last voxel
+        points = torch.stack([self._indices(axis, start, stop) * scale[axis] - 1 for axis in (2, 1, 0)], -1)
+        # each plane is an item of the batch, which is all that torch distributes among its threads
+        volumes = volume[None, None].expand(len(points), -1, -1, -1, -1)
+        sampled = F.grid_sample(volumes, points[:, None], mode="bilinear", padding_mode="border", align_corners=True)
         return sampled[:, 0, 0]  # (planes, 1, 1, Y, Z) -> (planes, Y, Z)
 
     def covers(self, start: np.ndarray, stop: np.ndarray) -> Tensor:
-        """Where the network's grid reaches: to the faces of its outermost voxels, and as far again for its rounding.
+        """Whether the network's grid covers each voxel of the box.
+
+        It reaches to the outer faces of its outermost voxels, plus half a voxel for the rounding of its size.
 
         Returns:
             Booleans in the box's shape, or in one that broadcasts to it.
@@ -128,7 +137,7 @@ class _Sampler:
         return inside
 
     def _indices(self, axis: int, start: np.ndarray, stop: np.ndarray) -> Tensor:
-        """The network's voxel index along ``axis`` at each voxel of the box, or in a shape that broadcasts to it."""
+        """The network's voxel index along ``axis`` at each voxel of the box, in a shape that broadcasts to it."""
         total = torch.full((1, 1, 1), self.matrix[axis, 3], dtype=torch.float64)
         for other in range(3):
             if self.parallel is None or self.parallel.order[other] == axis:

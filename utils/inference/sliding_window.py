@@ -1,4 +1,4 @@
-"""From a preprocessed scan to class probabilities and a mask, the same in training's validation and in testing."""
+"""Class probabilities of a preprocessed scan by a sliding window, for validation and testing alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,27 +11,24 @@ from torch import Tensor, nn
 
 from networks.precision import Precision
 from utils.data.mirroring import Mirroring
-from utils.system.errors import InputError
+from utils.system.errors import InputError, size_text
 
-CERTAIN = 1e4  # a logit that leaves no probability to others that are 0
-
-
-PLANES = 4  # of all classes, which a CPU's cache holds
-
+CERTAIN = 1e4  # a logit with probability 1 if all others are 0
+PLANES = 4  # planes (classes, H, W) per softmax, so few that a CPU's cache holds them
 
 Window = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One network's way over windows, mirrored or not."""
+    """A network that predicts windows, mirrored or not."""
 
     network: nn.Module
     precision: Precision
     mirroring: Mirroring = field(default_factory=Mirroring)
 
     def __call__(self, windows: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> logits (B, classes, D, H, W), as they are where nothing is mirrored."""
+        """(B, C, D, H, W) -> logits (B, classes, D, H, W); those of mirrored windows are mirrored back."""
         dims = [axis + 2 for axis in self.mirroring.axes]
         with self.precision.autocast():
             logits: Tensor = self.network(windows.flip(dims) if dims else windows)
@@ -44,11 +41,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Networks, and mirrored passes of each, whose class probabilities are averaged.
+    """Networks whose class probabilities are averaged, over mirrored passes too.
 
     Attributes:
         members: each network with the number format that it computes in.
-        mirrorings: the passes over each window.
+        mirrorings: how each network's passes are mirrored; the first one isn't.
     """
 
     members: tuple[tuple[nn.Module, Precision], ...]
@@ -56,7 +53,7 @@ class Ensemble:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """Every network's every pass."""
+        """Every pass of every network."""
         return tuple(
             Pass(network, precision, mirroring) for network, precision in self.members for mirroring in self.mirrorings
         )
@@ -64,20 +61,21 @@ class Ensemble:
 
 @dataclass
 class Predictor:
-    """Sliding windows over a scan, whose logits are averaged with a Gaussian's weights where they overlap.
+    """Predicts a scan by a sliding window.
 
-    That is how MONAI does it. A window is left out if all of its voxels, and those right around it, are ``padding``,
-    which for a CT is air: nothing but air is changed by that, neither here nor where the scan's own grid is
-    interpolated from here. Voxels that no other window has are background.
+    Where windows overlap, their logits are averaged with Gaussian weights, as MONAI does it.
+
+    A window is skipped if all its voxels, and those that touch it, are ``padding``, which for a CT is air. That changes
+    air alone, also after interpolation to the scan's own grid. Voxels that are in skipped windows only are background.
 
     Attributes:
         roi: the window in voxels.
-        padding: what a scan smaller than the window is padded with.
-        overlap: share of a window that its neighbour repeats.
-        batch_size: windows in one forward pass; halved where a GPU has no room for them.
+        padding: the value that pads a scan smaller than the window.
+        overlap: the part of a window that its neighbour covers too, 0 … 1.
+        batch_size: windows in one forward pass; halved if a GPU has no memory for them.
         device: where the networks are.
-        stitching: where the windows are put together; the CPU where a GPU has no room for that.
         say: prints a line.
+        stitching: where the windows are averaged; the CPU if a GPU has no memory for that.
     """
 
     roi: tuple[int, int, int]
@@ -92,35 +90,35 @@ class Predictor:
         self.stitching = self.device
 
     def windows(self, shape: Sequence[int]) -> list[Window]:
-        """The windows that cover a scan of ``shape`` (D, H, W), or what one smaller than a window is padded to."""
+        """The windows that cover a scan of ``shape`` (D, H, W), padded if it is smaller than a window."""
         steps = [max(1, int(roi * (1 - self.overlap))) for roi in self.roi]
         padded = [max(size, roi) for size, roi in zip(shape, self.roi, strict=True)]
         return cast(list[Window], dense_patch_slices(padded, self.roi, steps))
 
     @torch.inference_mode()
     def __call__(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object] | None = None) -> Tensor:
-        """(1, C, D, H, W) -> class probabilities (classes, D, H, W). A scan smaller than the window is padded.
+        """Predict a scan: (1, C, D, H, W) -> class probabilities (classes, D, H, W).
 
         Args:
-            progress: told how many windows were done, in each pass those first that are left out.
+            progress: called with a number of windows when they are done; skipped ones come first in each pass.
 
         Raises:
-            InputError: if the GPU has no room even for one window.
+            InputError: if the GPU has no memory even for one window.
         """
-        # as many voxels before as behind
+        # pad both sides alike
         missing = [max(0, roi - size) for roi, size in zip(self.roi, image.shape[2:], strict=True)]
         before = [size // 2 for size in missing]
         sides = [side for first, size in zip(before, missing, strict=True) for side in (size - first, first)]
-        padded = F.pad(image[0], sides[::-1], value=self.padding)  # F.pad begins with the last axis
+        padded = F.pad(image[0], sides[::-1], value=self.padding)  # F.pad wants the last axis first
         inner = [slice(first, first + size) for first, size in zip(before, image.shape[2:], strict=True)]
         while True:
             try:
-                return self._averaged(ensemble, padded.to(self.stitching), progress or _nobody)[:, *inner]
+                return self._averaged(ensemble, padded.to(self.stitching), progress or _no_progress)[:, *inner]
             except torch.OutOfMemoryError as error:
-                self._take_less(error)
+                self._use_less_memory(error)
 
     def _averaged(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object]) -> Tensor:
-        """(C, D, H, W) -> the mean of all passes' probabilities (classes, D, H, W)."""
+        """The mean over all passes: (C, D, H, W) -> probabilities (classes, D, H, W)."""
         first, *others = ensemble.passes
         total = self._probabilities(first, image, progress)
         for one in others:
@@ -128,10 +126,10 @@ class Predictor:
         return total.div_(len(ensemble.passes)) if others else total
 
     def _probabilities(self, network: Pass, image: Tensor, progress: Callable[[int], object]) -> Tensor:
-        """(C, D, H, W) -> (classes, D, H, W) of one pass, where the windows are put together."""
+        """One pass: (C, D, H, W) -> probabilities (classes, D, H, W)."""
         windows = self.windows(image.shape[1:])
-        tissue = (image != self.padding).any(0).cpu().numpy()  # whose any() takes a hundredth of torch's
-        # were all of them air, one would have to tell how many classes there are
+        tissue = (image != self.padding).any(0).cpu().numpy()  # NumPy's any() is a hundred times as fast as torch's
+        # if all are air, predict one of them all the same: its logits give the number of classes
         predicted = [window for window in windows if tissue[_with_rim(window)].any()] or windows[:1]
         progress(len(windows) - len(predicted))
         gaussian = compute_importance_map(self.roi, mode="gaussian", device=self.stitching)
@@ -141,7 +139,7 @@ class Predictor:
             batch = predicted[first : first + self.batch_size]
             logits = network(torch.stack([image[:, *window] for window in batch]).to(self.device))
             if total is None:
-                # laid out as the logits are: to reorder them takes longer than to add them
+                # in the memory layout of the logits: reordering them would take longer than adding them
                 layout = torch.contiguous_format if logits.is_contiguous() else torch.channels_last_3d
                 shape = (1, logits.shape[1], *image.shape[1:])
                 total = torch.empty(shape, device=self.stitching, memory_format=layout).zero_()[0]
@@ -150,33 +148,39 @@ class Predictor:
                 weights[window] += gaussian
             progress(len(batch))
         assert total is not None
-        alone = weights == 0
-        total[0].masked_fill_(alone, CERTAIN)
-        weights.masked_fill_(alone, 1)
-        result = _class_after_class(total)
+        unpredicted = weights == 0
+        total[0].masked_fill_(unpredicted, CERTAIN)
+        weights.masked_fill_(unpredicted, 1)
+        result = _class_major(total)
         for first in range(0, len(weights), PLANES):
             planes = slice(first, first + PLANES)
             result[:, planes] = (total[:, planes] / weights[planes]).softmax(0)
         return result
 
-    def _take_less(self, error: torch.OutOfMemoryError) -> None:
+    def _use_less_memory(self, error: torch.OutOfMemoryError) -> None:
+        """Halve the batch, then stitch on the CPU.
+
+        Raises:
+            InputError: if both are done already.
+        """
         if self.batch_size > 1:
             self.batch_size //= 2
-            self.say(f"out of GPU memory: from here on --sw_batch_size {self.batch_size}")
+            self.say(f"out of GPU memory: from here on {self.batch_size} windows at a time")
         elif self.stitching.type != "cpu":
             self.stitching = torch.device("cpu")
-            self.say("out of GPU memory: from here on windows are put together on the CPU")
+            self.say("out of GPU memory: from here on windows are averaged on the CPU")
         else:
             raise InputError(
-                f"--device {self.device}: has no room for one window of {' × '.join(map(str, self.roi))} voxels. "
-                "Free its memory, or give --device cpu."
+                f"`device` {self.device}: has no memory for one window of {size_text(self.roi)} voxels. "
+                "Free its memory, or give `device` cpu."
             ) from error
 
 
-def _class_after_class(volume: Tensor) -> Tensor:
-    """The memory of (classes, D, H, W) to hold the same plane by plane, each class by itself, which is read row by row.
+def _class_major(volume: Tensor) -> Tensor:
+    """A view (classes, D, H, W) of the same memory in which each plane holds one class after the other.
 
-    Where each voxel's classes lie together, the memory of a plane is that of the same plane in the result.
+    That is faster to read row by row than the layout in which the classes of a voxel are neighbours. Both layouts hold
+    plane d in the same part of memory, so one can be replaced by the other plane by plane.
     """
     if volume.is_contiguous():
         return volume
@@ -185,11 +189,11 @@ def _class_after_class(volume: Tensor) -> Tensor:
     return volume.movedim(0, -1).view(depth, classes, height, width).transpose(0, 1)
 
 
-def _nobody(_: int) -> None:
-    """Whom progress is told where nobody asks."""
+def _no_progress(_: int) -> None:
+    """No-op progress callback."""
 
 
 def _with_rim(window: Window) -> Window:
-    """A window with the voxels right around it."""
+    """A window with the voxels that touch it."""
     x, y, z = (slice(max(0, axis.start - 1), axis.stop + 1) for axis in window)
     return x, y, z

@@ -1,1 +1,1 @@
-"""Scans in files: NIfTI, what SimpleITK reads, DICOM series; and masks as DICOM segmentations."""
+"""Reading scans: NIfTI, the formats of SimpleITK, DICOM series; and writing masks as DICOM segmentations."""

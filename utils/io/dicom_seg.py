@@ -13,16 +13,15 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DA, TM
 
 from utils import __version__
-from utils.io.dicom_series import _places, _Plane, _planes, _quiet
-from utils.system.errors import InputError, brief
-from utils.system.files import replacing
+from utils.io.dicom_series import Plane, planes_of, quiet_pydicom, stack_planes
+from utils.system.errors import InputError, first_line
+from utils.system.files import atomic_write
 
-# what the standard lets be empty, and anonymizers take away
+# elements that the standard lets be empty, and that anonymizers remove
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
-
 
 SNOMED: dict[str, tuple[Code, Code | None]] = {
     "spleen": (codes.SCT.Spleen, None),
@@ -39,35 +38,31 @@ SNOMED: dict[str, tuple[Code, Code | None]] = {
     "right adrenal gland": (codes.SCT.AdrenalGland, codes.SCT.Right),
     "left adrenal gland": (codes.SCT.AdrenalGland, codes.SCT.Left),
 }
-
-
-# DICOM's list has no code for both veins together, so the general code names them as its structures
+# DICOM has no code for both veins together: the general code for a vein, with these two as its structures
 STRUCTURES = {"portal and splenic veins": (codes.SCT.PortalVein, codes.SCT.SplenicVein)}
-
-
 PRIVATE_SCHEME = "99UNETR"
 
 
-@_quiet()
+@quiet_pydicom()
 def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], datasets: Sequence[Dataset]) -> None:
     """Write a mask as a DICOM SEG of the series that it was made from.
 
     Each label with at least one voxel becomes a segment with its name as SegmentLabel. Segments are numbered 1, 2, …
-    in the order of their labels' values, because DICOM wants consecutive numbers: with voxels of the labels 2 and 6
-    only, 2 becomes segment 1 and 6 becomes segment 2. Slices where a segment has no voxel have no frame for it.
-    A mask without any voxel can't do without segments, though: it gets one for each label, on one empty frame.
+    in the order of their labels' values, because DICOM requires consecutive numbers: with voxels of the labels 2 and 6
+    only, 2 becomes segment 1 and 6 becomes segment 2. A segment has frames only for slices with its voxels. Since a
+    file needs a segment, a mask without voxels gets one for each label, on one empty frame.
 
     Args:
-        mask: (X, Y, Z) whole numbers on the series' voxels, 0 for the background.
-        labels: value -> name of every value in ``mask``; a name for 0 is ignored.
-        datasets: the headers that :func:`read_series` returned with the scan.
+        mask: (X, Y, Z), labels on the series' grid, 0 for the background.
+        labels: names of all values in ``mask`` but 0.
+        datasets: those of the series' volume.
 
     Raises:
         InputError: if a segmentation can't refer to such a series.
         WriteError: if the file can't be written.
     """
-    everything = [plane for one in datasets for plane in _planes(Path(one.filename), one)]
-    planes = [place[0] for place in _places(everything)]
+    stack = stack_planes([plane for one in datasets for plane in planes_of(Path(one.filename), one)])
+    planes = [twins[0] for twins in stack]
     assert mask.shape == (*planes[0].size[::-1], len(planes)), "the mask isn't on the series' grid"
     values = [int(value) for value in np.unique(mask) if value]
     empty = not values
@@ -97,17 +92,17 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
             content_label="SEGMENTATION",
             specific_character_set="ISO_IR 192",  # UTF-8, which has every label's letters
         )
-    # highdicom's, for headers against the standard, and pydicom's
+    # of highdicom, for headers that break the standard, and of pydicom
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"{path}: the series' headers don't allow a DICOM segmentation ({brief(error)}). Write NIfTI instead."
+            f"{path}: the series' headers don't allow a DICOM segmentation ({first_line(error)}). Write NIfTI instead."
         ) from error
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         segmentation.save_as(temporary)
 
 
 def _segment(number: int, name: str) -> hd.seg.SegmentDescription:
-    text = name.replace("\\", "/")[:64]  # DICOM's limits to a short text
+    text = name.replace("\\", "/")[:64]  # DICOM's limits for a label
     kind, side = SNOMED.get(name, (Code(name, PRIVATE_SCHEME, text), None))
     segment = hd.seg.SegmentDescription(
         segment_number=number,
@@ -126,10 +121,10 @@ def _segment(number: int, name: str) -> hd.seg.SegmentDescription:
     return segment
 
 
-def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Dataset]:
-    """The series' headers with what highdicom insists on: every patient attribute, if empty, and one geometry.
+def _sources(datasets: Sequence[Dataset], planes: Sequence[Plane]) -> list[Dataset]:
+    """The series' headers as highdicom needs them: with every patient attribute, if only empty, and one geometry.
 
-    What isn't written as the standard has it, as some programs that anonymise leave it, becomes empty.
+    Values that break the standard, as some anonymizers leave them, become empty.
     """
     first = planes[0]
     distance = first.thickness
@@ -143,7 +138,7 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Data
     orientation.ImageOrientationPatient = list(first.directions.ravel())
     sources: list[Dataset] = []
     for dataset in datasets:
-        # of its own, where copy.copy would change the series' headers too
+        # a new data set: copy.copy would share its elements with the series' header
         source = FileDataset(dataset.filename, dict(dataset.items()), file_meta=dataset.file_meta)
         for keyword in MAY_BE_EMPTY:
             if keyword in source and not _is_standard(keyword, source[keyword].value):
@@ -161,7 +156,7 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[_Plane]) -> list[Data
 
 
 def _is_standard(keyword: str, value: Any) -> bool:
-    """Whether a date, time or sex is written as the standard has it, without which highdicom makes no segmentation."""
+    """Whether a value keeps to the standard, as far as highdicom insists on it."""
     kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
     if keyword == "PatientSex":
         return value in (None, "", "M", "F", "O")

@@ -1,7 +1,7 @@
-"""DICOM series in, DICOM segmentations out.
+"""DICOM series: which there are among files, and their volumes.
 
 A series is read by what its headers say about space, never by its files' names, and only if its slices make up one
-regular grid; otherwise the error says which file breaks it. DICOM's own frame is LPS (mm to the patient's Left,
+regular grid; otherwise the error names the file that breaks it. DICOM's own frame is LPS (mm to the patient's Left,
 Posterior, Superior); affines here are RAS+ as in nibabel, so x and y change sign.
 """
 
@@ -19,7 +19,9 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
-from utils.system.errors import InputError, brief
+from utils.io.geometry import LPS_TO_RAS
+from utils.io.scan import Volume
+from utils.system.errors import InputError, first_line
 
 VOLUME_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -33,31 +35,19 @@ VOLUME_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.130",  # enhanced PET
 })  # fmt: skip
 
-
-# where a multi-frame file keeps what a slice's own file has at the top
-MACROS = (
+# where a multi-frame file keeps what a file of one slice has at the top level
+FUNCTIONAL_GROUPS = (
     "PlanePositionSequence",
     "PlaneOrientationSequence",
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
 )
 
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
 SAME_PLACE_MM = 0.01
-
-
 SAME_DIRECTION = 1e-4  # between direction cosines; headers give six digits
-
-
 # A slice may lie this far from the regular grid. Scanners that write positions in 0.1 mm are off by as much.
 OFF_GRID_MM, OFF_GRID_SHARE = 0.1, 0.02
-
-
-MISSING_SLICE = 1.5  # a gap of so many usual ones misses a slice
-
+MISSING_SLICE = 1.5  # a gap of this many usual ones misses a slice
 
 EXPORT_AGAIN = "Export the series again from its source."
 
@@ -75,15 +65,23 @@ class Series:
 
 
 @dataclass(frozen=True)
-class _Plane:
-    """One slice as its header places it; lengths in mm, in LPS."""
+class Plane:
+    """One slice as its header places it; lengths in mm, in LPS.
+
+    Attributes:
+        frame: its number in a multi-frame file.
+        size: rows and columns.
+        spacing: (2,), from row to row and from column to column.
+        directions: (2, 3), of a growing column index and of a growing row index.
+        position: (3,), of the first pixel's centre.
+    """
 
     file: Path
-    frame: int | None  # in a multi-frame file
-    size: tuple[int, int]  # rows, columns
-    spacing: np.ndarray  # (2,) from row to row, from column to column
-    directions: np.ndarray  # (2, 3) of a growing column index, of a growing row index
-    position: np.ndarray  # (3,) of the first pixel's centre
+    frame: int | None
+    size: tuple[int, int]
+    spacing: np.ndarray
+    directions: np.ndarray
+    position: np.ndarray
     thickness: float | None
     slope: float
     intercept: float
@@ -93,7 +91,7 @@ class _Plane:
 
     @property
     def short(self) -> str:
-        """Its file, without the folder."""
+        """What messages call it, without the folder."""
         return self.file.name if self.frame is None else f"{self.file.name}, frame {self.frame + 1}"
 
     @property
@@ -104,8 +102,8 @@ class _Plane:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """pydicom warns about every value that breaks the standard's letter; what matters here is checked here."""
+def quiet_pydicom() -> Iterator[None]:
+    """Ignore pydicom's warnings about each value that breaks the standard; what matters here is checked here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(pydicom|highdicom)\.")
         yield
@@ -117,7 +115,7 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-@_quiet()
+@quiet_pydicom()
 def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Group DICOM files by the series that their headers name.
 
@@ -132,16 +130,16 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     for path in sorted(set(files)):
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-            reason = _not_a_slice(header)
+            reason = _why_no_slice(header)
             uid = str(header.get("SeriesInstanceUID") or path.parent)
         except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
-            reason = f"its header can't be read ({brief(error)})"
+            reason = f"its header can't be read ({first_line(error)})"
         if reason:
             left_out[path.parent, reason].append(path)
             continue
         grouped[uid].append(path)
         numbers.setdefault(uid, _whole_number(header, "SeriesNumber"))
-    names = _names({uid: _folder(paths) for uid, paths in grouped.items()}, numbers)
+    names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = [
         f"{paths[0]}: left out, {reason}." if len(paths) == 1 else f"{folder}: {len(paths)} files left out, {reason}."
         for (folder, reason), paths in left_out.items()
@@ -150,7 +148,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     return sorted(series, key=lambda one: one.name), remarks
 
 
-def _not_a_slice(header: Dataset) -> str | None:
+def _why_no_slice(header: Dataset) -> str | None:
     """Why a file is no part of a volume, if it isn't."""
     kind = UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     kind_name = kind.name or "of no stated kind"
@@ -164,11 +162,11 @@ def _not_a_slice(header: Dataset) -> str | None:
     return None
 
 
-def _folder(paths: Sequence[Path]) -> Path:
+def _common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
 
 
-def _names(folders: Mapping[str, Path], numbers: Mapping[str, int | None]) -> dict[str, str]:
+def _series_names(folders: Mapping[str, Path], numbers: Mapping[str, int | None]) -> dict[str, str]:
     """A name for each series from its folder, as short as tells them apart."""
     parts = dict.fromkeys(folders.values(), 1)
     while True:
@@ -193,55 +191,58 @@ def _names(folders: Mapping[str, Path], numbers: Mapping[str, int | None]) -> di
     return names
 
 
-@_quiet()
-def read_series(series: Series) -> tuple[np.ndarray, np.ndarray, list[Dataset], list[str]]:
+@quiet_pydicom()
+def read_series(series: Series) -> Volume:
     """Read a scan: either files of one slice each, or one multi-frame file.
 
-    Slices follow each other along the normal of their plane. A slice that is there twice is read once; one that
-    lies up to 0.1 mm + 2 % of the slice distance beside the regular grid is taken as lying on it.
+    Slices are ordered along the normal of their plane. A slice that is there twice is read once, with a remark. One
+    that lies up to 0.1 mm + 2 % of the slice distance beside the regular grid is taken as lying on it.
 
     Returns:
-        Voxels (X, Y, Z) = (columns, rows, slices), rescaled slice by slice: int16 where every slice has slope 1 and
-        a whole intercept and the values fit, otherwise float32. The affine (4, 4) from their indices to mm in RAS+.
-        The headers in the order of the slices (one for a multi-frame file), as :func:`write_segmentation` wants
-        them. Remarks, a sentence each, on slices that were there twice.
+        Voxels (1, X, Y, Z) = (1, columns, rows, slices), rescaled slice by slice: int16 where every slice has slope 1
+        and a whole intercept and the values fit, otherwise float32. ``datasets`` are the headers in the order of the
+        slices, or the one header of a multi-frame file.
 
     Raises:
         InputError: if a file is damaged or doesn't say where its pixels lie, or if the slices don't make up one
             regular grid.
     """
     headers = {path: _header(path) for path in series.files}
-    planes = [plane for path, header in headers.items() for plane in _planes(path, header)]
+    planes = [plane for path, header in headers.items() for plane in planes_of(path, header)]
     if len(headers) > 1 and any(plane.frame is not None for plane in planes):
         raise InputError(
             f"{series.name}: has {len(headers)} files, of which at least one is multi-frame; a scan is one multi-frame "
             "file, or files of one slice each. Give a folder with one of them, or convert it to NIfTI."
         )
-    _check_alike(planes)
-    places = _places(planes)
-    _check_regular(series.name, [place[0] for place in places])
-    voxels, remarks = _read_places(series.name, places)
-    slices = [place[0] for place in places]
-    datasets = list(dict.fromkeys(plane.file for plane in slices))
-    return voxels, _affine(slices), [headers[path] for path in datasets], remarks
+    _require_same_geometry(planes)
+    stack = stack_planes(planes)
+    slices = [twins[0] for twins in stack]
+    _require_regular_grid(series.name, slices)
+    voxels, remarks = _read_slices(series.name, stack)
+    files = dict.fromkeys(plane.file for plane in slices)
+    return Volume(voxels[None], _affine(slices), voxels.shape, None, [headers[path] for path in files], remarks)
 
 
 def _header(path: Path) -> Dataset:
     try:
         return dcmread(path, stop_before_pixels=True)
     except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
-        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
+        raise InputError(f"{path}: its header can't be read ({first_line(error)}). Copy the file again.") from error
 
 
-def _planes(path: Path, header: Dataset) -> list[_Plane]:
-    """The slices of a file: its one, or each frame's."""
+def planes_of(path: Path, header: Dataset) -> list[Plane]:
+    """The slices of a file: its only one, or one for each frame.
+
+    Raises:
+        InputError: if the header doesn't say where they lie.
+    """
     try:
-        return _planes_of(path, header)
-    except NotImplementedError as error:  # pydicom's, which converts an element when it is asked for
-        raise InputError(f"{path}: its header can't be read ({brief(error)}). Copy the file again.") from error
+        return _split_into_planes(path, header)
+    except NotImplementedError as error:  # pydicom converts an element at its first use
+        raise InputError(f"{path}: its header can't be read ({first_line(error)}). Copy the file again.") from error
 
 
-def _planes_of(path: Path, header: Dataset) -> list[_Plane]:
+def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
     colours, kind = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
     if colours != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
@@ -255,26 +256,26 @@ def _planes_of(path: Path, header: Dataset) -> list[_Plane]:
     planes = []
     for index, own in enumerate(header.PerFrameFunctionalGroupsSequence):
         frame = Dataset()
-        for macro in MACROS:
-            for item in (*(shared[0].get(macro) or ()), *(own.get(macro) or ())):
+        for group in FUNCTIONAL_GROUPS:
+            for item in (*(shared[0].get(group) or ()), *(own.get(group) or ())):
                 frame.update(item)
         planes.append(_plane(path, index, header, frame))
     return planes
 
 
-def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> _Plane:
+def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Plane:
     name = str(path) if frame is None else f"{path}, frame {frame + 1}"
 
-    def wanted(keyword: str, count: int) -> np.ndarray:
+    def required(keyword: str, count: int) -> np.ndarray:
         numbers = _numbers(place, keyword)
         if numbers is None or len(numbers) != count:
             raise InputError(f"{name}: has no usable {keyword}, so its place is unknown. {EXPORT_AGAIN}")
         return numbers
 
-    spacing, position = wanted("PixelSpacing", 2), wanted("ImagePositionPatient", 3)
+    spacing, position = required("PixelSpacing", 2), required("ImagePositionPatient", 3)
     if spacing.min() <= 0:
         raise InputError(f"{name}: has PixelSpacing {spacing[0]:g} × {spacing[1]:g} mm. {EXPORT_AGAIN}")
-    directions = wanted("ImageOrientationPatient", 6).reshape(2, 3)
+    directions = required("ImageOrientationPatient", 6).reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
         raise InputError(f"{name}: the axes in ImageOrientationPatient aren't perpendicular unit ones. {EXPORT_AGAIN}")
     thickness = [_numbers(place, keyword) for keyword in ("SliceThickness", "SpacingBetweenSlices")]
@@ -287,7 +288,7 @@ def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> _P
     rows, columns = (_whole_number(header, keyword) for keyword in ("Rows", "Columns"))
     if not rows or not columns:
         raise InputError(f"{name}: holds no pixels. Take it out of the folder.")
-    return _Plane(
+    return Plane(
         file=path,
         frame=frame,
         size=(rows, columns),
@@ -304,7 +305,7 @@ def _numbers(dataset: Dataset, keyword: str) -> np.ndarray | None:
     """The finite numbers of an element, or None where it is missing, empty or holds something else."""
     try:
         numbers = np.atleast_1d(np.asarray(dataset.get(keyword), dtype=float))
-    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom converts it when it is asked for
+    except (ValueError, TypeError, OverflowError, NotImplementedError):  # pydicom converts it at its first use
         return None
     return numbers if numbers.size and np.isfinite(numbers).all() else None
 
@@ -314,38 +315,40 @@ def _whole_number(dataset: Dataset, keyword: str) -> int | None:
     return None if numbers is None else int(numbers[0])
 
 
-def _check_alike(planes: Sequence[_Plane]) -> None:
+def _require_same_geometry(planes: Sequence[Plane]) -> None:
     """Raise InputError unless all slices have one size, spacing and orientation."""
     first = planes[0]
     for plane in planes[1:]:
         if plane.size != first.size:
-            raise _mixed(first, plane, "size", *(f"{p.size[1]} × {p.size[0]} pixels" for p in (first, plane)))
+            raise _mixed_error(first, plane, "size", *(f"{p.size[1]} × {p.size[0]} pixels" for p in (first, plane)))
         if not np.allclose(plane.spacing, first.spacing, rtol=1e-3, atol=0):
-            raise _mixed(first, plane, "PixelSpacing", *(f"{_list(p.spacing)} mm" for p in (first, plane)))
+            raise _mixed_error(first, plane, "PixelSpacing", *(f"{_number_text(p.spacing)} mm" for p in (first, plane)))
         if not np.allclose(plane.directions, first.directions, rtol=0, atol=SAME_DIRECTION):
-            raise _mixed(first, plane, "orientation", *(_list(p.directions.ravel()) for p in (first, plane)))
+            raise _mixed_error(
+                first, plane, "orientation", *(_number_text(p.directions.ravel()) for p in (first, plane))
+            )
 
 
-def _mixed(first: _Plane, second: _Plane, what: str, one: str, other: str) -> InputError:
+def _mixed_error(first: Plane, second: Plane, what: str, one: str, other: str) -> InputError:
     return InputError(
         f"{second}: its {what} is {other}, but that of {first.short} is {one}; both say that they are of one "
         "series. Put them into folders of their own, and give them different series."
     )
 
 
-def _places(planes: Sequence[_Plane]) -> list[list[_Plane]]:
-    """The slices in their order along the normal; those at one place in one list, by their files' names."""
+def stack_planes(planes: Sequence[Plane]) -> list[list[Plane]]:
+    """The slices in their order along the normal; those at one place in one list, ordered by their files' names."""
     normal = planes[0].normal
-    places: list[list[_Plane]] = []
+    stack: list[list[Plane]] = []
     for plane in sorted(planes, key=lambda plane: float(plane.position @ normal)):
-        if places and (plane.position - places[-1][0].position) @ normal < SAME_PLACE_MM:
-            places[-1].append(plane)
+        if stack and (plane.position - stack[-1][0].position) @ normal < SAME_PLACE_MM:
+            stack[-1].append(plane)
         else:
-            places.append([plane])
-    return [sorted(place, key=lambda plane: (plane.file, plane.frame or 0)) for place in places]
+            stack.append([plane])
+    return [sorted(twins, key=lambda plane: (plane.file, plane.frame or 0)) for twins in stack]
 
 
-def _check_regular(name: str, slices: Sequence[_Plane]) -> None:
+def _require_regular_grid(name: str, slices: Sequence[Plane]) -> None:
     """Raise InputError unless the slices' positions are evenly spaced on a straight line."""
     if len(slices) == 1:
         if slices[0].thickness is None:
@@ -358,12 +361,12 @@ def _check_regular(name: str, slices: Sequence[_Plane]) -> None:
     heights = positions @ slices[0].normal
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
-    # tell the coordinate that a viewer shows: for axial slices the patient's z, whichever way the normal points
-    told = heights * np.sign(slices[0].normal[np.abs(slices[0].normal).argmax()])
+    # the coordinate that a viewer shows: for axial slices the patient's z, whichever way the normal points
+    shown = heights * np.sign(slices[0].normal[np.abs(slices[0].normal).argmax()])
     if gaps.max() > MISSING_SLICE * usual:
         at = int((gaps > MISSING_SLICE * usual).argmax())
         raise InputError(
-            f"{name}: a slice is missing between {told[at]:g} and {told[at + 1]:g} mm ({slices[at].short} and "
+            f"{name}: a slice is missing between {shown[at]:g} and {shown[at + 1]:g} mm ({slices[at].short} and "
             f"{slices[at + 1].short}): the gap is {gaps[at]:.4g} mm, elsewhere {usual:.4g} mm. Copy the series again."
         )
     even = np.linspace(positions[0], positions[-1], len(positions))
@@ -371,12 +374,12 @@ def _check_regular(name: str, slices: Sequence[_Plane]) -> None:
     if away.max() > OFF_GRID_MM + OFF_GRID_SHARE * usual:
         at = int(away.argmax())
         raise InputError(
-            f"{name}: the slice at {told[at]:g} mm ({slices[at].short}) lies {away[at]:.3g} mm beside an even grid "
+            f"{name}: the slice at {shown[at]:g} mm ({slices[at].short}) lies {away[at]:.3g} mm beside an even grid "
             f"(gaps of {gaps.min():.4g} … {gaps.max():.4g} mm). Resample it to even slices, and give it as NIfTI."
         )
 
 
-def _affine(slices: Sequence[_Plane]) -> np.ndarray:
+def _affine(slices: Sequence[Plane]) -> np.ndarray:
     """(4, 4), voxel index (column, row, slice) -> mm in RAS+."""
     first = slices[0]
     affine = np.eye(4)
@@ -386,18 +389,18 @@ def _affine(slices: Sequence[_Plane]) -> np.ndarray:
         # not along the normal: with a tilted gantry each slice is also shifted in its plane
         affine[:3, 2] = (slices[-1].position - first.position) / (len(slices) - 1)
     else:
-        assert first.thickness is not None  # checked by _check_regular
+        assert first.thickness is not None  # checked by _require_regular_grid
         affine[:3, 2] = first.normal * first.thickness
     affine[:3, 3] = first.position
     return LPS_TO_RAS @ affine
 
 
-def _read_places(name: str, places: Sequence[Sequence[_Plane]]) -> tuple[np.ndarray, list[str]]:
-    """The voxels (columns, rows, slices), and remarks on slices that are there twice."""
-    frames = lru_cache(maxsize=1)(_pixels)  # a multi-frame file is decoded once
+def _read_slices(name: str, stack: Sequence[Sequence[Plane]]) -> tuple[np.ndarray, list[str]]:
+    """The voxels (columns, rows, slices), and a remark if slices are there twice."""
+    frames = lru_cache(maxsize=1)(_pixels)  # decode a multi-frame file once
     slices: list[np.ndarray] = []
-    doubled: list[_Plane] = []
-    for first, *others in places:
+    duplicates: list[Plane] = []
+    for first, *others in stack:
         pixels = frames(first.file)[first.frame or 0]
         for other in others:
             same_scale = (first.slope, first.intercept) == (other.slope, other.intercept)
@@ -407,24 +410,24 @@ def _read_places(name: str, places: Sequence[Sequence[_Plane]]) -> tuple[np.ndar
                     f"{name}: {first.short} and {other.short} lie at one place but differ: the series holds "
                     "several volumes, such as phases or echoes. Split it into one series for each volume."
                 )
-            doubled.append(other)
+            duplicates.append(other)
         slices.append(_rescaled(pixels, first.slope, first.intercept).T)
     voxels = np.empty((*slices[0].shape, len(slices)), np.result_type(*slices), order="F")
     for index, values in enumerate(slices):
         voxels[..., index] = values
-    if not doubled:
+    if not duplicates:
         return voxels, []
-    more = f" and {len(doubled) - 1} more" if len(doubled) > 1 else ""
-    return voxels, [f"{name}: {doubled[0].short}{more} left out: another file holds the same slice."]
+    more = f" and {len(duplicates) - 1} more" if len(duplicates) > 1 else ""
+    return voxels, [f"{name}: {duplicates[0].short}{more} left out: another file holds the same slice."]
 
 
 def _pixels(path: Path) -> np.ndarray:
-    """(frames, rows, columns) as stored."""
+    """The stored values of a file, (frames, rows, columns)."""
     try:
         pixels = pixel_array(path, raw=True)
     except Exception as error:  # each of the decoders has its own kinds
         raise InputError(
-            f"{path}: its pixels can't be decoded ({brief(error)}); the file may be cut off. Copy it again."
+            f"{path}: its pixels can't be decoded ({first_line(error)}); the file may be cut off. Copy it again."
         ) from error
     return pixels.reshape(-1, *pixels.shape[-2:])
 
@@ -438,5 +441,5 @@ def _rescaled(pixels: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     return (pixels * slope + intercept).astype(np.float32)
 
 
-def _list(numbers: np.ndarray) -> str:
+def _number_text(numbers: np.ndarray) -> str:
     return ", ".join(f"{number:g}" for number in numbers)

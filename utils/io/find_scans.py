@@ -1,4 +1,4 @@
-"""Which scans ``test.py --input`` means: files, DICOM series, and folders of both."""
+"""Find the scans in files and folders: volumes and DICOM series."""
 
 import gzip
 import os
@@ -19,13 +19,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # SimpleITK reads
 
 
 @dataclass
-class Found:
-    """What some paths hold.
+class FoundScans:
+    """What a search for scans gave.
 
     Attributes:
-        scans: each under a name of its own.
+        scans: each with a different name.
         faults: by path, what keeps it from being a scan.
-        remarks: what was passed over, a sentence each.
+        remarks: what was left out, a sentence each.
     """
 
     scans: list[Scan] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Found:
     remarks: list[str] = field(default_factory=list)
 
 
-def find_scans(paths: Sequence[str], in_channels: int) -> Found:
-    """The scans that some files and folders hold.
+def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
+    """The scans in files and folders.
 
     Args:
-        in_channels: with more than one, files whose names differ by ``_0000``, ``_0001``, … make one scan.
+        in_channels: if more than one, files whose names differ by ``_0000``, ``_0001``, … make one scan.
     """
-    found = Found()
-    slices: dict[str, Path] = {}  # by their absolute paths, as one may be given twice
+    found = FoundScans()
+    slices: dict[str, Path] = {}  # by absolute path, as a file may be given twice
     volumes: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
@@ -56,14 +56,14 @@ def find_scans(paths: Sequence[str], in_channels: int) -> Found:
                 reason = getattr(error, "strerror", None) or "it is cut off or damaged"
                 found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
         if empty and len(found.faults) == before:
-            found.faults[text] = f"--input {path}: {NO_SCAN}"
+            found.faults[text] = f"`input` {path}: {NO_SCAN}"
     series, remarks = find_series(list(slices.values()))
     found.remarks += remarks
     found.scans = [Scan(one.name, one.files, None, is_series=True) for one in series]
     for name, files in _by_scan(volumes.values(), in_channels):
         found.scans.append(Scan(name, files, None))
     if not found.scans and not found.faults:
-        found.faults[paths[0]] = f"--input {', '.join(paths)}: {NO_SCAN}"  # localizers alone
+        found.faults[paths[0]] = f"`input` {', '.join(paths)}: {NO_SCAN}"  # localizers alone
     found.scans = _with_distinct_names(found.scans)
     return found
 
@@ -72,29 +72,29 @@ def require_elsewhere(output: Path, paths: Sequence[str]) -> None:
     """Check that a folder for masks isn't in one that is searched for scans.
 
     Raises:
-        InputError: if it is; the masks would be taken for scans the next time.
+        InputError: if it is: the next search would take the masks for scans.
     """
     around = folder_around(output, paths)
     if around is not None:
         raise InputError(
-            f"--output_dir {output}: lies in --input {around}, so that masks would be taken for scans the next time. "
+            f"`output_dir` {output}: lies in `input` {around}, so that masks would be taken for scans the next time. "
             "Give a folder elsewhere."
         )
 
 
 def folder_around(place: Path, paths: Sequence[str]) -> str | None:
-    """The first folder among some files and folders in which a place lies, links followed."""
+    """The first of some folders in which a place lies, links followed; files among them are skipped."""
     real = Path(os.path.realpath(place))
     return next((path for path in paths if os.path.isdir(path) and real.is_relative_to(os.path.realpath(path))), None)
 
 
-def _files_below(path: Path, found: Found) -> Iterable[Path]:
-    """All files in a folder and the folders in it but hidden ones; what can't be listed is noted as a fault."""
+def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
+    """All files below a folder but hidden ones; a folder that can't be listed becomes a fault."""
 
     def note(error: OSError) -> None:
-        found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend --input."
+        found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend `input`."
 
-    walked = {os.path.realpath(path)}  # links to folders are followed, but not round and round
+    walked = {os.path.realpath(path)}  # so that links to folders are followed, but never in circles
     for folder, folders, names in os.walk(path, onerror=note, followlinks=True):
         inner = {os.path.realpath(Path(folder, name)): name for name in sorted(folders) if not name.startswith(".")}
         folders[:] = [name for real, name in inner.items() if real not in walked]
@@ -105,15 +105,15 @@ def _files_below(path: Path, found: Found) -> Iterable[Path]:
 def _is_volume(path: Path) -> bool:
     name = path.name.lower()
     if header_file(path) != path:
-        return False  # the voxels of a pair, which its header stands for
-    # a volume's name without a volume is a fault, while other files in a folder are passed over
+        return False  # the header of a pair stands for both
+    # a file with a volume's name that holds none becomes a fault when it is read; other files are left out
     return name.endswith(ENDINGS) or (not name.endswith(PICTURES) and is_image(path))
 
 
 def _by_scan(files: Iterable[Path], in_channels: int) -> list[tuple[str, tuple[Path, ...]]]:
-    """Names of scans with their files, one for each channel where all are there.
+    """Names of scans with their files, one for each channel if all of them are there.
 
-    Other names with four digits, such as ``patient_2023`` and ``patient_2024``, are scans of their own.
+    Other names that end in four digits, such as ``patient_2023`` and ``patient_2024``, are different scans.
     """
     grouped: dict[Path, list[tuple[int, Path]]] = {}
     for file in files:
@@ -131,15 +131,15 @@ def _by_scan(files: Iterable[Path], in_channels: int) -> list[tuple[str, tuple[P
 
 
 def _with_distinct_names(scans: Sequence[Scan]) -> list[Scan]:
-    """Scans of one name get that of their folder before it, and where that doesn't help a number behind it."""
+    """Scans that share a name get their folder's before it, and if that isn't enough a number behind it."""
     names = [scan.name for scan in scans]
-    parents = [f"{scan.image[0].absolute().parent.name}_{scan.name}" for scan in scans]
-    names = [long if names.count(name) > 1 else name for name, long in zip(names, parents, strict=True)]
+    longer = [f"{scan.image[0].absolute().parent.name}_{scan.name}" for scan in scans]
+    names = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
     taken: set[str] = set()
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         number = 1
-        while names[place] in taken:
+        while names[index] in taken:
             number += 1
-            names[place] = f"{name}_{number}"
-        taken.add(names[place])
+            names[index] = f"{name}_{number}"
+        taken.add(names[index])
     return [replace(scan, name=name) for scan, name in zip(scans, names, strict=True)]

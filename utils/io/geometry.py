@@ -1,27 +1,20 @@
-"""Whether a grid can place voxels in space, and whether two grids are one."""
+"""Whether a grid can place voxels in space, and whether two grids are the same."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.system.errors import size_text
 
 GRID_TOLERANCE_MM = 1e-2
+# DICOM and ITK count mm to the patient's Left, Posterior and Superior, nibabel to Right, Anterior and Superior
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def unit_of(header: Any) -> str:
-    """The unit of length of a NIfTI header; of one that names none that there is, ``unknown``."""
-    try:
-        return str(header.get_xyzt_units()[0])
-    except (AttributeError, KeyError):  # of Analyze, and of a number that stands for no unit
-        return "unknown"
-
-
-def affine_faults(path: Path, affine: np.ndarray | None) -> list[str]:
+def affine_faults(path: Path, affine: np.ndarray) -> list[str]:
     """What is wrong with the affine (4, 4) of a file, in a sentence; none if it can place voxels in space."""
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return [f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."]
     return []
 

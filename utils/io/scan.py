@@ -8,18 +8,45 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from utils.system.errors import InputError, size_text
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One entry of a data list, its paths absolute.
+
+    Attributes:
+        name: what tables call it, such as ``img0035``.
+        image: its file, or one file for each channel, or the files of a DICOM series. In the folder of a series there
+            may also be files that are no slices, such as a DICOMDIR.
+        label: the file of its label map, where it has one.
+        is_series: whether it is a DICOM series.
+    """
+
+    name: str
+    image: tuple[Path, ...]
+    label: Path | None
+    is_series: bool = False
+
+    @property
+    def path(self) -> Path:
+        """What messages and records call the image: its first file, or the folder of a series."""
+        return self.image[0].parent if self.is_series else self.image[0]
+
 
 @dataclass(frozen=True)
 class Volume:
     """A scan on its own grid.
 
     Attributes:
-        voxels: (C, X, Y, Z), as they were stored.
+        voxels: (C, X, Y, Z), with the values and the type of the file.
         affine: (4, 4), from voxel indices to mm; x runs to the Right, y to Anterior, z to Superior.
-        file_shape: (X, Y, Z) and the dimensions of length one behind them that the file has.
-        header: of the NIfTI file, whose codes and units a mask repeats; None for other kinds.
-        datasets: of the DICOM slices, in the order of z; empty for other kinds.
-        remarks: what was left out or mended when it was read.
+        file_shape: (X, Y, Z) and the further dimensions that the file has.
+        header: of the NIfTI file, whose codes and units a mask repeats; None for other formats.
+        datasets: headers of the DICOM slices, in the order of z; empty for other formats.
+        remarks: what was left out or corrected when it was read, a sentence each.
     """
 
     voxels: np.ndarray
@@ -42,27 +69,30 @@ class Volume:
         return float(x), float(y), float(z)
 
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
+def volume_from_array(
+    path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header | None = None
+) -> Volume:
+    """The volume of a file's array.
 
+    Args:
+        voxels: (X, Y, Z), or (X, Y, Z, C), or either with further dimensions of length one behind.
 
-@dataclass(frozen=True)
-class Scan:
-    """One entry of a data list, its paths absolute.
-
-    Attributes:
-        name: what tables call it, such as ``img0035``.
-        image: its file, or one file for each channel, or the slices of a DICOM series.
-        label: the file of its label map, where it has one.
-        is_series: whether it is a DICOM series.
+    Raises:
+        InputError: if its shape or type is another.
     """
-
-    name: str
-    image: tuple[Path, ...]
-    label: Path | None
-    is_series: bool = False
+    shape = voxels.shape
+    if voxels.dtype.kind not in "iufb":
+        raise InputError(
+            f"{path}: has colours or other compound voxels ({voxels.dtype}). Convert it to one number each."
+        )
+    if len(shape) < 3 or max(shape[4:], default=1) > 1 or min(shape) < 1:
+        raise InputError(f"{path}: has the shape {size_text(shape)}; a scan is 3D, or 4D with its channels last.")
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
+    channels = voxels.reshape(*shape[:3], -1)  # (X, Y, Z, C)
+    return Volume(np.moveaxis(channels, -1, 0), np.asarray(affine, float), shape, header)
 
 
 def without_endings(name: str) -> str:
-    """A volume's name without ``.nii.gz`` and the like."""
+    """A volume's name without ``.nii.gz`` and the like, in small letters or capitals."""
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)] if ending != name.lower() else name

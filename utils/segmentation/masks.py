@@ -1,30 +1,48 @@
-"""Masks and probabilities as files that lie on the scan, and tables of their labels for viewers."""
+"""Masks and probabilities as NIfTI files with the geometry of their scan, and label tables for viewers."""
 
 import gzip
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import cc3d
 import nibabel as nib
 import numpy as np
 
 from utils.evaluation.pictures import label_colours
 from utils.io.scan import Volume
-from utils.system.files import replacing, write_text
+from utils.system.files import atomic_write, write_text
 
-MOST = 65535  # NIfTI has no float16; as many bits, evenly spread from 0 to 1, keep a probability better
-SCANNER, MILLIMETRES = 1, "mm"
+# probabilities are stored as unsigned 16-bit integers: NIfTI has no float16, which would be less exact anyway
+LARGEST_UINT16 = 65535
+SCANNER, MILLIMETRES = 1, "mm"  # NIfTI's code for scanner coordinates, and its unit of length
+
+
+def keep_largest_component(mask: np.ndarray, label: int) -> None:
+    """Set all of a label but its largest connected component to background, in place.
+
+    Voxels that share a corner are connected (26 neighbours). Of equally large components the first in scan order stays.
+
+    Args:
+        mask: (X, Y, Z).
+    """
+    organ = np.ascontiguousarray(mask == label)  # in this memory layout cc3d numbers components in scan order
+    components, count = cc3d.connected_components(organ, connectivity=26, return_N=True)
+    if count > 1:
+        sizes = np.bincount(components.ravel())
+        largest = sizes[1:].argmax() + 1  # 0 is what isn't the organ
+        mask[organ & (components != largest)] = 0
 
 
 def write_mask(path: Path, mask: np.ndarray, volume: Volume, labels: Mapping[int, str]) -> None:
-    """Write a mask (X, Y, Z) as NIfTI with the shape, affine, codes and units of its scan's file.
+    """Write a mask (X, Y, Z) as NIfTI with the shape, affine, coordinate codes and units of its scan's file.
 
-    The labels' names are in the header's extension, as JSON.
+    A header extension holds the labels' names as JSON.
 
     Raises:
         WriteError: if it can't be written.
     """
-    # dimensions of length one stay, that of the channels goes
+    # keep the file's dimensions of length one, but not the one of the channels
     header = _header(volume, volume.file_shape if np.prod(volume.file_shape) == mask.size else mask.shape)
     header.set_data_dtype(mask.dtype)
     header.set_intent("label", name="UNETR")
@@ -32,36 +50,38 @@ def write_mask(path: Path, mask: np.ndarray, volume: Volume, labels: Mapping[int
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
     voxels = mask.reshape(header.get_data_shape())
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    with replacing(path) as temporary, gzip.open(temporary, "wb", compresslevel=5) as file:
+    with atomic_write(path) as temporary, gzip.open(temporary, "wb", compresslevel=5) as file:
         kind(voxels, None, header).to_stream(file)
 
 
 def write_probabilities(
     path: Path, volume: Volume, labels: Mapping[int, str], probability: Callable[[int], np.ndarray]
 ) -> None:
-    """Write class probabilities as NIfTI (X, Y, Z, classes), in 16 bits, one class at a time.
+    """Write class probabilities as NIfTI (X, Y, Z, classes) with 16 bits each, one class at a time to save memory.
 
     Args:
         labels: names by class, the background included.
-        probability: gives that of a class, (X, Y, Z).
+        probability: gives the probability (X, Y, Z) of a class.
 
     Raises:
         WriteError: if it can't be written.
     """
     header = _header(volume, (*volume.shape, len(labels)))
     header.set_data_dtype(np.uint16)
-    header.set_slope_inter(1 / MOST, 0)
+    header.set_slope_inter(1 / LARGEST_UINT16, 0)
     names = json.dumps({"classes": list(labels.values())})
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
-    with replacing(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
+    with atomic_write(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as file:
         header.write_to(file)
         for label in labels:
-            values = np.rint(probability(label) * MOST).astype(header.endianness + "u2")
+            values = np.rint(probability(label) * LARGEST_UINT16).astype(header.endianness + "u2")
             file.write(values.tobytes(order="F"))
 
 
 def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
-    """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP, in the pictures' colours.
+    """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP.
+
+    The colours are those of the pictures in the report.
 
     Raises:
         WriteError: if they can't be written.
@@ -79,7 +99,7 @@ def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
 
 
 def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
-    """A header that places (X, Y, Z) voxels as the scan's file does, and says nothing else of it."""
+    """A header with the geometry of the scan's file, and nothing else of it."""
     if volume.header is None:
         header = nib.Nifti1Header()
         header.set_sform(volume.affine, SCANNER)

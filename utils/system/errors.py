@@ -1,41 +1,43 @@
-"""Errors that a person can mend, told in words and without a traceback."""
+"""Errors that the user can mend, reported in one line without a traceback."""
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+Spell = Callable[[str], str]  # how a program spells the settings that a message names in backquotes
 
 
 class InputError(ValueError):
-    """A flag or a file is wrong. The message names it, says what is wrong and what to do."""
+    """A setting or a file is wrong. The message names it, and says what is wrong and what to do."""
 
 
 class DamagedError(InputError):
-    """A file is damaged, or holds something else than it should, so that one before it may serve."""
+    """A file is damaged or isn't what it should be; an older version of it may do instead."""
 
 
 class TrainingError(RuntimeError):
-    """A run can't go on. The message says where it stopped and what is left of it."""
+    """A run can't continue. The message says where it stopped and what was saved."""
 
 
 class LostError(RuntimeError):
     """The connection to another process broke. The message says where."""
 
 
-class ToldError(Exception):
-    """The program ends with status 1, and another process has said why."""
+class ReportedElsewhereError(Exception):
+    """The program ends with status 1, and another process reports why."""
 
 
 class WriteError(OSError):
-    """A file can't be written, as on a full disk. The message names it and the reason."""
+    """A file can't be written, for example on a full disk. The message gives its name and the reason."""
 
 
 class Stopped(BaseException):
-    """A signal asked the program to end. Like KeyboardInterrupt no ``except Exception`` may catch it.
+    """A signal asked the program to end. Like KeyboardInterrupt it isn't an ``Exception``.
 
     Args:
         number: the signal.
-        message: what to tell; by default the signal's name, and what holds before anything was done.
+        message: what to print; the default is right while nothing has been done yet.
     """
 
     def __init__(self, number: int, message: str | None = None) -> None:
@@ -44,24 +46,24 @@ class Stopped(BaseException):
         self.number = number
 
 
-def brief(error: BaseException) -> str:
-    """What another library says of an error, on one line."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
     return str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether it tells that the machine has no memory left; torch has no class of its own for a CPU's."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine is out of memory; for that of a CPU torch raises a plain RuntimeError."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def size_text(numbers: Sequence[int]) -> str:
-    """A shape as messages have it: 96 × 96 × 96."""
+    """A shape for messages: 96 × 96 × 96."""
     return " × ".join(map(str, numbers))
 
 
 @contextmanager
 def blame_flags() -> Iterator[None]:
-    """Turn a ``ValueError`` of something built straight from flags into an :class:`InputError`."""
+    """Turn a ``ValueError`` about settings into an :class:`InputError`."""
     try:
         yield
     except ValueError as error:
@@ -69,25 +71,27 @@ def blame_flags() -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the program with one line where a person can mend what is wrong, or asked it to end.
+def one_line_errors(spell: Spell = str) -> Iterator[None]:
+    """End the program with one line after an error that the user can mend, or after a signal.
 
-    The status is 1, or 128 + the signal. Anything else keeps its traceback: it is our fault, and the traceback finds
-    it.
+    The exit status is 1, or 128 + the signal. Other exceptions are bugs and keep their traceback.
+
+    Args:
+        spell: how the program spells the settings that a message names in backquotes.
     """
     try:
         yield
     except (InputError, TrainingError, LostError, WriteError) as error:
-        # a loader's worker process wraps the message into its own traceback
+        # worker processes of a loader put the message at the end of their own traceback
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
-        whose = "".join(f"{note}: " for note in getattr(error, "__notes__", []))
-        print(f"error: {whose}{message}", file=sys.stderr)
+        rank = "".join(f"{note}: " for note in getattr(error, "__notes__", []))  # in a group of processes
+        print(f"error: {rank}{spell(message)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except ToldError:
+    except ReportedElsewhereError:
         raise SystemExit(1) from None
     except Stopped as stopped:
         if str(stopped):
-            print(stopped, file=sys.stderr)
+            print(spell(str(stopped)), file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)

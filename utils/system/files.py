@@ -1,4 +1,4 @@
-"""Writing files so that neither a crash nor a full disk leaves a part of one, or takes away the one before."""
+"""Atomic writes, locks, fingerprints of files, and folders."""
 
 import errno
 import fcntl
@@ -15,28 +15,31 @@ from utils.system.errors import InputError, WriteError
 
 UNFINISHED = ".part"
 LOCK = ".lock"
+HASH_DIGITS = 12
+
+FileState = list[str | int]  # name, modification time in nanoseconds, size in bytes
 
 
 @contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary name beside ``path``; what was written there takes the place of ``path`` in one step at the end.
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces ``path`` at the end.
 
-    It does so when it is safe on the disk, so that whatever happens ``path`` is the old file or the new one.
+    It is flushed to the disk before that, so that after a crash ``path`` is the whole old file or the whole new one.
 
     Args:
-        previous: gets the file that was at ``path``.
+        previous: where the old file is kept.
 
     Raises:
-        WriteError: if the disk is full or otherwise refuses; ``path`` and ``previous`` are then as they were.
+        WriteError: if the disk is full or refuses for another reason; ``path`` and ``previous`` stay as they were.
     """
     temporary = path.with_name(path.name + UNFINISHED)
     try:
         yield temporary
         _flush_to_disk(temporary)
         if previous is not None and path.exists():
-            _rename_beside(path, previous)
+            _move(path, previous)
         os.replace(temporary, path)
-        _flush_to_disk(path.parent)  # the folder's entry is a write of its own
+        _flush_to_disk(path.parent)  # so that the new name is on the disk too
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WriteError(f"{path}: can't be written ({error.strerror or error})") from error
@@ -53,31 +56,31 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rename_beside(path: Path, other: Path) -> None:
-    """Let ``other`` be the file at ``path``, which keeps its own name too where the file system can do that."""
-    link = other.with_name(other.name + UNFINISHED)
+def _move(path: Path, target: Path) -> None:
+    """Replace ``target`` by the file at ``path``, which keeps its old name too if the file system has hard links."""
+    link = target.with_name(target.name + UNFINISHED)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
     except OSError:
-        os.replace(path, other)
+        os.replace(path, target)
         return
-    os.replace(link, other)
-    link.unlink(missing_ok=True)  # where both are one file already, os.replace leaves both names
+    os.replace(link, target)
+    link.unlink(missing_ok=True)  # os.replace does nothing if both are the same file already
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step.
+    """Write a text file atomically.
 
     Raises:
         WriteError: if it can't be written.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step.
+    """Write a JSON file atomically.
 
     Raises:
         WriteError: if it can't be written.
@@ -85,38 +88,52 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def lock(folder: Path, taken: str) -> int:
-    """Lock a folder against other programs; a file descriptor, and the lock goes when that is closed.
+def lock(folder: Path, message: str) -> int:
+    """Lock a folder against other programs until the returned file descriptor is closed.
 
     Raises:
-        InputError: with the text ``taken``, if another program has locked it.
+        InputError: with ``message``, if another program has locked the folder.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        # this kind isn't passed on to the processes that load data, which may outlive a run that is killed
+        # processes that load data don't inherit this kind of lock; they may outlive a run that is killed
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(descriptor)
-            raise InputError(taken) from None
-        # a file system without locks: nothing can be told from it
+            raise InputError(message) from None
+        # else the file system has no locks, and the folder counts as free
     return descriptor
 
 
-def fingerprint(path: Path) -> str | None:
-    """A few characters that tell a file's content from another's; None where there is no file that can be read."""
+def content_hash(path: Path) -> str | None:
+    """First 12 hex digits of the file's SHA-256; None if there is no file that can be read."""
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
     except OSError:
         return None
 
 
+def text_hash(text: str) -> str:
+    """First 12 hex digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def file_state(file: Path) -> FileState:
+    """Name, modification time and size, without reading the file; of a missing file the name alone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return [str(file)]
+    return [str(file), status.st_mtime_ns, status.st_size]
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder in one that is there, unless it is there too.
+    """Make a folder unless it exists; its parent must exist.
 
     Raises:
-        WriteError: if that can't be done.
+        WriteError: if it can't be made.
     """
     try:
         path.mkdir(exist_ok=True)
@@ -125,10 +142,10 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there.
+    """Remove a file if it exists.
 
     Raises:
-        WriteError: if that can't be done.
+        WriteError: if it can't be removed.
     """
     try:
         path.unlink()
@@ -138,16 +155,16 @@ def remove(path: Path) -> None:
         raise WriteError(f"{path}: can't be removed ({error.strerror})") from error
 
 
-def writable_folder(path: Path, flag: str) -> Path:
-    """Make a folder, and the ones above it, that files can be written to.
+def writable_folder(path: Path, setting: str) -> Path:
+    """Make a folder with its parents unless it exists, and check that files can be written there.
 
     Raises:
-        InputError: naming ``flag`` if that can't be done.
+        InputError: with the name of the ``setting``, if that fails.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f"{flag}: can't write to {path} ({error.strerror}). Give another folder.") from error
+        raise InputError(f"{setting}: can't write to {path} ({error.strerror}). Give another folder.") from error
     return path

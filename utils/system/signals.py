@@ -1,4 +1,4 @@
-"""Signals that ask a program to end: schedulers send them before time runs out, and people press Ctrl-C."""
+"""Signals that ask a program to end, from a scheduler before time runs out or from Ctrl-C."""
 
 import multiprocessing
 import os
@@ -18,16 +18,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# torchrun and schedulers hand one request to a process on several ways, seconds apart on a busy machine; of a person's
-# Ctrl-C there is one copy at most, and then at once
-ONE_REQUEST_SECONDS = {signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0, signal.SIGINT: 0.2}
+# seconds in which a second signal counts as a copy of the first: torchrun and schedulers may send one in several ways,
+# seconds apart on a busy machine; of Ctrl-C there is one copy at most, and it comes at once
+DUPLICATE_SECONDS = {signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0, signal.SIGINT: 0.2}
 
 
 class StopRequest:
-    """Whether one of :data:`SIGNALS` has arrived, and what becomes of it.
+    """Receives :data:`SIGNALS`.
 
-    It ends the program at once, unless in :meth:`deferred`, where it waits for the program to ask. A second request
-    ends the program at once wherever it is.
+    The first signal raises :class:`Stopped` at once; inside :meth:`deferred` it waits until the program calls
+    :meth:`raise_if_requested`. A second one kills the program.
 
     Attributes:
         number: the signal that arrived, or 0.
@@ -37,11 +37,11 @@ class StopRequest:
         self.number = 0
         self._arrival = 0.0
         self._deferred = False
-        self._listening = multiprocessing.RawValue("b", 0)  # helper processes see it too
+        self._listening = multiprocessing.RawValue("b", 0)  # shared with helper processes
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let the signals come here instead of killing the program."""
+        """Handle the signals, which would otherwise kill the program."""
         with _handled_by(self._receive):
             self._listening.value = 1
             try:
@@ -51,10 +51,10 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leave it to the program when to end, as it has to be where threads wait for each other.
+        """Let the program decide when to stop, which is needed wherever threads wait for each other.
 
-        An exception in the midst of :mod:`threading`, which is written in Python, can leave a lock taken, and the
-        program would wait for ever for a thread that needs it.
+        :mod:`threading` is written in Python: an exception inside it can leave a lock held, and a thread that needs
+        the lock would wait for ever.
         """
         before, self._deferred = self._deferred, True
         try:
@@ -63,60 +63,59 @@ class StopRequest:
             self._deferred = before
 
     def map_in_threads(self, function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-        """What ``function`` makes of each item, in their order; a signal ends that before the next one is given.
+        """Yield ``function(item)`` for each item in order, computed in threads.
 
         Args:
-            threads: as many as work at a time; one where they are none.
+            threads: their number; 0 counts as 1.
 
         Raises:
-            Stopped: after a signal, when the items that were begun are done.
+            Stopped: after a signal, when the calls that have begun are done.
         """
         with self.deferred():
             pool = ThreadPoolExecutor(max(1, threads))
             try:
                 for result in pool.map(function, items):
-                    self.raise_if_asked()
+                    self.raise_if_requested()
                     yield result
             finally:
                 pool.shutdown(cancel_futures=True)
-        self.raise_if_asked()
+        self.raise_if_requested()
 
     @contextmanager
-    def ending_before_each_forward(self, network: nn.Module) -> Iterator[None]:
-        """Let ``network`` raise :class:`Stopped` where its next forward pass would begin after a signal."""
-        hook = network.register_forward_pre_hook(lambda *_: self.raise_if_asked())
+    def stop_before_forward(self, network: nn.Module) -> Iterator[None]:
+        """After a signal, raise :class:`Stopped` when the network's next forward pass would begin."""
+        hook = network.register_forward_pre_hook(lambda *_: self.raise_if_requested())
         try:
             yield
         finally:
             hook.remove()
 
-    def raise_if_asked(self, number: int | None = None) -> None:
+    def raise_if_requested(self, number: int | None = None) -> None:
         """Raise :class:`Stopped` if a signal has arrived.
 
         Args:
-            number: the signal, be it one that another process got, or 0; by default what this process knows of.
+            number: the signal that this or another process has received, or 0; by default this process's own.
 
         Raises:
-            Stopped: for the one who ends the program in good order.
+            Stopped: if there was a signal.
         """
         number = self.number if number is None else number
         if number:
-            if not self.number:  # this process's own is a copy when it comes
+            if not self.number:  # its own signal, if it still comes, is a copy
                 self.number, self._arrival = number, time.monotonic()
             raise Stopped(number)
 
     def leave_to_parent(self, *_: object) -> None:
-        """In a helper process: ignore the signals as long as the parent listens, which ends the helpers itself.
+        """In a helper process, ignore signals as long as the parent handles them and ends its helpers itself.
 
-        Schedulers send a signal to all processes, and a helper that ended would take a step from the parent that is
-        to end in good order.
+        Schedulers send a signal to all processes. A helper that ended at once would make the parent's step fail.
         """
         for number in SIGNALS:
             signal.signal(number, self._ignore_while_parent_listens)
 
     def _ignore_while_parent_listens(self, *_: object) -> None:
         if not self._listening.value:
-            os._exit(0)  # any other end of a worker counts as a crash with torch's loaders
+            os._exit(0)  # torch's loaders take any other end of a worker for a crash
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -124,23 +123,23 @@ class StopRequest:
             self.number, self._arrival = number, now
             if not self._deferred:
                 raise Stopped(number)
-        elif now - self._arrival > ONE_REQUEST_SECONDS[signal.Signals(number)]:
+        elif now - self._arrival > DUPLICATE_SECONDS[signal.Signals(number)]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
 
 @contextmanager
 def forwarded_to(processes: list[int]) -> Iterator[None]:
-    """Hand the signals on to the processes that do the work."""
+    """Forward the signals to other processes."""
 
-    def hand_on(number: int, _: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         for process in processes:
             try:
                 os.kill(process, number)
             except ProcessLookupError:
                 continue  # it has ended already
 
-    with _handled_by(hand_on):
+    with _handled_by(forward):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Work beside the main thread's."""
+"""Calls in background threads."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,11 +8,11 @@ T = TypeVar("T")
 
 
 class SuccessiveThreads:
-    """Does one call after the other, each in a thread of its own that ends with it; the end of ``with`` waits for all.
+    """Runs calls in the background one after the other, each in a new thread; leaving ``with`` waits for all.
 
-    A thread that has computed with torch keeps its OpenMP team until it ends. While there are more threads in all teams
-    than cores, GNU's OpenMP lets those that wait for each other sleep at once, which made a network 8 % slower beside a
-    thread that did nothing any more (docs/performance.md).
+    A new thread per call, because a thread that has computed with torch keeps its OpenMP team until it ends. While all
+    teams together have more threads than there are cores, GNU's OpenMP puts waiting threads to sleep at once. That made
+    a network 8 % slower beside a thread that was idle (docs/performance.md).
     """
 
     def __init__(self) -> None:
@@ -26,15 +26,15 @@ class SuccessiveThreads:
             self._last.shutdown()
 
     def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
-        """Begin a call when all earlier ones have ended."""
+        """Run a call when all earlier ones have ended."""
         thread = ThreadPoolExecutor(1)
-        future = thread.submit(_after, self._last, function, *arguments)
-        thread.shutdown(wait=False)  # takes no other call
+        future = thread.submit(_run_after, self._last, function, *arguments)
+        thread.shutdown(wait=False)  # the thread ends after this call
         self._last = thread
         return future
 
 
-def _after(before: ThreadPoolExecutor | None, function: Callable[..., T], *arguments: object) -> T:
+def _run_after(before: ThreadPoolExecutor | None, function: Callable[..., T], *arguments: object) -> T:
     if before is not None:
         before.shutdown()
     return function(*arguments)

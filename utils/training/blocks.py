@@ -1,46 +1,107 @@
-"""The blocks that a network is made of, and other ways to compute them where it is trained."""
+"""Recompute a network's blocks in the backward pass, or compile them, one by one.
 
-from collections.abc import Callable
+The network's class names its ``blocks`` (:mod:`networks.registry`). Each block gets a subclass of its class that calls it
+in another way where gradients are recorded. Parameters, buffers and names stay, and so do validation and exports, which
+record none.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any
 
 import torch
-from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
-from monai.networks.blocks.segresnet_block import ResBlock
-from monai.networks.nets.swin_unetr import SwinTransformerBlock
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from networks.layers.full_precision import ScanBlock
-from networks.vit import TransformerBlock
-
-Forward = Callable[..., Tensor]
-
-BLOCKS = (
-    *(TransformerBlock, ScanBlock, UnetrPrUpBlock, UnetrUpBlock),
-    *(SwinTransformerBlock, UnetrBasicBlock, ResBlock, UnetBasicBlock, UnetUpBlock),  # of MONAI's other networks
-)
+from networks.registry import architecture_of
+from utils.system.errors import InputError
 
 
-def train_blocks(network: nn.Module, way: Callable[[nn.Module, Forward], Forward]) -> None:
-    """Compute a network's blocks in another way wherever gradients are recorded; its parameters and buffers stay.
+def recompute_activations(network: nn.Module) -> None:
+    """Keep only the inputs of a network's blocks for the backward pass, which computes the rest again.
 
-    Validation and exports, which record none, are left as they are.
+    Gradients, random numbers and running statistics are the same as without.
 
-    Args:
-        way: from a block and its forward pass to the one that takes its place.
+    Raises:
+        InputError: if the network names no blocks.
     """
-    blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
+    for block in _outermost(network, "activation_checkpointing", "recomputed"):
+        block.__class__ = _recomputed(type(block))
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Let torch compile each kind of a network's blocks, in the first training step that meets it.
+
+    Blocks rather than the whole network: the 12 transformer blocks are compiled once, DDP still sends the gradients of
+    one block while it computes another's, and each can be recomputed.
+
+    Raises:
+        InputError: if the network names no blocks.
+    """
+    for block in _outermost(network, "compile", "compiled"):
+        block.__class__ = _compiled(type(block))
+
+
+def _outermost(network: nn.Module, setting: str, what: str) -> list[nn.Module]:
+    """The network's blocks that lie in no other block."""
+    kinds = architecture_of(network).require("blocks", setting, what)
+    blocks = [module for module in network.modules() if isinstance(module, kinds)]
     inside_others = {part for block in blocks for part in block.modules() if part is not block}
-    for block in blocks:
-        if block not in inside_others:
-            block.forward = _Switch(block.forward, way(block, block.forward))  # type: ignore[assignment]
+    return [block for block in blocks if block not in inside_others]
 
 
-class _Switch:
-    """A forward pass that is another one where gradients are recorded."""
+@cache
+def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
+    class Recomputed(kind):  # type: ignore[valid-type, misc]
+        def __call__(self, *inputs: Any, **options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return super().__call__(*inputs, **options)
+            contexts = partial(_contexts, self)
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
-    def __init__(self, plain: Forward, recorded: Forward) -> None:
-        self.plain = plain
-        self.recorded = recorded
+    return Recomputed
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return (self.recorded if torch.is_grad_enabled() else self.plain)(*inputs)
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the first computation of a block runs in, and what the second."""
+    return nullcontext(), _keeping_buffers(block)
+
+
+@contextmanager
+def _keeping_buffers(block: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are: the first computation has counted the batch."""
+    buffers = list(block.buffers())
+    values = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:  # torch ends the second computation by an exception, once it has all that the backward pass asks for
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+
+
+@cache
+def _compiled(kind: type[nn.Module]) -> type[nn.Module]:
+    # blocks of one kind differ in shape, which torch would take for a reason to compile for all shapes at once
+    compiled = torch.compile(kind.forward, dynamic=False)
+
+    class Compiled(kind):  # type: ignore[valid-type, misc]
+        def forward(self, *inputs: Any, **options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return super().forward(*inputs, **options)
+            try:
+                return compiled(self, *inputs, **options)
+            except RuntimeError as error:
+                from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
+
+                if not isinstance(error, BackendCompilerFailed):
+                    raise
+                lines = str(error.inner_exception).strip().splitlines()
+                reason = " … ".join(dict.fromkeys([lines[0], lines[-1]])).rstrip(".")
+                raise InputError(
+                    f"`compile`: torch can't compile the network here ({reason}). Install a C++ compiler (g++, or what "
+                    "the environment variable CXX names; on GPUs also gcc and triton), or leave `compile` out."
+                ) from error
+
+    return Compiled

@@ -7,29 +7,38 @@ from torch import Tensor, nn
 from torch.autograd import graph as autograd_graph
 
 from networks.precision import Precision
+from networks.registry import architecture_of
 from utils.distributed.process import Process
-from utils.system.errors import InputError, brief
+from utils.system.errors import InputError, first_line
 
 
-def can_record(process: Process, accumulate: int, network: str, *computed_otherwise: bool) -> bool:
-    """Whether a run's steps can be recorded.
-
-    Not with DDP, which would have to be in the recording; not where several batches make a step, since their gradients
-    are in the same memory; not MONAI's networks, which nobody has tried.
+def obstacle(network: nn.Module, process: Process, accumulate: int, *, compiled: bool, recomputed: bool) -> str | None:
+    """Why a run's steps can't be recorded, in words; None if they can.
 
     Args:
-        computed_otherwise: whether the blocks of the network are, as by ``--compile``.
+        accumulate: batches in a step. Several would write their gradients to the same memory.
+        compiled, recomputed: whether the network's blocks are.
     """
-    alone = process.device.type == "cuda" and process.world_size == 1
-    return alone and accumulate == 1 and network == "unetr" and not any(computed_otherwise)
+    architecture = architecture_of(network)
+    reasons = {
+        f"{process.device} is no GPU": process.device.type != "cuda",
+        "several processes would have to exchange gradients inside the recording": process.world_size > 1,
+        "several batches make a step (`accumulate`)": accumulate > 1,
+        "its blocks are compiled (`compile`)": compiled,
+        "its blocks are recomputed (`activation_checkpointing`)": recomputed,
+        f"{architecture.name} doesn't declare that it can be (“cuda_graph” in its class)": not architecture.declared(
+            "cuda_graph", False
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn.Module:
     """A network whose forward and backward pass in training is launched as a whole.
 
-    To launch their thousand and more kernels one by one takes a CPU longer than a fast GPU needs to compute them.
-    Batches of another shape, and validation, are computed as ever; the memory of a step stays with the recording. To be
-    called before anything else uses the GPU at the same time, as loaders do.
+    Launching their thousand and more kernels one by one takes a CPU longer than a fast GPU needs to compute them.
+    Batches of another shape, and validation, are computed as before. The recording keeps the memory of a step. Call this
+    before anything else, such as a loader, uses the GPU.
 
     Args:
         network: on its GPU; its parameters have to stay where they are.
@@ -47,13 +56,13 @@ def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn
             torch.cuda.make_graphed_callables(recorded.whole, (image,), allow_unused_input=True)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"{precision.device}: has no room for a step with {batch[0]} crops. Give a smaller --batch_size (with "
-            "--accumulate) or --crops_per_scan, or --activation_checkpointing."
+            f"{precision.device}: has no room for a step with {batch[0]} crops. Give a smaller `batch_size` (with "
+            "`accumulate`) or `crops_per_scan`, or `activation_checkpointing`."
         ) from None
     except RuntimeError as error:
         raise InputError(
             f"{precision.device}: a training step can't be computed, or not be recorded as a CUDA graph "
-            f"({brief(error)}). If the same command with --nocuda_graph trains, it is the recording."
+            f"({first_line(error)}). If the same command with `nocuda_graph` trains, it is the recording."
         ) from error
     if hasattr(autograd_graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # older ones don't warn
         # what is recorded was computed on a stream of its own, so that torch, rightly, lets two streams meet

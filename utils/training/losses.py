@@ -1,26 +1,43 @@
-"""The loss that training minimises."""
+"""The losses that training can minimise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from monai.losses import DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from torch import Tensor, nn
 
-VOXELS = 2**15  # that a CPU works on at a time, so that what is made of them stays in its cache
-SUMS = 64  # for each class, so that threads of a GPU that are side by side don't wait for each other
+# of logits (B, classes, D, H, W), or a list of them with deep supervision, and the label (B, 1, D, H, W)
+Loss = Callable[[Any, Tensor], Tensor]
+
+CHUNK = 2**15  # voxels that a CPU works on at a time, so that they stay in its cache
+PARTIAL_SUMS = 64  # per class, so that neighbouring threads of a GPU don't add to the same number
 
 
-def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[list[Tensor], Tensor], Tensor]:
+def build_loss(name: str, smooth_nr: float, smooth_dr: float, deep_supervision: bool) -> Loss:
+    """Build a loss of :data:`LOSSES`.
+
+    Args:
+        smooth_nr: added to the numerator of the Dice or Tversky index.
+        smooth_dr: added to its denominator.
+        deep_supervision: whether the network gives logits at several resolutions.
+    """
+    loss = LOSSES[name](smooth_nr, smooth_dr)
+    return at_each_resolution(loss) if deep_supervision else loss
+
+
+def at_each_resolution(loss: Loss) -> Loss:
     """A loss for logits at full, half, quarter … resolution, each against the label at that resolution.
 
-    They count by 1, 1/2, 1/4 …, divided by the sum of these (Isensee et al. 2021, nnU-Net), so that the learning rate
-    that suits one resolution suits all. The label's value at the middle of a coarser voxel stands for it. MONAI's
-    ``DeepSupervisionLoss`` does the same, and waits for a GPU in every step.
+    Their weights are 1, 1/2, 1/4 …, divided by the sum of these (Isensee et al. 2021, nnU-Net), so that the same
+    learning rate suits any number of resolutions. A coarser voxel has the label at its centre. MONAI's
+    ``DeepSupervisionLoss`` computes the same, and synchronises with the GPU in every step.
     """
 
-    def of_all(logits: list[Tensor], label: Tensor) -> Tensor:
-        if label.dtype != torch.uint8:  # torch takes the nearest of bytes and of floats alone; float32 holds any label
+    def weighted_mean(logits: list[Tensor], label: Tensor) -> Tensor:
+        if label.dtype != torch.uint8:  # of integers torch interpolates bytes alone; float32 is exact for any label
             label = label.float()
         weights = [0.5**level for level in range(len(logits))]
         first, *coarser = logits
@@ -29,20 +46,20 @@ def at_each_resolution(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[li
         total: Tensor = sum(weight * one for weight, one in zip(weights, losses, strict=True))  # type: ignore[assignment]
         return total / sum(weights)
 
-    return of_all
+    return weighted_mean
 
 
 def dice_ce(logits: Tensor, label: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-    """Soft Dice loss plus cross-entropy, as MONAI's ``DiceCELoss`` with softmax and squared predictions has it.
+    """Soft Dice loss plus cross-entropy, equal to MONAI's ``DiceCELoss`` with softmax and squared predictions.
 
-    Dice is 1 - (2 Σ p y + smooth_nr) / (Σ p² + Σ y + smooth_dr) for each sample and class, over the sample's voxels,
-    where p is the class's probability and y is 1 on its label (Milletari et al. 2016, V-Net); the mean over samples and
-    classes is added to the mean cross-entropy over voxels. Value and gradient are worked out over one run of voxels
-    after the other, from the logits alone: no one-hot label and no probabilities of a whole volume are made.
+    For each sample and class the Dice loss is 1 - (2 Σ p y + smooth_nr) / (Σ p² + Σ y + smooth_dr), summed over the
+    sample's voxels, where p is the class's probability and y is 1 on its label (Milletari et al. 2016, V-Net). Its mean
+    over samples and classes is added to the mean cross-entropy over voxels. Value and gradient are computed from the
+    logits chunk by chunk: neither a one-hot label nor the probabilities of a whole volume are kept in memory.
 
     Args:
         logits: (B, classes, D, H, W) in any format; the loss is computed in float32.
-        label: (B, 1, D, H, W), whole numbers from 0 to classes - 1.
+        label: (B, 1, D, H, W), 0 … classes - 1, of any dtype.
 
     Returns:
         A scalar in float32.
@@ -59,58 +76,84 @@ class _DiceCE(torch.autograd.Function):
         overlap = logits.new_zeros((batch, classes), dtype=torch.float64)  # Σ p y
         squares = torch.zeros_like(overlap)  # Σ p²
         sizes = torch.zeros_like(overlap)  # Σ y
-        surprise = logits.new_zeros((), dtype=torch.float64)  # -Σ log p of the true class
-        for samples, _, values, true in _runs(logits, label):
+        cross_entropy = logits.new_zeros((), dtype=torch.float64)  # -Σ log p of the true class
+        for samples, _, values, true in _chunks(logits, label):
             log_p = F.log_softmax(values, 1)  # (b, classes, n)
-            surprise -= log_p.gather(1, true[:, None]).sum()
+            cross_entropy -= log_p.gather(1, true[:, None]).sum()
             p = log_p.exp_()
             p_true = p.gather(1, true[:, None])[:, 0].double()  # (b, n)
             overlap[samples] += _sums_by_class(p_true, true, classes)
             sizes[samples] += _sums_by_class(torch.ones_like(p_true), true, classes)
             squares[samples] += p.square_().sum(2)
-        above, below = 2 * overlap + smooth_nr, squares + sizes + smooth_dr
-        ctx.save_for_backward(logits, label, above, below)
-        return ((1 - above / below).mean() + surprise / (batch * voxels)).float()
+        numerator, denominator = 2 * overlap + smooth_nr, squares + sizes + smooth_dr
+        ctx.save_for_backward(logits, label, numerator, denominator)
+        return ((1 - numerator / denominator).mean() + cross_entropy / (batch * voxels)).float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """d/dz of the loss, z being the logits: Σ_k (dL/dp_k) (dp_k/dz), with dp_k/dz_c = p_k (1[k = c] - p_c)."""
-        logits, label, above, below = ctx.saved_tensors
+        """dL/dz_c = Σ_k (dL/dp_k) (dp_k/dz_c) for the logits z, with dp_k/dz_c = p_k (1[k = c] - p_c)."""
+        logits, label, numerator, denominator = ctx.saved_tensors
         batch, classes = logits.shape[:2]
-        # of the mean Dice loss by p: of_square · p, and on the class's label of_overlap more
-        of_square = (2 * above / below.square() / (batch * classes)).float()  # (B, classes)
-        of_overlap = (-2 / below / (batch * classes)).float()
-        of_surprise = 1 / (batch * label[0].numel())
+        # dL/dp of the mean Dice loss is by_square · p, plus by_overlap on the class's label
+        by_square = (2 * numerator / denominator.square() / (batch * classes)).float()  # (B, classes)
+        by_overlap = (-2 / denominator / (batch * classes)).float()
+        per_voxel = 1 / (batch * label[0].numel())  # a voxel's weight in the mean cross-entropy
         known = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last_3d)
         result = torch.empty_like(logits, memory_format=torch.preserve_format if known else torch.contiguous_format)
-        for samples, place, values, true in _runs(logits, label):
+        for samples, place, values, true in _chunks(logits, label):
             p = F.softmax(values, 1)  # (b, classes, n)
-            by_p = p * of_square[samples, :, None]
-            by_p.scatter_add_(1, true[:, None], of_overlap[samples].gather(1, true)[:, None])
-            change = by_p.sub_((by_p * p).sum(1, keepdim=True)).add_(of_surprise).mul_(p)
-            change.scatter_add_(1, true[:, None], torch.full_like(values[:, :1], -of_surprise))
-            # a view in both of torch's layouts of a volume: (b, classes, D, H, W) -> (b, classes, D · H · W)
-            result[samples].view(-1, classes, label[0].numel())[..., place] = change.mul_(gradients[0])
+            by_p = p * by_square[samples, :, None]
+            by_p.scatter_add_(1, true[:, None], by_overlap[samples].gather(1, true)[:, None])
+            by_logits = by_p.sub_((by_p * p).sum(1, keepdim=True)).add_(per_voxel).mul_(p)
+            by_logits.scatter_add_(1, true[:, None], torch.full_like(values[:, :1], -per_voxel))
+            # (b, classes, D, H, W) -> (b, classes, D · H · W), a view in both memory formats
+            result[samples].view(-1, classes, label[0].numel())[..., place] = by_logits.mul_(gradients[0])
         return result, None, None, None
 
 
 def _sums_by_class(values: Tensor, true: Tensor, classes: int) -> Tensor:
-    """The sums of ``values`` (b, n) over each class's voxels: (b, classes)."""
-    if len(true) == 1 and values.device.type == "cpu":  # faster there; a GPU it would wait for
+    """Sum ``values`` (b, n) over each class's voxels: (b, classes)."""
+    if len(true) == 1 and values.device.type == "cpu":  # faster there, but would synchronise with a GPU
         return torch.bincount(true[0], values[0], classes)[None]
-    place = true * SUMS + torch.arange(true.shape[1], device=true.device) % SUMS
-    sums = values.new_zeros((len(true), classes * SUMS)).scatter_add_(1, place, values)
-    return sums.unflatten(1, (classes, SUMS)).sum(2)
+    place = true * PARTIAL_SUMS + torch.arange(true.shape[1], device=true.device) % PARTIAL_SUMS
+    sums = values.new_zeros((len(true), classes * PARTIAL_SUMS)).scatter_add_(1, place, values)
+    return sums.unflatten(1, (classes, PARTIAL_SUMS)).sum(2)
 
 
-def _runs(logits: Tensor, label: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """For each run of voxels: its samples, its place, its logits (b, classes, n) in float32, its labels (b, n)."""
+def _chunks(logits: Tensor, label: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """By chunk of voxels: its samples, its place, its logits (b, classes, n) in float32, its labels (b, n)."""
     batch, voxels = len(logits), label[0].numel()
-    on_cpu = logits.device.type == "cpu"  # other devices have no such cache, and each call there costs
-    samples_at_once, length = (1, VOXELS) if on_cpu else (batch, voxels)
+    on_cpu = logits.device.type == "cpu"  # a GPU is faster with all voxels in one call
+    samples_at_once, length = (1, CHUNK) if on_cpu else (batch, voxels)
     for sample in range(0, batch, samples_at_once):
         samples = slice(sample, sample + samples_at_once)
         values, true = logits[samples].flatten(2), label[samples].flatten(1)  # (b, classes, D · H · W), (b, D · H · W)
         for first in range(0, voxels, length):
             place = slice(first, first + length)
             yield samples, place, values[..., place].contiguous().float(), true[:, place].long()
+
+
+def _from_monai(kind: type[nn.Module], **options: Any) -> Callable[[float, float], Loss]:
+    """How to build a loss of MONAI that is computed in float32, also under autocast."""
+
+    def build(smooth_nr: float, smooth_dr: float) -> Loss:
+        loss = kind(to_onehot_y=True, softmax=True, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
+
+        def in_float32(logits: Tensor, label: Tensor) -> Tensor:
+            with torch.autocast(logits.device.type, enabled=False):
+                value: Tensor = loss(logits.float(), label)
+                return value
+
+        return in_float32
+
+    return build
+
+
+# by name, how to build a loss from smooth_nr and smooth_dr; the Dice term is the same in dice_ce, dice_focal and dice
+LOSSES: Mapping[str, Callable[[float, float], Loss]] = {
+    "dice_ce": lambda smooth_nr, smooth_dr: partial(dice_ce, smooth_nr=smooth_nr, smooth_dr=smooth_dr),
+    "dice_focal": _from_monai(DiceFocalLoss, squared_pred=True),  # focal: gamma 2, a sigmoid for each class
+    "generalized_dice": _from_monai(GeneralizedDiceLoss),  # a class counts by 1 / (its voxels)² (Sudre et al. 2017)
+    "tversky": _from_monai(TverskyLoss, alpha=0.3, beta=0.7),  # a missed voxel costs more (Salehi et al. 2017)
+    "dice": _from_monai(DiceLoss, squared_pred=True),
+}

@@ -1,6 +1,5 @@
 """What a run leaves under ``runs/NAME/``."""
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,8 @@ from utils.evaluation.validation import Example
 from utils.system.errors import DamagedError, InputError, TrainingError, WriteError
 from utils.system.files import UNFINISHED, lock, writable_folder, write_json, write_text
 from utils.training.tensorboard import EventFile
+
+Say = Callable[[str], None]
 
 RUNS = Path("runs")
 BEST = "model.pt"
@@ -42,17 +43,18 @@ OWN_FILES = (
 class RunFolder:
     """The folder of a run: its JSON lines, TensorBoard events, pictures and checkpoints.
 
-    What can't be written, as on a full disk, is said and doesn't stop the run.
+    A failed write, as on a full disk, is reported and doesn't stop the run.
 
     Args:
         path: the folder, from :func:`claim_folder`.
         description: the network, for checkpoints and pictures.
-        flags: what ``args.json`` and the checkpoints keep.
-        scans: the files that train and validate, which the checkpoints keep too.
-        progress: how far the run has come; what the folder tells of later epochs is forgotten.
+        flags: the run's settings, for ``args.json`` and the checkpoints.
+        scans: the files that train and validate, for the checkpoints.
+        progress: how far the run has come; records of later epochs are removed.
+        say: prints a message.
 
     Attributes:
-        unsaved: by file, why the last try to write it failed.
+        unsaved: by file, why the last attempt to write it failed.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class RunFolder:
         flags: Mapping[str, Any],
         scans: Mapping[str, list[list[str]]],
         progress: Progress,
+        say: Say,
     ) -> None:
         self.path = path
         self.description = description
         self.flags = flags
         self.scans = scans
+        self.say = say
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
         self.lock = _lock(path)
@@ -74,9 +78,9 @@ class RunFolder:
             for file in _own_files(path):
                 os.remove(file)
         if not self.best.exists():
-            progress.best_score = progress.best_epoch = None  # the next validation leaves the best model here
-        there_already = progress.epoch if any(path.glob("events.out.tfevents.*")) else 0
-        self.events = EventFile(path, there_already)
+            progress.best_score = progress.best_epoch = None  # so that the next validation saves a best model here
+        epochs_written = progress.epoch if any(path.glob("events.out.tfevents.*")) else 0
+        self.events = EventFile(path, epochs_written)
         write_json(path / "args.json", flags)
         write_text(path / "metrics.jsonl", _json_lines(progress))
 
@@ -89,7 +93,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best validation."""
+        """The weights with the best validation score."""
         return self.path / BEST
 
     @property
@@ -98,84 +102,87 @@ class RunFolder:
         return self.path / LATEST
 
     def record(self, progress: Progress, example: Example | None) -> None:
-        """Add the epoch that ended to JSON lines and TensorBoard, and redraw the pictures where it was validated."""
-        metrics, drawing, picture = (self.path / name for name in ("metrics.jsonl", "progress.png", "validation.png"))
+        """Add the last epoch to the JSON lines and TensorBoard, and redraw the pictures if it was validated."""
+        metrics, plot, picture = (self.path / name for name in ("metrics.jsonl", "progress.png", "validation.png"))
         self._try(metrics, lambda: write_text(metrics, _json_lines(progress)))
         if "dice" in progress.history[-1]:
-            self._try(drawing, lambda: save_picture(pixels(curves(progress.history)), drawing))
+            self._try(plot, lambda: save_picture(pixels(curves(progress.history)), plot))
         image = None
         if example is not None:
             image = pixels(overlay(example, self.description.labels, self.description.preprocessing.spacing))
             self._try(picture, lambda: save_picture(image, picture))
-        self._try(self.path, lambda: self.events.plot(progress.history, image))
+        self._try(self.path, lambda: self.events.write(progress.history, image))
 
     def save_best(self, network: nn.Module, progress: Progress) -> bool:
-        """Keep the weights in ``model.pt``; whether that succeeded."""
+        """Write ``model.pt``; return whether that succeeded."""
         return self._try(self.best, lambda: save_checkpoint(self.best, self.description, network, progress))
 
     def save_latest(self, network: nn.Module, learner: Mapping[str, Any], progress: Progress) -> bool:
-        """Keep all that continuing needs in ``model_final.pt``; whether that succeeded.
+        """Write ``model_final.pt``, with all that resuming needs; return whether that succeeded.
 
         Args:
             learner: from :func:`utils.checkpoints.resume.learner_state`.
         """
         state = resume_state(learner, progress, self.flags, self.scans)
-        before = self.path / BEFORE_LATEST
+        previous = self.path / BEFORE_LATEST
         return self._try(
-            self.latest, lambda: save_checkpoint(self.latest, self.description, network, progress, state, before)
+            self.latest, lambda: save_checkpoint(self.latest, self.description, network, progress, state, previous)
         )
 
     def require_saved(self) -> None:
-        """Check that the last try to write each file succeeded.
+        """Check that the last attempt to write each file succeeded.
 
         Raises:
-            TrainingError: listing those that couldn't be written.
+            TrainingError: listing the files that are missing or out of date.
         """
         if self.unsaved:
             faults = "; ".join(self.unsaved.values())
-            raise TrainingError(f"the run has ended, but {faults}. Make room, and launch it again with --resume.")
+            raise TrainingError(f"the run has ended, but {faults}. Make room, and launch it again with `resume`.")
 
     def _try(self, path: Path, write: Callable[[], None]) -> bool:
         try:
             write()
         except WriteError as error:
             self.unsaved[path] = str(error)
-            print(f"not saved: {error}; the run goes on, and what was there is kept", flush=True)
+            self.say(f"not saved: {error}; the run goes on, and the old file is kept")
             return False
         self.unsaved.pop(path, None)
         return True
 
 
-def claim_folder(args: argparse.Namespace) -> Path:
-    """The folder ``runs/NAME/``, which can be made and written to; what may be in it stays until training starts.
+def claim_folder(name: str, *, overwrite: bool, resume: bool, checkpoint: Path | None) -> Path:
+    """Check that a run may be written to ``runs/NAME/``; nothing in it changes before training starts.
+
+    Args:
+        checkpoint: what the run continues from; one in the folder itself allows to continue there.
 
     Raises:
-        InputError: if another run lies there and isn't to be overwritten, or the folder can't be written.
+        InputError: if the folder holds a run that is neither overwritten nor continued, or can't be written to.
     """
-    path = writable_folder(RUNS / args.logdir, f"--logdir {args.logdir}")
-    continued = args.checkpoint is not None and Path(args.checkpoint).resolve().parent == path.resolve()
-    if _own_files(path) and not (args.overwrite or args.resume or continued):
+    path = writable_folder(RUNS / name, f"`logdir` {name}")
+    continues = resume or (checkpoint is not None and checkpoint.resolve().parent == path.resolve())
+    if _own_files(path) and not (overwrite or continues):
         raise InputError(
-            f"--logdir {args.logdir}: {path} holds a run already. Give another name, --overwrite to replace it, "
-            "or --resume to continue it."
+            f"`logdir` {name}: {path} holds a run already. Give another name, `overwrite` to replace it, "
+            "or `resume` to continue it."
         )
     if any(path.iterdir()):
         os.close(_lock(path))
     else:
-        path.rmdir()  # a start that fails leaves nothing
+        path.rmdir()  # so that a start that fails leaves nothing
     return path
 
 
 @contextmanager
 def claim_group(name: str) -> Iterator[Path]:
-    """The folder ``runs/NAME/`` of several runs, locked against other programs as long as this lasts.
+    """Lock ``runs/NAME/``, the parent folder of several runs, inside ``with``.
 
     Raises:
-        InputError: if a run itself lies there, another program has locked it, or it can't be written.
+        InputError: if the folder is that of a single run, another program has locked it, or it can't be written to.
     """
-    path = writable_folder(RUNS / name, f"--logdir {name}")
+    path = writable_folder(RUNS / name, f"`logdir` {name}")
     if _own_files(path):
-        raise InputError(f"--logdir {name}: {path} holds a run of main.py. Give another name.")
+        raise InputError(f"`logdir` {name}: {path} holds a run of main.py. Give another name.")
     descriptor = _lock(path)
     try:
         yield path
@@ -184,7 +191,7 @@ def claim_group(name: str) -> Iterator[Path]:
 
 
 def remove_run(path: Path) -> None:
-    """Remove what a run has left in its folder, where there is one; other files stay.
+    """Remove a run's files from its folder, if it exists; other files stay.
 
     Raises:
         InputError: if another program is training there.
@@ -197,26 +204,25 @@ def remove_run(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Lock a run's folder as :func:`utils.system.files.lock` does."""
+    """Lock a run's folder; see :func:`utils.system.files.lock`."""
     name = path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
     return lock(
-        path, f"--logdir {name}: another program is training into {path}. Wait for its end, or give another name."
+        path, f"`logdir` {name}: another program is training into {path}. Wait for its end, or give another name."
     )
 
 
-def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from.
+def find_checkpoint(folder: Path, *, resume: bool, checkpoint: Path | None, say: Say) -> Path | None:
+    """The checkpoint that a run continues from; None if it starts anew.
 
-    With ``--resume`` it is the latest good one in the run's folder; without, or where there is none, ``--checkpoint``.
-    Files that can't be continued from are moved to ``set_aside/``, and with them all that a run has left which has no
-    good one, so that a run that begins anew deletes nothing of it.
+    With ``resume`` this is the latest undamaged one in the run's folder. Without ``resume``, or if there is none, it
+    is ``checkpoint``. Damaged checkpoints move to ``set_aside/``. If no undamaged one is left there, all files of the
+    old run move, so that the new run deletes nothing.
 
     Raises:
-        InputError: if another version of this program made the file.
+        InputError: if another version of this program wrote the checkpoint.
     """
-    given = Path(args.checkpoint) if args.checkpoint is not None else None
-    if not args.resume:
-        return given
+    if not resume:
+        return checkpoint
     damaged = False
     for path in (folder / LATEST, folder / BEFORE_LATEST):
         if not path.exists():
@@ -224,27 +230,28 @@ def find_checkpoint(args: argparse.Namespace, folder: Path) -> Path | None:
         try:
             require_continuable(path, read_checkpoint(path))
         except DamagedError as error:
-            print(f"moved to {_set_aside(path)}: {error}", flush=True)
+            say(f"moved to {_set_aside(path)}: {error}")
             damaged = True
             continue
-        print(f"{folder}: goes on from {path}", flush=True)
+        say(f"{folder}: continues from {path}")
         return path
     if damaged or (folder / BEST).exists():
         for file in _own_files(folder):
-            print(f"moved to {_set_aside(file)}: no checkpoint is left to go on from", flush=True)
-    print(f"{folder}: begins anew" if given is None else f"{folder}: begins from {given}", flush=True)
-    return given
+            say(f"moved to {_set_aside(file)}: no checkpoint is left to continue from")
+    say(f"{folder}: starts anew" if checkpoint is None else f"{folder}: starts from {checkpoint}")
+    return checkpoint
 
 
 def _set_aside(file: Path) -> Path:
-    place = file.parent / SET_ASIDE / file.name
-    place.parent.mkdir(exist_ok=True)
+    """Move a file to ``set_aside/``, under a name that is free there."""
+    target = file.parent / SET_ASIDE / file.name
+    target.parent.mkdir(exist_ok=True)
     number = 1
-    while place.exists():
+    while target.exists():
         number += 1
-        place = place.with_name(f"{file.name}.{number}")
-    os.replace(file, place)
-    return place
+        target = target.with_name(f"{file.name}.{number}")
+    os.replace(file, target)
+    return target
 
 
 def _json_lines(progress: Progress) -> str:

@@ -1,4 +1,4 @@
-"""A mask lies on its scan: whatever way the scan's voxels run, through reading, the network's grid and back."""
+"""A mask has the geometry of its scan, whatever the scan's orientation: read, preprocess, predict and go back."""
 
 import itertools
 from pathlib import Path
@@ -25,7 +25,7 @@ ORIENTATIONS = [
 
 
 class Threshold(nn.Module):
-    """Calls tissue above 100 HU (of the window -175 … 250) the organ, with logits that grow with the distance."""
+    """Predicts the organ above 100 HU (of the window -175 … 250), with logits that grow with the distance to it."""
 
     def forward(self, windows: Tensor) -> Tensor:
         above = (windows - (100 + 175) / 425) * 50
@@ -38,7 +38,7 @@ PREDICTOR = Predictor(SETTINGS.roi, SETTINGS.padding, overlap=0.25, batch_size=4
 
 
 def organ_at(mm: np.ndarray) -> np.ndarray:
-    """Where the organ is, by place in mm (…, 3): a ball with a bar to the Right and a shorter one upward."""
+    """Whether points in mm (…, 3) are in the organ: a ball with a bar to the Right and a shorter one upward."""
     x, y, z = np.moveaxis(mm, -1, 0)
     ball = x**2 + y**2 + z**2 < 22**2
     bar = (x > 0) & (x < 40) & (abs(y) < 13) & (abs(z) < 13)
@@ -55,14 +55,17 @@ def phantom(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[np.ndarray
     return np.where(mask, 200, np.where(body, 0, -1000)).astype(np.int16), mask
 
 
-def through_the_chain(path: Path) -> np.ndarray:
+def segmented(path: Path) -> np.ndarray:
+    """The mask of a scan on its own grid."""
     volume = read_scan(Scan("scan", (path,), None), 1)
-    seen = to_network_grid(volume.voxels, volume.affine, None, SETTINGS)
-    probabilities = PREDICTOR(ENSEMBLE, seen.image[None])
-    mask = to_scan_grid(probabilities, seen.affine, volume.affine, volume.shape)
-    whole = class_on_scan_grid(probabilities[1], seen.affine, volume.affine, volume.shape, 0.0)
+    preprocessed = to_network_grid(volume.voxels, volume.affine, None, SETTINGS)
+    probabilities = PREDICTOR(ENSEMBLE, preprocessed.image[None])
+    mask = to_scan_grid(probabilities, preprocessed.affine, volume.affine, volume.shape)
+    whole = class_on_scan_grid(probabilities[1], preprocessed.affine, volume.affine, volume.shape, 0.0)
     undecided = abs(whole - 0.5) < 1e-4
-    assert np.array_equal((mask == 1)[~undecided], (whole > 0.5)[~undecided])  # the running maximum is the maximum
+    assert np.array_equal(
+        (mask == 1)[~undecided], (whole > 0.5)[~undecided]
+    )  # comparing classes one by one finds the most probable one
     return mask
 
 
@@ -71,7 +74,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def centred(directions: np.ndarray, spacing: tuple[float, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """An affine that has (0, 0, 0) mm somewhat beside the middle of the array."""
+    """An affine with the origin (0, 0, 0) mm near the middle of the array."""
     affine = np.eye(4)
     affine[:3, :3] = directions @ np.diag(spacing)
     affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) / 2 + (1.3, -0.7, 0.4))
@@ -88,13 +91,13 @@ def test_all_48_orientations(codes: str, tmp_path: Path) -> None:
     turned_affine = affine @ inv_ornt_aff(turn, shape)
     assert "".join(nib.aff2axcodes(turned_affine)) == codes
     nib.save(nib.Nifti1Image(turned, turned_affine), tmp_path / "scan.nii.gz")
-    found = through_the_chain(tmp_path / "scan.nii.gz") == 1
+    found = segmented(tmp_path / "scan.nii.gz") == 1
     assert dice(found, nib.orientations.apply_orientation(mask, turn)) >= 0.98
-    # in millimetres too, with the place of each voxel worked out by nibabel's affine alone
-    place = np.argwhere(found) @ turned_affine[:3, :3].T + turned_affine[:3, 3]
-    assert organ_at(place).mean() >= 0.98
-    assert place[:, 0].max() == pytest.approx(40, abs=1.5)  # the bar to the Right
-    assert place[:, 0].min() == pytest.approx(-22, abs=1.5)
+    # in millimetres too, worked out from nibabel's affine alone
+    points = np.argwhere(found) @ turned_affine[:3, :3].T + turned_affine[:3, 3]
+    assert organ_at(points).mean() >= 0.98
+    assert points[:, 0].max() == pytest.approx(40, abs=1.5)  # the bar to the Right
+    assert points[:, 0].min() == pytest.approx(-22, abs=1.5)
 
 
 def rotation(x: float, y: float, z: float) -> np.ndarray:
@@ -121,10 +124,10 @@ def test_oblique_affines(directions: np.ndarray, spacing: tuple[float, float, fl
     affine = centred(directions, spacing, shape)
     voxels, mask = phantom(affine, (shape[0], shape[1], shape[2]))
     nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii")
-    found = through_the_chain(tmp_path / "scan.nii") == 1
+    found = segmented(tmp_path / "scan.nii") == 1
     assert dice(found, mask) >= 0.98
-    place = np.argwhere(found) @ affine[:3, :3].T + affine[:3, 3]
-    assert organ_at(place).mean() >= 0.98
+    points = np.argwhere(found) @ affine[:3, :3].T + affine[:3, 3]
+    assert organ_at(points).mean() >= 0.98
 
 
 def test_a_single_slice_of_some_thickness(tmp_path: Path) -> None:
@@ -132,11 +135,11 @@ def test_a_single_slice_of_some_thickness(tmp_path: Path) -> None:
     affine[2, 3] = 0
     voxels, mask = phantom(affine, (100, 100, 1))
     nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
-    assert dice(through_the_chain(tmp_path / "scan.nii.gz") == 1, mask) >= 0.98
+    assert dice(segmented(tmp_path / "scan.nii.gz") == 1, mask) >= 0.98
 
 
 def test_most_probable_class_of_many_by_hand() -> None:
-    """Along a line of voxels between two of the network's grid, where probabilities meet halfway."""
+    """A line of voxels between two of the network's grid, whose probabilities are equal halfway."""
     probabilities = torch.zeros(300, 2, 1, 1)
     probabilities[299, 0], probabilities[7, 1] = 1.0, 1.0
     scan_affine = np.diag([0.25, 1.0, 1.0, 1.0])

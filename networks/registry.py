@@ -1,0 +1,356 @@
+"""Networks by name. A network is one file: its class, a config whose fields become its flags, and ``@register``.
+
+    @dataclass(frozen=True)
+    class MyNetConfig(NetworkConfig):
+        width: int = flag(32, "channels at full resolution", at_least=1)
+
+    @register("mynet", config=MyNetConfig, window_divisor=lambda config: (16, 16, 16))
+    class MyNet(nn.Module):
+        blocks = (MyBlock,)
+        def __init__(self, config: MyNetConfig) -> None: ...
+
+What a class may declare beside its layers, all of it optional:
+
+``blocks``             classes of the modules that are compiled, or recomputed in the backward pass, one by one
+``input_layers``       names of the layers that read the scan's channels; adapting may average their weights
+``output_layers``      names of the layers with an output for each class; adapting may initialise them anew
+``position_embeddings``  name of a parameter (1, N, E) for the N patches of a window, cut by ``config.patch_size``;
+                       adapting may interpolate it
+``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` gives the flags --vit_lr and --vit_reg_weight
+``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill
+``cuda_graph``         True if a training step can be recorded as a CUDA graph
+``fast_layers``        True if all layers of :func:`networks.layers.optimize_for_cpu` were measured to pay
+``unsafe_bfloat16_roi_x``  windows' voxels along x at which some 3×3×3 convolution sees a volume two voxels deep along x
+``settings_of``        static method: a state dict -> the settings that its shapes show, for messages
+``origin_of``          static method: a state dict -> the program that wrote it, and the names that no forward pass reads
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import math
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from utils.system.errors import InputError, first_line, size_text
+
+Kind = TypeVar("Kind", bound=type)
+OF_THE_WINDOW = ("img_size", "spacing")  # fields that have no flag: they follow from --roi_* and --space_*
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    multiple_of: int = 1,
+    any_weights: bool = False,
+    rare: bool = False,
+) -> Any:
+    """A field of a config that is also a flag of its name.
+
+    Args:
+        help: what ``--help`` says of it.
+        choices: the values that it may have.
+        at_least, below: bounds of a number.
+        multiple_of: what a whole number must be a multiple of.
+        any_weights: whether weights that were trained with another value fit too, as with dropout.
+        rare: whether ``--help`` leaves it to ``--help-all``.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "below": below,
+        "multiple_of": multiple_of,
+        "any_weights": any_weights,
+        "rare": rare,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def value_fault(value: Any, rules: Mapping[str, Any]) -> str | None:
+    """What is wrong with a setting, as "must be at least 1, not 0"; None if it keeps the rules of :func:`flag`."""
+    if rules.get("choices") is not None:
+        known = ", ".join(map(str, rules["choices"]))
+        return None if value in rules["choices"] else f"must be one of {known}, not {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    at_least, below, multiple = (
+        rules.get("at_least", -math.inf),
+        rules.get("below", math.inf),
+        rules.get("multiple_of", 1),
+    )
+    bounds = [f"at least {at_least:g}"] if at_least > -math.inf else []
+    bounds += [f"below {below:g}"] if below < math.inf else []
+    if not math.isfinite(value) or not at_least <= value < below:
+        return f"must be {' and '.join(bounds) or 'finite'}, not {value}"
+    return f"must be a multiple of {multiple}, not {value}" if isinstance(value, int) and value % multiple else None
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What every network is built from. A network's own config adds fields, each with a default.
+
+    Attributes:
+        img_size: the window in voxels along x, y, z; one number stands for all three.
+        spacing: size of a voxel in mm along x, y, z.
+
+    Raises:
+        ValueError: naming every field that can't make a network.
+    """
+
+    in_channels: int = flag(1, "channels of a scan", at_least=1)
+    out_channels: int = flag(14, "classes, the background included", at_least=1)
+    img_size: tuple[int, int, int] = (96, 96, 96)
+    spacing: tuple[float, float, float] = (1.5, 1.5, 2.0)
+
+    def __post_init__(self) -> None:
+        size: Any = (self.img_size,) * 3 if isinstance(self.img_size, int) else tuple(self.img_size)
+        object.__setattr__(self, "img_size", size)
+        object.__setattr__(self, "spacing", tuple(self.spacing))
+        faults = [
+            f"`{field.name}` {fault}"
+            for field in dataclasses.fields(self)
+            if (fault := value_fault(getattr(self, field.name), field.metadata)) is not None
+        ]
+        faults = faults or self.faults() or self._window_faults()  # the later ones need the earlier to be sound
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def faults(self) -> list[str]:
+        """What is wrong between fields that are sound by themselves; names of fields stand in backquotes."""
+        return []
+
+    def _window_faults(self) -> list[str]:
+        size = size_text(self.img_size)
+        if len(self.img_size) != 3 or min(self.img_size) < 1:
+            return [f"`img_size` must be three numbers of voxels, not {size}"]
+        architecture = ARCHITECTURES.get(type(self))
+        if architecture is None:
+            return []  # not registered yet
+        try:
+            divisor = architecture.window_divisor(self)
+        except ValueError as error:
+            return [f"`img_size` {size}: {error}"]
+        if any(edge % step for edge, step in zip(self.img_size, divisor, strict=True)):
+            multiples = str(divisor[0]) if len(set(divisor)) == 1 else size_text(divisor)
+            return [f"`img_size` must be multiples of {multiples} for {architecture.name}, not {size}"]
+        return []
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A registered network.
+
+    Attributes:
+        name: what ``model_name`` and checkpoints call it.
+        config: the class of its settings.
+        network: builds it from a config.
+        window_divisor: from a config, what the window's edges must be multiples of along x, y, z; a ``ValueError``
+            says why a window won't do.
+        file, sha256: where it came from outside the repository, and the hash of that file.
+    """
+
+    name: str
+    config: type[NetworkConfig]
+    network: Callable[[Any], nn.Module]
+    window_divisor: Callable[[Any], tuple[int, ...]]
+    file: Path | None = None
+    sha256: str | None = None
+
+    def declared(self, name: str, default: Any = ()) -> Any:
+        """What the network's class declares under one of the names in this module's docstring."""
+        return getattr(self.network, name, default)
+
+    @property
+    def flags(self) -> dict[str, dataclasses.Field[Any]]:
+        """By name, the fields of its config that are flags."""
+        return {field.name: field for field in dataclasses.fields(self.config) if field.name not in OF_THE_WINDOW}
+
+    @property
+    def types(self) -> dict[str, type]:
+        """By name, the types of its config's fields."""
+        return typing.get_type_hints(self.config)
+
+    def make_config(self, settings: Mapping[str, Any]) -> NetworkConfig:
+        """Its config from settings by name; lists, as JSON has them, become tuples.
+
+        Raises:
+            ValueError: if a setting isn't the network's, or the settings can't make a network.
+        """
+        fields = {field.name for field in dataclasses.fields(self.config)}
+        foreign = [name for name in settings if name not in fields]
+        if foreign:
+            raise ValueError("; ".join(f"`{name}` is not for {self.name}; leave it out" for name in foreign))
+        return self.config(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        )
+
+    def build(self, config: NetworkConfig) -> nn.Module:
+        """The network, with fresh weights. It knows what it was built from as ``network.config``."""
+        network = self.network(config)
+        network.config = config  # type: ignore[assignment]  # torch's types know tensors and modules alone
+        return network
+
+    def require(self, name: str, setting: str, what: str) -> Any:
+        """What the network's class declares under ``name``.
+
+        Args:
+            setting: what asks for it.
+            what: what can't be done without it.
+
+        Raises:
+            InputError: if it declares nothing there.
+        """
+        found = self.declared(name)
+        if not found:
+            raise InputError(
+                f"`{setting}`: {self.name} can't be {what}, since its class declares no “{name}”. Leave the setting "
+                "out, or declare it (docs/architecture.md)."
+            )
+        return found
+
+
+NETWORKS: dict[str, Architecture] = {}  # by name; those of files outside the repository are not among them
+ARCHITECTURES: dict[type, Architecture] = {}  # all, by the class of their config
+FILE_MODULE = "network_file_"  # how the module of such a file is called, before its hash
+_FROM_FILES: list[Architecture] = []
+
+
+def register(name: str, *, config: type, window_divisor: Callable[[Any], tuple[int, ...]]) -> Callable[[Kind], Kind]:
+    """Register a class as the network ``name``. It is built from an instance of ``config``.
+
+    A config that doesn't inherit from :class:`NetworkConfig` gets its fields all the same.
+    """
+    whole = config
+    if not issubclass(config, NetworkConfig):
+        whole = dataclass(frozen=True)(
+            type(config.__name__, (config, NetworkConfig), {"__module__": config.__module__})
+        )
+
+    def add(network: Kind) -> Kind:
+        architecture = Architecture(name, whole, network, window_divisor)
+        ARCHITECTURES[whole] = architecture
+        if network.__module__.startswith(FILE_MODULE):
+            _FROM_FILES.append(architecture)
+        else:
+            NETWORKS[name] = architecture
+        return network
+
+    return add
+
+
+def find_architecture(name: str) -> Architecture:
+    """The network that ``model_name`` means: a registered name, or a Python file that defines one.
+
+    A file is code, and is run: give only files that you trust.
+
+    Raises:
+        InputError: if there is no such network, or the file doesn't define one.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if name.endswith(".py"):
+        return _load_file(Path(name))
+    raise InputError(
+        f"`model_name` must be one of {', '.join(NETWORKS)}, or a .py file that defines one, not {name!r}."
+    )
+
+
+def architecture_of(thing: NetworkConfig | nn.Module) -> Architecture:
+    """What a config, or a network that :func:`build_network` made, is an instance of."""
+    config = thing.config if isinstance(thing, nn.Module) else thing
+    return ARCHITECTURES[type(config)]
+
+
+def build_network(name: str, **settings: Any) -> nn.Module:
+    """Build a network with fresh weights: ``build_network("unetr", in_channels=1, out_channels=14, img_size=96)``.
+
+    Args:
+        settings: fields of its config; the others have their defaults.
+
+    Raises:
+        InputError: if there is no such network.
+        ValueError: if the settings can't make one.
+    """
+    architecture = find_architecture(name)
+    return architecture.build(architecture.make_config(settings))
+
+
+_FILES: dict[str, Architecture] = {}  # by SHA-256
+
+
+def _load_file(path: Path) -> Architecture:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"`model_name` {path}: can't be read ({error.strerror}). Give a .py file.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 in _FILES:
+        return _FILES[sha256]
+    module_name = f"{FILE_MODULE}{sha256[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a stranger's code raises
+        del sys.modules[module_name]
+        raise InputError(f"`model_name` {path}: can't be run ({type(error).__name__}: {first_line(error)}).") from error
+    found = [one for one in _FROM_FILES if one.config.__module__ == module_name]
+    if len(found) != 1:
+        raise InputError(
+            f"`model_name` {path}: registers {len(found)} networks, and has to register one. See docs/architecture.md."
+        )
+    if found[0].name in NETWORKS:
+        raise InputError(f"`model_name` {path}: calls its network {found[0].name}, as ours is called. Rename it.")
+    faults = [
+        f"its field {field.name} has no default"
+        for field in dataclasses.fields(found[0].config)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if faults:
+        raise InputError(f"`model_name` {path}: {'; '.join(faults)}. Give one.")
+    _FILES[sha256] = dataclasses.replace(found[0], file=path, sha256=sha256)
+    ARCHITECTURES[found[0].config] = _FILES[sha256]
+    return _FILES[sha256]
+
+
+def lies_in(tensor: str, layers: Iterable[str]) -> bool:
+    """Whether a tensor of a state dict belongs to one of some layers, given by their names."""
+    return any(tensor == layer or tensor.startswith(f"{layer}.") for layer in layers)
+
+
+StateDict = Mapping[str, Tensor]
+
+
+def file_given(name: str, sha256: str) -> Architecture:
+    """The network ``name`` from a file with this hash, which has been given in this program before.
+
+    A checkpoint doesn't bring its network's code, and nothing loads code by itself.
+
+    Raises:
+        InputError: if that file wasn't given, or has changed since.
+    """
+    if sha256 in _FILES:
+        return _FILES[sha256]
+    same_name = next((one for one in _FILES.values() if one.name == name), None)
+    if same_name is None:
+        raise InputError(
+            f"its network {name} is of a file with SHA-256 {sha256[:12]}…. Give that file as `model_name`."
+        )
+    raise InputError(
+        f"its network {name} is of a file with SHA-256 {sha256[:12]}…, but {same_name.file} has "
+        f"{str(same_name.sha256)[:12]}…. Give the file as it was in training."
+    )

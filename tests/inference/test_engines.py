@@ -1,0 +1,101 @@
+"""The choice of the engine, and that each gives torch's probabilities."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import REPOSITORY
+from tests.inference.conftest import CPU, DESCRIPTION, FLOAT32, PROCESS, member
+from utils.data.mirroring import mirrorings
+from utils.inference import engines, openvino
+from utils.inference.engines import place_networks
+from utils.inference.openvino import CompiledNetwork, UnfitError
+from utils.inference.sliding_window import Ensemble, Predictor
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def test_an_ensemble_with_mirrored_passes_gives_torchs_probabilities() -> None:
+    """OpenVINO gets mirrored views there, and fewer windows in the last batch."""
+    members = [member(seed) for seed in (1, 2)]
+    passes = mirrorings(("background", "liver", "spleen"))
+    compiled, words = place_networks("openvino", members, False, PROCESS)
+    assert words.startswith("OpenVINO 20")
+    assert all(isinstance(network, CompiledNetwork) for network, _ in compiled)
+    torchs, words = place_networks("torch", members, False, PROCESS)
+    assert words == "torch"
+    predictor = Predictor((16, 16, 32), 0.0, 0.5, 2, CPU)
+    volume = torch.randn(1, 1, 24, 16, 32, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(
+        predictor(Ensemble(compiled, passes), volume), predictor(Ensemble(torchs, passes), volume), atol=1e-4, rtol=0
+    )
+
+
+def test_without_the_package_the_error_has_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(UnfitError, match=r"is not installed\. pip install openvino==[\d.]+ installs it\.$"):
+        place_networks("openvino", [member()], False, PROCESS)
+    assert place_networks("auto", [member()], False, PROCESS)[1] == "torch, since OpenVINO is not installed"
+    pinned = (REPOSITORY / "requirements-dev.txt").read_text().split()
+    assert openvino.INSTALL.removeprefix("pip install ") in pinned
+
+
+def test_auto_takes_torch_if_openvino_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operation\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino._core(), "compile_model", fails, raising=False)
+        with pytest.raises(
+            UnfitError, match=r"OpenVINO can't compile the network \(no such operation.*`engine` torch\."
+        ):
+            place_networks("openvino", [member()], False, PROCESS)
+        assert place_networks("auto", [member()], False, PROCESS)[1].startswith("torch, since OpenVINO can't compile")
+
+    def damaged() -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr(openvino, "_core", damaged)
+    assert place_networks("auto", [member()], False, PROCESS)[1].startswith(
+        "torch, since OpenVINO can't be started (libopenvino.so: cannot open"
+    )
+
+
+def test_torchscript_is_not_compiled() -> None:
+    script = torch.jit.script(member()[0])
+    with pytest.raises(UnfitError, match=r"can't compile TorchScript\. Give the checkpoint that was exported"):
+        place_networks("openvino", [(script, DESCRIPTION)], False, PROCESS)
+
+
+@pytest.mark.parametrize(("ours", "torchs", "chosen"), [(1.0, 2.0, "OpenVINO"), (2.0, 1.0, "torch")])
+def test_auto_takes_the_faster_engine(ours: float, torchs: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engines, "_seconds", lambda network, *_: ours if isinstance(network, CompiledNetwork) else torchs
+    )
+    placed, words = place_networks("auto", [member()], False, PROCESS)
+    assert isinstance(placed[0][0], CompiledNetwork) == (chosen == "OpenVINO")
+    assert words.startswith(chosen)
+    assert words.endswith(f", since a window takes OpenVINO {ours:.3f} s and torch {torchs:.3f} s")
+
+
+def test_a_window_is_timed_after_a_slower_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock at each start and end: the passes take 10, 3 and 5 s."""
+    clock = iter([0.0, 10.0, 10.0, 13.0, 13.0, 18.0])
+    monkeypatch.setattr(engines.time, "perf_counter", lambda: next(clock))
+    assert engines._seconds(nn.Identity(), FLOAT32, torch.zeros(1)) == 3.0
+
+
+def test_logits_that_differ_from_torchs_are_refused(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(openvino, "TOLERANCE", {torch.float32: 1e-12})
+    with pytest.raises(
+        UnfitError, match=r"^`engine` openvino: OpenVINO's logits differ from torch's by .* and torch's are about"
+    ):
+        place_networks("openvino", [member()], False, PROCESS)
+    assert not list(cache.glob("*.openvino"))
+    placed, words = place_networks("auto", [member()], False, PROCESS)
+    assert not isinstance(placed[0][0], CompiledNetwork)
+    assert words.startswith("torch, since OpenVINO's logits differ")

@@ -1,0 +1,135 @@
+"""NRRD and MetaImage lie where NIfTI does, and each fault is told in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from tests.io.volumes import (
+    CUT,
+    NO_VOLUME,
+    VOXELS,
+    assert_fault,
+    assert_is_the_phantom,
+    cut,
+    image,
+    read,
+    replace,
+    save,
+    save_with_simpleitk,
+    text,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_beside")
+
+
+def flat(folder: Path, name: str) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((5, 6), np.uint8)), str(folder / name))
+    return folder / name
+
+
+def changed(folder: Path, name: str, old: bytes, new: bytes) -> Path:
+    return replace(save_with_simpleitk(folder / name), old, new)
+
+
+def without_voxels(folder: Path, name: str) -> Path:
+    path = save_with_simpleitk(folder / name)
+    path.with_suffix(".raw").unlink()
+    return path
+
+
+def analyze(folder: Path) -> Path:
+    nib.save(nib.AnalyzeImage(VOXELS, np.diag([-2, 2, 3, 1])), folder / "scan.img")
+    return folder / "scan.hdr"
+
+
+def several_times(folder: Path) -> Path:
+    sitk.WriteImage(sitk.JoinSeries([image(), image()]), str(folder / "scan.nrrd"))
+    return folder / "scan.nrrd"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.nhdr", "scan.mha", "scan.mhd"])
+def test_nrrd_and_metaimage_lie_where_the_nifti_does(tmp_path: Path, name: str, packed: bool) -> None:
+    volume = read(save_with_simpleitk(tmp_path / name, packed))
+    assert_is_the_phantom(volume)
+    nifti = read(save(tmp_path / "scan.nii.gz"))
+    np.testing.assert_array_equal(volume.voxels, nifti.voxels)
+    np.testing.assert_allclose(volume.affine, nifti.affine, atol=1e-6)
+    assert (volume.header, volume.file_shape) == (None, (6, 5, 4))
+
+
+def test_the_voxels_of_a_metaimage_mean_the_header_beside_them(tmp_path: Path) -> None:
+    save_with_simpleitk(tmp_path / "scan.mhd")
+    assert_is_the_phantom(read(tmp_path / "scan.raw"))
+
+
+@pytest.mark.parametrize("name", ["SCAN.NRRD", "SCAN.NHDR", "SCAN.MHA", "SCAN.MHD"])
+def test_endings_in_capitals(tmp_path: Path, name: str) -> None:
+    save_with_simpleitk(tmp_path / name.lower()).rename(tmp_path / name)
+    assert_is_the_phantom(read(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
+def test_a_fourth_dimension_of_length_one_in_other_formats(tmp_path: Path, name: str) -> None:
+    sitk.WriteImage(sitk.JoinSeries([image()]), str(tmp_path / name))
+    assert sitk.ReadImage(str(tmp_path / name)).GetDimension() == 4
+    assert_is_the_phantom(read(tmp_path / name))
+
+
+def test_a_negative_metaimage_spacing_runs_the_other_way(tmp_path: Path) -> None:
+    path = changed(tmp_path, "scan.mha", b"ElementSpacing = ", b"ElementSpacing = 0.9 1.2 -3\nComment = ")
+    np.testing.assert_allclose(read(path).affine[:3, 2], [-2, 1, -2], atol=1e-6)
+
+
+# ---- what can't be read
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "text as NRRD": (lambda folder: text(folder, "scan.nrrd"), NO_VOLUME),
+    "text as MetaImage": (lambda folder: text(folder, "scan.mha"), NO_VOLUME),
+    "text as MetaImage, in capitals": (lambda folder: text(folder, "SCAN.MHA"), NO_VOLUME),
+    "PNG": (lambda folder: flat(folder, "scan.png"), "has 2 dimensions; a scan has 3."),
+    "2D MetaImage": (lambda folder: flat(folder, "scan.mha"), "has 2 dimensions; a scan has 3."),
+    "4D NRRD": (several_times, "has 4 dimensions; a scan has 3."),
+    "zero spacing, MetaImage": (
+        lambda folder: changed(folder, "scan.mha", b"ElementSpacing = ", b"ElementSpacing = 0.9 1.2 0\nComment = "),
+        "can't be read (Zero-valued spacing is not supported",
+    ),
+    "zero spacing, NRRD": (
+        lambda folder: changed(folder, "scan.nrrd", b"(-2,1,2)", b"(0,0,0)"),
+        "can't be read (Zero-valued spacing is not supported",
+    ),
+    "two axes along one line, NRRD": (
+        lambda folder: changed(folder, "scan.nrrd", b"(-2,1,2)", b"(0.8,-1.6,1.6)"),
+        "can't be read (Bad direction, determinant is 0)",
+    ),
+    "zero spacing without directions, NRRD": (
+        lambda folder: changed(folder, "scan.nrrd", b"space directions: ", b"spacings: 1 1 0\n# "),
+        "can't be read (axis 2 spacing (0) invalid)",
+    ),
+    "cut off, NRRD": (
+        lambda folder: cut(save_with_simpleitk(folder / "scan.nrrd"), -40),
+        "can't be read (fread got only 100 2-sized things, not 120",
+    ),
+    "cut off, packed NRRD": (
+        lambda folder: cut(save_with_simpleitk(folder / "scan.nrrd", packed=True), -40),
+        "can't be read (expected 240 bytes but received",
+    ),
+    "cut off, MetaImage": (
+        lambda folder: cut(save_with_simpleitk(folder / "scan.mha"), -40),
+        f"{CUT} (200 of 240 bytes of its voxels are there). Copy it again.",
+    ),
+    "cut off, packed MetaImage": (lambda folder: cut(save_with_simpleitk(folder / "scan.mha", True), -40), f"{CUT} ("),
+    "no voxels, MetaImage": (lambda folder: without_voxels(folder, "scan.mhd"), "scan.raw: No such file or directory"),
+    "Analyze": (analyze, "is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI."),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    spoil, words = FAULTS[name]
+    assert_fault(spoil(tmp_path), words)

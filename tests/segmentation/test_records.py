@@ -1,0 +1,169 @@
+"""What is done again, what is replaced and what stays, by the records in the output folder."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.segmentation.conftest import failure, full_disk, load, scan_of, voxels
+
+
+def test_finished_scans_are_not_done_again_unless_something_changed(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    for number in (5, 7):
+        shutil.copy2(scan_of(phantoms, number), "in")
+
+    def dates() -> dict[str, int]:
+        return {name: (Path("out") / f"{name}.nii.gz").stat().st_mtime_ns for name in ("img0005", "img0007")}
+
+    segment("--input=in/img0005.nii.gz")
+    capsys.readouterr()
+    segment("--input=in")
+    assert "1 of 2 scans were finished before; --overwrite does them again" in capsys.readouterr().out
+    first = dates()
+    segment("--input=in")
+    assert dates() == first
+    segment("--input=in", "--overwrite")
+    second = dates()
+    assert all(second[name] > first[name] for name in first)
+    os.utime("in/img0007.nii.gz")  # as if it was written again
+    segment("--input=in")
+    third = dates()
+    assert (third["img0005"] == second["img0005"], third["img0007"] > second["img0007"]) == (True, True)
+    segment("--input=in", "--infer_overlap=0.25")
+    assert all(value > third[name] for name, value in dates().items())
+
+    nib.save(nib.Nifti1Pair(voxels(scan_of(phantoms)), np.eye(4)), "pair.img")  # and pair.hdr
+    segment("--input=pair.hdr")
+    before = Path("out/pair.nii.gz").stat().st_mtime_ns
+    os.utime("pair.img")
+    segment("--input=pair.hdr")
+    assert Path("out/pair.nii.gz").stat().st_mtime_ns > before
+
+
+def test_a_mask_is_not_replaced_by_that_of_another_scan(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    shutil.copy(scan_of(phantoms), "in/img0007.nii.gz")
+    out = segment("--input=in/img0007.nii.gz")
+    mask = (out / "img0007.nii.gz").read_bytes()
+    Path("other").mkdir()
+    shutil.copy(scan_of(phantoms, 5), "other/img0007.nii.gz")
+    message = failure(lambda: segment("--input=other/img0007.nii.gz"), capsys)
+    assert "and would be replaced by that of" in message
+    assert (out / "img0007.nii.gz").read_bytes() == mask
+    segment("--input=other/img0007.nii.gz", "--overwrite")
+    assert (out / "img0007.nii.gz").read_bytes() != mask
+
+
+def test_files_of_other_programs_stay(segment: Any, phantoms: Path) -> None:
+    theirs = [Path("out/img0007/liver.nii.gz"), Path("out/img0007.dcm"), Path("out/img0007_probabilities.nii.gz")]
+    theirs[0].parent.mkdir(parents=True)
+    for path in theirs:
+        path.write_text("theirs")
+    segment(f"--input={scan_of(phantoms)}")
+    assert [path.read_text() for path in theirs] == ["theirs"] * 3
+
+
+def test_a_mask_that_is_not_ours_or_was_changed_is_not_replaced(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, mask = f"--input={scan_of(phantoms)}", Path("out/img0007.nii.gz")
+    mask.parent.mkdir()
+    mask.write_text("theirs")
+    message = failure(lambda: segment(scan), capsys)
+    assert "out/img0007.nii.gz: isn't from test.py, and would be replaced. Give another --output_dir, or" in message
+    assert mask.read_text() == "theirs"
+    segment(scan, "--overwrite")
+
+    image = load(mask)
+    changed = voxels(mask).copy()
+    changed[0, 0, 0] = 5
+    nib.save(nib.Nifti1Image(changed, image.affine, image.header), mask)
+    capsys.readouterr()
+    segment(scan)
+    assert (
+        "note: out/img0007.nii.gz: was changed after it was written; tables and report describe"
+        in capsys.readouterr().out
+    )
+    message = failure(lambda: segment(scan, "--nsd_mm=3"), capsys)
+    assert "out/img0007.nii.gz: was changed after it was written, and would be replaced. Give another" in message
+    assert np.array_equal(voxels(mask), changed)
+    segment(scan, "--nsd_mm=3", "--overwrite")
+    assert not np.array_equal(voxels(mask), changed)
+
+
+def test_an_unfinished_scan_is_done_again(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after ``kill -9`` between mask and record."""
+    scan = f"--input={scan_of(phantoms)}"
+    with full_disk(monkeypatch, "save_picture"):
+        failure(lambda: segment(scan), capsys)
+    assert Path("out/img0007.nii.gz").exists()
+    segment(scan)
+    assert "were finished before" not in capsys.readouterr().out
+
+
+def test_results_of_an_earlier_command_are_removed(segment: Any, phantoms: Path) -> None:
+    out = segment(f"--input={scan_of(phantoms)}", "--one_file_per_organ", "--save_probabilities")
+    assert (out / "img0007_probabilities.nii.gz").exists()
+    segment(f"--input={scan_of(phantoms)}")
+    assert not (out / "img0007_probabilities.nii.gz").exists()
+    assert not (out / "img0007").exists()
+
+
+def test_a_missing_result_of_a_finished_scan_is_made_again(segment: Any, phantoms: Path) -> None:
+    flags = (f"--input={scan_of(phantoms)}", "--one_file_per_organ", "--save_probabilities")
+    out = segment(*flags)
+    files = {path: voxels(path) for path in [*out.glob("img0007/*"), out / "img0007_probabilities.nii.gz"]}
+    assert len(files) == 14
+    shutil.rmtree(out / "img0007")
+    segment(*flags)
+    (out / "img0007_probabilities.nii.gz").unlink()
+    segment(*flags)
+    assert all(np.array_equal(voxels(path), before) for path, before in files.items())
+
+
+def test_results_of_an_unfinished_command_are_removed(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after ``kill -9`` before the record, of two commands with different organs."""
+    scan = f"--input={scan_of(phantoms)}"
+    with full_disk(monkeypatch, "save_picture"):
+        failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver,spleen"), capsys)
+        assert {path.name for path in Path("out/img0007").iterdir()} == {"liver.nii.gz", "spleen.nii.gz"}
+        failure(lambda: segment(scan, "--one_file_per_organ", "--organs=liver"), capsys)
+        assert {path.name for path in Path("out/img0007").iterdir()} == {"liver.nii.gz"}
+    segment(scan)
+    assert not Path("out/img0007").exists()
+
+
+def test_a_result_that_can_not_be_removed_is_reported(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = segment(f"--input={scan_of(phantoms)}", "--save_probabilities")
+    probabilities = out / "img0007_probabilities.nii.gz"
+    probabilities.unlink()
+    probabilities.mkdir()
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+    assert "out/img0007_probabilities.nii.gz: can't be removed (" in message
+
+
+def test_a_foreign_file_stays_when_a_command_fails_before_it(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    other = Path("out/img0007_probabilities.nii.gz")
+    other.write_text("somebody else's")
+    with full_disk(monkeypatch, "write_probabilities"):
+        failure(lambda: segment(f"--input={scan_of(phantoms)}", "--save_probabilities"), capsys)
+    segment(f"--input={scan_of(phantoms)}")
+    assert other.read_text() == "somebody else's"

@@ -1,0 +1,44 @@
+"""Tables and report over all scans, and the lock of their folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.segmentation.conftest import failure, scan_of
+
+
+def test_two_programs_can_not_write_into_one_folder(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out/records").mkdir(parents=True)
+    program = "import fcntl, sys; f = open('out/records/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdout.readline()
+        message = failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+        other.stdin.close()
+    words = "--output_dir out: another program is writing there. Wait for its end, or give another folder."
+    assert message == f"error: {words}\n"
+    assert not list(Path("out").glob("*.nii.gz"))
+
+
+def test_screen_and_report_name_settings_as_flags(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/img0005.nii.gz").write_text("theirs")
+    with pytest.raises(SystemExit):
+        segment("--input", *(str(scan_of(phantoms, number)) for number in (5, 7)))
+    fault = "out/img0005.nii.gz: isn't from test.py, and would be replaced. Give another --output_dir, or --overwrite."
+    screen = capsys.readouterr()
+    assert f"failed, and passed over: {fault}\n" in screen.out
+    assert fault in screen.err
+    assert json.loads(Path("out/measurements.json").read_text())["failed"] == fault
+    assert "Give another --output_dir, or --overwrite." in Path("out/report.html").read_text()

@@ -1,0 +1,162 @@
+"""NIfTI-1 and NIfTI-2 files: single or in pairs, plain or in gzip, whatever their names say.
+
+Where headers leave a choice, training and testing make the same one:
+
+- Lengths in metres and microns become mm; a unit that the standard doesn't know is taken for mm.
+- The sform places the voxels. Only if its voxel sizes differ from ``pixdim`` by more than 1 %, and there is a qform
+  (which takes its sizes from ``pixdim``), does the qform, as in ITK: in ACDC's files the sform is a mere identity.
+- Without an sform no size in ``pixdim`` may be 0 or negative, since it and the qform then place the voxels. With an
+  sform its sign means nothing, as in nibabel and ITK.
+- Bytes behind the end of a gzip stream are left alone, as gunzip does.
+"""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from utils.io.scan import Volume, volume_from_array
+from utils.system.errors import InputError, first_line, size_text
+
+NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this number
+MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
+SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
+SFORM_CODE_AT = {NIFTI_1: (254, "i2"), NIFTI_2: (348, "i4")}
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
+SAME_SIZE = 0.01  # as a share of the voxel size
+
+nib.imageglobals.logger.setLevel("CRITICAL")  # it would print lines of its own beside ours
+
+
+def read_head(path: Path) -> bytes:
+    """The first bytes of a file, unpacked: as many as the longest NIfTI header has, or all of a shorter file."""
+    head = b""
+    with _open_unpacked(path) as file:
+        try:
+            while len(head) < NIFTI_2 and (more := file.read1(NIFTI_2 - len(head))):
+                head += more
+        except gzip.BadGzipFile:
+            if not head:
+                raise
+            # a short file, and what is behind its end is no gzip
+    return head
+
+
+def header_size(head: bytes) -> int:
+    """How long the NIfTI header is that a file begins with; 0 where there is none."""
+    for size, place in MAGIC_AT.items():
+        sizes = (int.from_bytes(head[:4], order) for order in ("little", "big"))
+        if size in sizes and head[place : place + 2] in (b"n+", b"ni"):
+            return size
+    return 0
+
+
+def read_nifti(path: Path, head: bytes) -> Volume:
+    """The volume of a NIfTI file, or of the pair whose header it is.
+
+    Args:
+        head: what :func:`read_head` returned, with a header in it.
+
+    Raises:
+        InputError: if it is damaged, or can't be placed in space.
+        OSError, EOFError, zlib.error: if its bytes can't be read or unpacked.
+    """
+    size = header_size(head)
+    if len(head) < size:
+        raise InputError(
+            f"{path}: is cut off or damaged ({len(head)} of its header's {size} bytes are there). Copy it again."
+        )
+    stored_spacing = _stored(head, SPACING_AT[size], 3)
+    has_sform = _stored(head, SFORM_CODE_AT[size], 1)[0] != 0
+    if not has_sform and not (stored_spacing > 0).all():  # nibabel makes them positive without a word
+        sizes = " × ".join(f"{value:g}" for value in stored_spacing)
+        raise InputError(f"{path}: its voxels are {sizes} mm, which can't be. Mend its header.")
+    try:
+        if head[MAGIC_AT[size] : MAGIC_AT[size] + 2] == b"ni":
+            image: Any = nib.load(path)  # a pair of files, which nibabel finds by their names
+            voxels = np.asanyarray(image.dataobj)
+        else:
+            with _open_unpacked(path) as file:
+                image = (nib.Nifti1Image if size == NIFTI_1 else nib.Nifti2Image).from_stream(file)
+                voxels = np.asanyarray(image.dataobj)
+                if isinstance(file, gzip.GzipFile):
+                    _verify_checksum(file)
+    except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: can't be read as NIfTI ({first_line(error)}). Copy or convert it again.") from error
+    if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
+        voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
+    affine, remark = _affine(image, stored_spacing)
+    volume = volume_from_array(path, voxels, affine, image.header)
+    if remark is not None:
+        volume.remarks.append(f"{path}: {remark}")
+    return volume
+
+
+def _affine(image: Any, stored_spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """The affine (4, 4) in mm, and what a person should know about its choice."""
+    header = image.header
+    affine, remark = image.affine, None
+    if header["qform_code"] != 0 and header["sform_code"] != 0:
+        affine, remark = _choose_form(affine, header, stored_spacing)
+    elif header["qform_code"] == header["sform_code"] == 0:
+        remark = "its header doesn't tell how it lies, so that left and right are a guess."
+    affine = affine.copy()
+    affine[:3] *= MILLIMETRES.get(_unit(header), 1.0)
+    return affine, remark
+
+
+def _choose_form(
+    sform: np.ndarray, header: nib.Nifti1Header, stored_spacing: np.ndarray
+) -> tuple[np.ndarray, str | None]:
+    """The sform or the qform of a header that has both, and how they disagree."""
+    try:
+        qform = header.get_qform()
+    except (HeaderDataError, ValueError):  # of numbers that make no rotation
+        return sform, None
+    sizes = voxel_sizes(sform)
+    if not np.allclose(sizes, stored_spacing, rtol=SAME_SIZE, atol=0) and (stored_spacing > 0).all():
+        ours, others = (size_text([f"{value:.4g}" for value in one]) for one in (stored_spacing, sizes))
+        return qform, f"its qform has voxels of {ours}, its sform of {others}; the qform is taken, as in ITK."
+    if nib.aff2axcodes(qform) != nib.aff2axcodes(sform):
+        return sform, "its sform and its qform turn its axes in different directions; the sform is taken."
+    return sform, None
+
+
+def _unit(header: Any) -> str:
+    """The unit of length of a header; ``unknown`` for a number that stands for none."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
+
+
+def _stored(head: bytes, place: tuple[int, str], count: int) -> np.ndarray:
+    order = "<" if head[:1] != b"\x00" else ">"
+    return np.frombuffer(head, order + place[1], count, place[0])
+
+
+def _open_unpacked(path: Path) -> Any:
+    """A file to read bytes from, unpacked where they are packed, whatever its name says."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else open(path, "rb")
+
+
+def _verify_checksum(file: gzip.GzipFile) -> None:
+    """Read a gzip stream to its end, where its checksum is.
+
+    Raises:
+        EOFError, OSError, zlib.error: if it is cut off, or the checksum is another.
+    """
+    try:
+        while file.read(1 << 20):
+            pass
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):
+            raise
+        # all members were read and verified; what follows is none
