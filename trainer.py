@@ -68,9 +68,9 @@ class Learner:
     """A network and what a training step does to it.
 
     Attributes:
-        network: as its weights are trained.
-        wrapped: the same in a forward pass of training, its gradients averaged over the processes, or it all recorded.
-        compiling: whether the next step is the first of a network that is compiled in it.
+        network: whose weights are trained.
+        wrapped: the same for training: with DDP around it, or recorded as a CUDA graph.
+        compiling: whether the next step is the first one, which compiles the network.
         clip_grad_norm: the longest gradient of all weights together; longer ones are shortened to it.
         average: the running average of the weights, where there is one.
     """
@@ -88,7 +88,7 @@ class Learner:
 
     @property
     def kept(self) -> nn.Module:
-        """The network as it is validated and saved, with the average of its weights where there is one."""
+        """The network that is validated and saved: with the average of its weights where there is one."""
         return self.network if self.average is None else self.average.module
 
     def loss(self, image: Tensor, label: Tensor) -> Tensor:
@@ -103,12 +103,12 @@ class Learner:
             return self.loss_function(logits, label)
 
     def add_gradients(self, loss: Tensor, parts: int) -> float:
-        """Add what a batch is worth to the gradients of a step that has ``parts`` batches; its loss as a number."""
+        """Add the gradients of one of a step's ``parts`` batches; the batch's loss as a number."""
         self.scaler.scale(loss / parts).backward()
         return loss.item()
 
     def update(self) -> float:
-        """Take the step that the gradients show; its learning rate."""
+        """Take an optimizer step; the learning rate that it had."""
         lr = float(self.scheduler.get_last_lr()[-1])  # not that of a ViT, which comes first
         if self.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -122,21 +122,21 @@ class Learner:
         return lr
 
     def is_finite(self) -> bool:
-        """Whether all weights are numbers."""
+        """Whether all weights are finite."""
         return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
 
     def state(self) -> dict[str, Any]:
-        """What the run needs to go on beside the network that is kept."""
+        """What resuming needs beside the saved network."""
         return learner_state(self.network, self.average, self.optimizer, self.scaler)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of, beside how far it has come.
+    """The parts of a training run.
 
     Attributes:
         validate: scores a network on the validation scans of all processes, and shows the first of this one's.
-        latest: the checkpoint that the run can go on from, where there is one.
+        latest: where the checkpoint lies that the run can go on from.
         folder: where the main process records the run; None in the others.
     """
 
@@ -161,7 +161,7 @@ def run_training(run: Run, progress: Progress) -> None:
     try:
         with process.stop.deferred():
             if folder is not None and plan.save and not progress.at_start and not folder.latest.exists():
-                # of a run from elsewhere; without it a kill would lead back to before that run's first step
+                # the run came from another folder; without this a kill would lose all of it
                 folder.save_latest(learner.kept, learner.state(), progress)
             while progress.epoch < plan.epochs:
                 process.stop_together_if_requested()
@@ -193,7 +193,7 @@ def run_training(run: Run, progress: Progress) -> None:
 
 
 def run_epoch(run: Run, progress: Progress) -> None:
-    """What is left of an epoch, its validation where the plan has one, and the record of both."""
+    """Train what is left of an epoch, validate where the plan says so, and record both."""
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
     train_epoch(run, progress)
     epoch, done = progress.epoch + 1, progress.unfinished
@@ -219,7 +219,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
 
 
 def train_epoch(run: Run, progress: Progress) -> None:
-    """What is left of a pass over the training scans, noted in ``progress`` step by step.
+    """Train what is left of a pass over the training scans; ``progress`` is kept up to date step by step.
 
     Raises:
         TrainingError: when a loss isn't finite, with the epoch and the scans of the batch, or the weights in the end.
@@ -256,7 +256,7 @@ def train_epoch(run: Run, progress: Progress) -> None:
         start = now
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
         process.stop.raise_if_requested(stop)
-    if not learner.is_finite():  # a next step's loss would tell, when they have been saved
+    if not learner.is_finite():  # the next step's loss would tell, but they are saved before it
         raise TrainingError(f"the weights aren't finite after the last step of epoch {progress.epoch + 1}.")
 
 
@@ -290,7 +290,7 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _keep_if_best(run: Run, progress: Progress, score: float) -> bool:
-    """In the main process: whether the network is the best so far, and could be kept where the plan wants it."""
+    """In the main process: whether the network is the best so far and, where weights are kept, could be saved."""
     assert run.folder is not None
     return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.kept, progress))
 

@@ -14,15 +14,16 @@ What a class may declare beside its layers, all of it optional:
 ``blocks``             classes of the modules that are compiled, or recomputed in the backward pass, one by one
 ``input_layers``       names of the layers that read the scan's channels; adapting may average their weights
 ``output_layers``      names of the layers with an output for each class; adapting may initialise them anew
-``position_embeddings``  name of a parameter (1, N, E) for the N patches of a window, cut by ``config.patch_size``;
-                       adapting may interpolate it
-``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` gives the flags --vit_lr and --vit_reg_weight
+``position_embeddings``  name of a parameter (1, N, E), one embedding for each patch of ``config.patch_size``; adapting
+                       may interpolate it
+``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` makes the flags ``vit_lr`` and
+                       ``vit_reg_weight``
 ``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill
 ``cuda_graph``         True if a training step can be recorded as a CUDA graph
 ``fast_layers``        True if all layers of :func:`networks.layers.optimize_for_cpu` were measured to pay
-``unsafe_bfloat16_roi_x``  windows' voxels along x at which some 3×3×3 convolution sees a volume two voxels deep along x
+``unsafe_bfloat16_roi_x``  windows' voxels along x at which a 3×3×3 convolution sees a volume two voxels deep along x
 ``settings_of``        static method: a state dict -> the settings that its shapes show, for messages
-``origin_of``          static method: a state dict -> the program that wrote it, and the names that no forward pass reads
+``origin_of``          static method: a state dict -> the program that wrote it, and the tensors that none reads
 """
 
 import dataclasses
@@ -58,12 +59,12 @@ def flag(
     """A field of a config that is also a flag of its name.
 
     Args:
-        help: what ``--help`` says of it.
+        help: what the help text says of it.
         choices: the values that it may have.
         at_least, below: bounds of a number.
         multiple_of: what a whole number must be a multiple of.
         any_weights: whether weights that were trained with another value fit too, as with dropout.
-        rare: whether ``--help`` leaves it to ``--help-all``.
+        rare: whether the short help text leaves it out.
     """
     metadata = {
         "help": help,
@@ -166,6 +167,11 @@ class Architecture:
     window_divisor: Callable[[Any], tuple[int, ...]]
     file: Path | None = None
     sha256: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name, and for a network from a file also which file that was."""
+        return self.name if self.file is None else f"{self.name} ({self.file.name}, SHA-256 {self.sha256})"
 
     def declared(self, name: str, default: Any = ()) -> Any:
         """What the network's class declares under one of the names in this module's docstring."""
@@ -335,7 +341,7 @@ def lies_in(tensor: str, layers: Iterable[str]) -> bool:
 StateDict = Mapping[str, Tensor]
 
 
-def file_given(name: str, sha256: str) -> Architecture:
+def file_given(name: str, file_name: str, sha256: str) -> Architecture:
     """The network ``name`` from a file with this hash, which has been given in this program before.
 
     A checkpoint doesn't bring its network's code, and nothing loads code by itself.
@@ -348,9 +354,10 @@ def file_given(name: str, sha256: str) -> Architecture:
     same_name = next((one for one in _FILES.values() if one.name == name), None)
     if same_name is None:
         raise InputError(
-            f"its network {name} is of a file with SHA-256 {sha256[:12]}…. Give that file as `model_name`."
+            f"its network {name} is defined in {file_name} (SHA-256 {sha256}), which is code and isn't loaded by itself. "
+            f"Give it as `model_name` PATH/{file_name}."
         )
     raise InputError(
-        f"its network {name} is of a file with SHA-256 {sha256[:12]}…, but {same_name.file} has "
-        f"{str(same_name.sha256)[:12]}…. Give the file as it was in training."
+        f"its network {name} is defined in {file_name} (SHA-256 {sha256}), but {same_name.file} has SHA-256 "
+        f"{same_name.sha256}. Give the file as it was in training."
     )

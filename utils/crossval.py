@@ -28,10 +28,10 @@ import monai
 import torch
 
 import utils
-from utils.checkpoints.description import Description, refuse_contradictions
+from utils.checkpoints.description import Description, preprocessing_from, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
-from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, parse_train, preprocessing, testing_flags
+from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, parse_train, testing_flags
 from utils.config.messages import name_flags
 from utils.config.settings import job_from_args
 from utils.data.check import check_scans
@@ -107,7 +107,7 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
         untrained = [fold for fold in folds if trained.get(fold.number) is None]
         if not args.skip_data_check:  # all of them now, so that the last fold doesn't fail days later
             scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
-            settings = preprocessing(vars(args))
+            settings = preprocessing_from(vars(args))
             check_scans(scans, args.in_channels, args.out_channels, settings, args.workers, process)
         if args.overwrite:
             for fold in folds:
@@ -199,11 +199,12 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
         return None  # main.py goes on from the one before
     remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
     state = content["resume"]
-    given = {name: getattr(args, name) for name in flags_of_a_network()}
+    given = {name: getattr(args, name) for name in flags_of_a_network(description.architecture)}
     if args.resume_ckpt or args.resume_jit:
         given["pretrained_model_name"] = args.pretrained_model_name
     # an older run had what is newer at its default
-    recorded = {**vars(parse_train(["--model_name", description.network])), **state["flags"]}
+    name = description.network if description.architecture.file is None else args.model_name
+    recorded = {**vars(parse_train(["--model_name", name])), **state["flags"]}
     refuse_contradictions(latest, given, recorded, remedy)
     if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
@@ -371,7 +372,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
     stop = StopRequest()
     with one_line_errors(name_flags), stop.listening():
-        main(args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop, spell=name_flags))
+        main(
+            args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop, spell=name_flags)
+        )
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.checkpoints.description import METADATA, describe
-from utils.checkpoints.foreign_weights import COARSE_OUTPUT, load_weights
+from utils.checkpoints.foreign_weights import load_weights
 from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
+from networks.registry import find_architecture
+from utils.config.messages import name_flags
 from utils.config.parser import Parser
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import atomic_write, writable_folder
@@ -45,21 +48,23 @@ def export(weights: Path, format_name: str, output: Path) -> float:
     content = read_checkpoint(weights)
     if output.exists() and output.samefile(weights):
         raise InputError(f"--output {output}: is the checkpoint itself, which would be lost. Give another name.")
-    description = describe(content)
-    if description is None:
+    recorded = description = describe(content, weights)
+    if recorded is None or description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
-    if description.options.get("deep_supervision"):  # its outputs at coarser resolutions serve training alone
-        description = replace(description, options={**description.options, "deep_supervision": False})
+    state_dict = content["state_dict"]
+    if description.options.get("deep_supervision"):  # outputs at coarser resolutions serve training alone
+        config: Any = description.config
+        description = replace(description, config=replace(config, deep_supervision=False))
     network = description.build().eval()
-    read = {name: tensor for name, tensor in content["state_dict"].items() if not COARSE_OUTPUT.fullmatch(name)}
-    load_weights(network, read, str(weights))
+    coarse = set(state_dict) - set(network.state_dict()) if description.config != recorded.config else set()
+    load_weights(network, {name: state_dict[name] for name in state_dict if name not in coarse}, str(weights))
     told = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
-    told["network"] = {"name": description.network, "options": description.options}
+    told["network"] = description.content()["network"]
     metadata = json.dumps(told, indent=2)
 
     generator = torch.Generator().manual_seed(0)
     # two windows, since an exporter may take a batch of one for the only one that there is
-    windows = torch.randn(2, description.options["in_channels"], *description.preprocessing.roi, generator=generator)
+    windows = torch.randn(2, description.config.in_channels, *description.preprocessing.roi, generator=generator)
     with atomic_write(output) as temporary, torch.inference_mode():
         forward = WRITERS[format_name](temporary, network, windows, metadata)
         expected = network(windows)
@@ -139,6 +144,8 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
 def main(args: argparse.Namespace) -> None:
     """Export, and say what came of it."""
     weights = Path(args.weights)
+    if args.model_name is not None:
+        find_architecture(args.model_name)
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. Give a checkpoint of main.py: its runs hold model.pt.")
     output = weights.with_name(weights.stem + ENDINGS[args.format]) if args.output is None else Path(args.output)
@@ -154,6 +161,9 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
     parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt")
     parser.add_argument("--format", choices=tuple(WRITERS), default="torchscript", help="what to write")
+    parser.add_argument(
+        "--model_name", metavar="FILE", help="the .py file of a network of one's own; it is code, and is run"
+    )
     parser.add_argument("--output", help="the file to write (default: beside the checkpoint)")
-    with one_line_errors():
+    with one_line_errors(name_flags):
         main(parser.parse_args())

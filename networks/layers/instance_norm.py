@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class InstanceNorm3d(nn.InstanceNorm3d):
     """``nn.InstanceNorm3d`` by way of torch's batch norm, which computes the same for a batch of one sample.
 
-    torch's own instance norm copies a volume whose channels lie together (``channels_last_3d``) into another layout
-    and back; its batch norm has kernels for both. And on a CPU the gradient of torch's own is wrong (2.6 and 2.13) for a
+    torch's own instance norm copies a volume whose channels lie together (``channels_last_3d``) into another layout and
+    back; its batch norm has kernels for both. On a CPU the gradient of torch's own is also wrong (2.6 and 2.13) for a
     batch of one whose gradient comes with the channels together.
     """
 

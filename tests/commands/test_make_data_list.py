@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.io.series import AXIAL, phantom, write_series
 from utils.make_data_list import find_scans, highest_label, split_folds
 from utils.system.errors import InputError
 
@@ -63,6 +64,30 @@ def test_channels_of_scans_whose_labels_have_other_names(tmp_path: Path) -> None
     touch(tmp_path, "imagesTr/img7_0000.nii.gz", "imagesTr/img7_0001.nii.gz", "labelsTr/label7.nii.gz")
     files = ["imagesTr/img7_0000.nii.gz", "imagesTr/img7_0001.nii.gz"]
     assert find_scans(tmp_path)[0] == [{"image": files, "label": "labelsTr/label7.nii.gz"}]
+
+
+def test_every_kind_of_volume_in_small_letters_or_capitals(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/a.NII.GZ", "imagesTr/b.nrrd", "imagesTr/c.MHD", "imagesTr/c.RAW", "imagesTr/d.hdr")
+    touch(tmp_path, "imagesTr/d.img", "imagesTr/notes.raw")
+    touch(tmp_path, "labelsTr/a.nii.gz", "labelsTr/b.NRRD", "labelsTr/c.mha", "labelsTr/d.nii")
+    assert find_scans(tmp_path)[0] == [
+        {"image": "imagesTr/a.NII.GZ", "label": "labelsTr/a.nii.gz"},
+        {"image": "imagesTr/b.nrrd", "label": "labelsTr/b.NRRD"},
+        {"image": "imagesTr/c.MHD", "label": "labelsTr/c.mha"},
+        {"image": "imagesTr/d.hdr", "label": "labelsTr/d.nii"},
+    ]
+
+
+def test_dicom_folders(tmp_path: Path) -> None:
+    for name in ("imagesTr/case1", "imagesTr/case2/study", "imagesTs/case3"):
+        write_series(tmp_path / name, phantom((4, 4, 3)), AXIAL)
+    touch(tmp_path, "labelsTr/case1.nii.gz", "labelsTr/case2.nrrd", "imagesTr/other/notes.txt")
+    training, test = find_scans(tmp_path)
+    assert training == [
+        {"image": "imagesTr/case1", "label": "labelsTr/case1.nii.gz"},
+        {"image": "imagesTr/case2", "label": "labelsTr/case2.nrrd"},
+    ]
+    assert test == [{"image": "imagesTs/case3"}]
 
 
 def test_files_without_a_partner_are_named(tmp_path: Path) -> None:
@@ -126,6 +151,6 @@ def test_labels_that_can_not_be_read_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         highest_label(tmp_path, ["text.nii.gz", "nan.nii.gz", "missing.nii.gz"])
     message = str(error.value)
-    assert "text.nii.gz: can't be opened as NIfTI" in message
+    assert "text.nii.gz: is no volume: neither NIfTI" in message
     assert "nan.nii.gz: has NaN or infinite values" in message
-    assert "missing.nii.gz: no such file" in message
+    assert "missing.nii.gz: can't be read (No such file or directory)" in message

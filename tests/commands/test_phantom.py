@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from utils.data.check import scan_faults
+from utils.data.check import check_scan
 from utils.data.data_list import read_data_list
 from utils.data.preprocessing import Preprocessing
 from utils.phantom import LABELS, draw_abdomen
@@ -77,7 +77,7 @@ def test_files_pass_the_data_check_and_say_that_they_are_synthetic(phantoms: Pat
     assert (len(data.training), len(data.validation), len(data.test)) == (4, 2, 1)
     assert data.label_names(14) == LABELS
     for scan in data.training + data.validation + data.test:
-        assert scan_faults(scan, in_channels=1, out_channels=14, settings=Preprocessing()) == []
+        assert check_scan(scan, in_channels=1, out_channels=14, settings=Preprocessing()).faults == []
     assert "not patients" in json.loads((phantoms / "dataset_0.json").read_text())["description"]
     header = nib.Nifti1Image.from_filename(data.training[0].image[0]).header
     assert b"not patients" in bytes(header["descrip"])

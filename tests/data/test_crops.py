@@ -202,7 +202,7 @@ def test_crops_are_a_function_of_the_random_numbers_and_probabilities_do_not_mov
 
 
 @pytest.mark.parametrize(
-    ("organ", "kind"), [([], "background"), (list(itertools.product(range(2), repeat=3)), "organ")]
+    ("organ", "kind"), [([], "background"), (list(itertools.product(range(2), repeat=3)), "foreground")]
 )
 def test_a_scan_with_voxels_of_one_kind_is_centred_on_those_with_a_warning(
     organ: list[tuple[int, int, int]], kind: str
@@ -219,7 +219,7 @@ def test_a_scan_with_both_kinds_gives_no_warning() -> None:
 
 
 def test_a_scan_with_nothing_to_centre_on() -> None:
-    with pytest.raises(ValueError, match="no voxel is labelled, and none is above --a_min"):
+    with pytest.raises(ValueError, match="no voxel is labelled, and none is above `a_min`"):
         draw(RandomCrops((1, 1, 1), 1, PLAIN, 8.0), scan((2, 2, 2), []))
 
 

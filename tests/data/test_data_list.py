@@ -45,7 +45,7 @@ def test_entries_with_folds_are_split_by_them(tmp_path: Path, fold: int, validat
 
 def test_a_fold_that_no_entry_has_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, {"training": [entry(1, fold=0), entry(2, fold=1)]}, "folds.json")
-    with pytest.raises(InputError, match=r'no entry has "fold": 7; --fold can be one of 0, 1'):
+    with pytest.raises(InputError, match=r'no entry has "fold": 7; `fold` can be one of 0, 1'):
         read_data_list(str(tmp_path), "folds.json", 7)
 
 
@@ -63,7 +63,7 @@ def test_a_fold_changes_nothing_in_a_list_without_folds_unless_its_name_has_it(t
 def test_the_default_list_is_named_after_the_fold(tmp_path: Path) -> None:
     write(tmp_path, {"training": [entry(1)], "validation": [entry(2)]}, "dataset_3.json")
     assert read_data_list(str(tmp_path), None, fold=3).path.name == "dataset_3.json"
-    with pytest.raises(InputError, match=r"dataset_7.json: no such data list. --fold can be one of 3\."):
+    with pytest.raises(InputError, match=r"dataset_7.json: no such data list. `fold` can be one of 3\."):
         read_data_list(str(tmp_path), None, fold=7)
 
 
@@ -89,7 +89,7 @@ def test_label_names_in_every_known_form(tmp_path: Path, labels: Any) -> None:
     write(tmp_path, {"training": [entry(1)], "labels": labels})
     data = read_data_list(str(tmp_path), None, 0)
     assert data.label_names(2) == ("background", "liver")
-    with pytest.raises(InputError, match=r"names 2 labels.*--out_channels is 14\. Give --out_channels 2"):
+    with pytest.raises(InputError, match=r"names 2 labels.*`out_channels` is 14\. Give `out_channels` 2"):
         data.label_names(14)
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_data_list_is_named(tmp_path: Path, content: Any, words: str)
 
 
 def test_missing_folders_files_and_parts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--data_dir .*nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"`data_dir` .*nowhere: no such folder"):
         read_data_list(str(tmp_path / "nowhere"), None, 0)
     with pytest.raises(InputError, match=r"dataset_0\.json: no such data list"):
         read_data_list(str(tmp_path), None, 0)
@@ -169,6 +169,30 @@ def test_a_scan_is_called_by_its_file_without_the_ending(tmp_path: Path) -> None
     (tmp_path / "dataset_0.json").write_text(json.dumps(content))
     data = read_data_list(str(tmp_path), None, 0)
     assert [scan.name for scan in (*data.training, *data.test)] == ["a", "b", "c"]
+
+
+def test_an_image_may_be_the_folder_of_a_dicom_series(tmp_path: Path) -> None:
+    for name in ("1/a/IM1", "1/a/IM0", "1/.cache/x", "2/IM0", "2/.hidden"):
+        (tmp_path / "imagesTr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "imagesTr" / name).touch()
+    content = {"training": [{"image": f"imagesTr/{number}", "label": f"labelsTr/{number}.nrrd"} for number in "12"]}
+    write(tmp_path, {**content, "validation": [entry(3)]})
+    data = read_data_list(str(tmp_path), None, 0)
+    one, two = data.training
+    assert (one.name, one.is_series, one.path) == ("1", True, tmp_path / "imagesTr/1/a")
+    assert one.image == (tmp_path / "imagesTr/1/a/IM0", tmp_path / "imagesTr/1/a/IM1")
+    assert two.image == (tmp_path / "imagesTr/2/IM0",)
+    assert data.files()["training"] == [["imagesTr/1/a", "labelsTr/1.nrrd"], ["imagesTr/2", "labelsTr/2.nrrd"]]
+    assert not data.validation[0].is_series
+
+
+def test_folders_are_no_channels(tmp_path: Path) -> None:
+    for name in ("t1", "t2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "IM0").touch()
+    write(tmp_path, {"training": [{"image": ["t1", "t2"], "label": "a"}]})
+    with pytest.raises(InputError, match='"training" entry 0: "image" must be one folder of a DICOM series, or files'):
+        read_data_list(str(tmp_path), None, 0)
 
 
 def test_folds_of_files_and_of_entries(tmp_path: Path) -> None:

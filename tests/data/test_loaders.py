@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from monai.data.dataset import PersistentDataset
 from monai.transforms import Lambda
 
 from tests.conftest import FileSizeLimit
+from tests.io.series import write_series
 from utils.data import loaders
 from utils.data.crops import Augmentation
 from utils.data.data_list import read_data_list
@@ -23,6 +25,7 @@ from utils.data.loaders import Caching, EpochSampler, training_loader, validatio
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
+from utils.io.reader import read_scan
 from utils.io.scan import Scan
 from utils.system.errors import InputError, WriteError
 
@@ -255,10 +258,42 @@ def test_a_scan_that_is_gone_is_named_also_beside_a_cache(phantoms: Path, tmp_pa
     image = scans(phantoms)[0].image[0]
     image.rename(image.with_name("elsewhere"))
     try:
-        with pytest.raises(InputError, match=rf"{image}: is gone\. Put it back"):
+        with pytest.raises(InputError, match=rf"{image}: can't be read \(No such file or directory\)\. Mend the path"):
             loader(phantoms, caching=Caching(folder=str(tmp_path / "cache")))
     finally:
         image.with_name("elsewhere").rename(image)
+
+
+@pytest.mark.parametrize("kind", ["series", "pair"])
+def test_a_cached_scan_is_read_again_when_any_of_its_files_changed(
+    kind: str, phantoms: Path, tmp_path: Path, loads: Iterator[list[str]]
+) -> None:
+    read = next(loads)
+    scan = scans(phantoms)[0]
+    volume = read_scan(scan, 1)
+    if kind == "series":
+        write_series(tmp_path / "ct", volume.voxels[0].astype(np.int16), volume.affine)
+        files = tuple(sorted((tmp_path / "ct").iterdir()))
+        changed = replace(scan, image=files, is_series=True)
+    else:
+        nib.save(nib.Nifti1Pair(volume.voxels[0], volume.affine), tmp_path / "scan.img")
+        files = (tmp_path / "scan.hdr", tmp_path / "scan.img")
+        changed = replace(scan, image=files[:1])
+    caching = Caching(folder=str(tmp_path / "cache"))
+    for count in (1, 1):
+        validation_loader([changed], SETTINGS, caching, CPU, workers=0)
+        assert len(read) == count
+    for number, file in enumerate((files[0], files[-1])):
+        os.utime(file, ns=(0, number))
+        validation_loader([changed], SETTINGS, caching, CPU, workers=0)
+        assert len(read) == 2 + number
+
+
+def test_a_damaged_scan_is_named_by_the_reader(phantoms: Path, tmp_path: Path) -> None:
+    scan = replace(scans(phantoms)[0], image=(tmp_path / "scan.nii.gz",))
+    scan.image[0].write_bytes(scans(phantoms)[0].image[0].read_bytes()[:5000])
+    with pytest.raises(InputError, match=rf"^{scan.image[0]}: is cut off or damaged \(Compressed file ended"):
+        validation_loader([scan], SETTINGS, Caching(), CPU, workers=0)
 
 
 def test_without_a_memory_cache_scans_are_read_at_each_use(phantoms: Path, loads: Iterator[list[str]]) -> None:

@@ -1,6 +1,7 @@
 """From a file to voxels: orientation, spacing, intensity and crop, on volumes whose result is known."""
 
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -8,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientationd, Spacingd
+from monai.transforms import Compose, LoadImaged, Orientationd, Spacingd
 
-from utils.data.preprocessing import Preprocessing, ToSpacing, read_transform, scan_transforms
+from utils.data.preprocessing import Preprocessing, ReadScan, ToSpacing, scan_transforms, to_network_grid
+from utils.io.reader import read_scan
+from utils.io.scan import Scan
 
 
-def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, str]:
+def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarray) -> Scan:
     nib.save(nib.Nifti1Image(voxels, affine), folder / "image.nii.gz")
     nib.save(nib.Nifti1Image(label, affine), folder / "label.nii.gz")
-    return {"image": str(folder / "image.nii.gz"), "label": str(folder / "label.nii.gz")}
+    return Scan("image", (folder / "image.nii.gz",), folder / "label.nii.gz")
 
 
-def process(item: dict[str, str], settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    result = Compose([read_transform(), *scan_transforms(settings)])(item)
+def process(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    result = Compose([ReadScan(), *scan_transforms(settings)])(scan)
     return np.asarray(result["image"]), np.asarray(result["label"])
 
 
@@ -110,11 +113,44 @@ def test_a_scan_comes_to_the_grid_of_monais_own_transforms(
 def test_channels_of_several_files_are_stacked(tmp_path: Path, random: np.random.Generator) -> None:
     first, second = (random.normal(size=(5, 6, 7)).astype(np.float32) for _ in range(2))
     label = np.ones((5, 6, 7), np.uint8)
-    item = write(tmp_path, first, label, np.eye(4))
+    scan = write(tmp_path, first, label, np.eye(4))
     nib.save(nib.Nifti1Image(second, np.eye(4)), tmp_path / "second.nii.gz")
-    both = {"image": [item["image"], str(tmp_path / "second.nii.gz")], "label": item["label"]}
-    settings = Preprocessing(intensity="zscore", spacing=(1, 1, 1))
-    result = Compose([read_transform(), *scan_transforms(settings)])(both)
-    assert result["image"].shape == (2, 5, 6, 7)
-    expected = (second - second.mean()) / second.std()
-    torch.testing.assert_close(torch.as_tensor(result["image"][1]), torch.from_numpy(expected), atol=1e-4, rtol=0)
+    both = replace(scan, image=(*scan.image, tmp_path / "second.nii.gz"))
+    image, _ = process(both, Preprocessing(intensity="zscore", spacing=(1, 1, 1)))
+    assert image.shape == (2, 5, 6, 7)
+    np.testing.assert_allclose(image[1], (second - second.mean()) / second.std(), atol=1e-4)
+
+
+OBLIQUE = np.array([[1.1, 0.1, 0, 3], [0, -1.2, 0, 5], [0, 0, 2.2, -7], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8", "scaled"])
+@pytest.mark.parametrize("affine", [np.diag([-1.1, 1.2, 2.2, 1]), OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("intensity", ["ct", "zscore"])
+def test_numbers_are_those_of_monais_reader(
+    kind: str, affine: np.ndarray, intensity: str, tmp_path: Path, random: np.random.Generator
+) -> None:
+    voxels = random.integers(0, 200, (13, 18, 11)).astype("i2" if kind == "scaled" else kind)
+    scan = write(tmp_path, voxels, random.integers(0, 3, voxels.shape).astype("u1"), affine)
+    if kind == "scaled":
+        image = nib.Nifti1Image(voxels, affine)
+        image.header.set_slope_inter(0.37, -3)
+        nib.save(image, scan.image[0])
+    settings = Preprocessing(intensity=intensity)
+    found = Compose([ReadScan(), *scan_transforms(settings)])(scan)
+    paths = {"image": str(scan.image[0]), "label": str(scan.label)}
+    monais = LoadImaged(("image", "label"), reader="NibabelReader", ensure_channel_first=True)
+    expected = Compose([monais, *scan_transforms(settings)])(paths)
+    for key in ("image", "label"):
+        assert torch.equal(found[key].as_tensor(), expected[key].as_tensor())
+        assert torch.equal(found[key].affine, expected[key].affine)
+
+
+def test_training_and_testing_see_one_scan_alike(tmp_path: Path, random: np.random.Generator) -> None:
+    voxels = random.integers(0, 200, (13, 18, 11)).astype(np.int16)
+    scan = write(tmp_path, voxels, random.integers(0, 3, voxels.shape).astype("u1"), OBLIQUE)
+    trained = Compose([ReadScan(), *scan_transforms(Preprocessing())])(scan)
+    volume = read_scan(scan, 1)
+    tested = to_network_grid(volume.voxels, volume.affine, None, Preprocessing())
+    torch.testing.assert_close(trained["image"].as_tensor(), tested.image)
+    np.testing.assert_array_equal(trained["image"].affine, tested.affine)

@@ -49,7 +49,7 @@ def test_a_process_takes_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPat
     assert choose_device("cuda:2", local_rank=0) == torch.device("cuda", 2)
 
 
-def test_scans_are_shared_with_none_twice_and_none_left_out() -> None:
+def test_shards_hold_each_scan_once() -> None:
     parts = [Process(torch.device("cpu"), RankInfo(rank, 3)).shard(list(range(7))) for rank in range(3)]
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
 
@@ -81,7 +81,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("missing", "value"), [("MASTER_ADDR", None), ("WORLD_SIZE", "two"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "")]
 )
-def test_half_an_environment(monkeypatch: pytest.MonkeyPatch, missing: str, value: str | None) -> None:
+def test_an_incomplete_environment(monkeypatch: pytest.MonkeyPatch, missing: str, value: str | None) -> None:
     whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, text in {**whole, missing: value}.items():
         if text is None:
@@ -162,12 +162,12 @@ def test_two_processes_under_torchrun(phantoms: Path, in_tmp: Path) -> None:
     assert scores["mean"] == pytest.approx(validated, abs=1e-6)
 
 
-def patch(place: Any, name: str, value: object) -> None:
-    """Put something else in a place, for the rest of a process's life."""
-    setattr(place, name, value)
+def patch(target: Any, name: str, value: object) -> None:
+    """Replace an attribute until the process ends."""
+    setattr(target, name, value)
 
 
-def alone(argv: Sequence[str]) -> None:
+def in_one_process(argv: Sequence[str]) -> None:
     training_program.run([*argv, "--device=cpu"])
 
 
@@ -178,7 +178,7 @@ def flags(data: Path, name: str, *more: str) -> list[str]:
 
 @pytest.fixture
 def seven(phantoms: Path, in_tmp: Path) -> Path:
-    """A data list of six scans that train and seven that validate."""
+    """A data list with six training and seven validation scans."""
     data = in_tmp / "seven"
     shutil.copytree(phantoms, data)
     shutil.copy(data / "imagesTr" / "img0001.nii.gz", data / "imagesTr" / "img0007.nii.gz")
@@ -189,11 +189,11 @@ def seven(phantoms: Path, in_tmp: Path) -> Path:
 
 
 def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, in_tmp: Path) -> None:
-    """Twenty steps, with the optimizer and the learning rates that are the default."""
+    """Twenty steps with the default optimizer and learning rates."""
     schedule = ("--max_epochs=10", "--val_every=10")
     group = start_group(2, flags(phantoms, "two", *schedule))
-    alone(flags(phantoms, "one", *schedule, "--batch_size=2"))
-    alone(flags(phantoms, "accumulated", *schedule, "--accumulate=2"))
+    in_one_process(flags(phantoms, "one", *schedule, "--batch_size=2"))
+    in_one_process(flags(phantoms, "accumulated", *schedule, "--accumulate=2"))
     assert group.wait() == [0, 0], group.texts
     two, one, accumulated = (weights(Path("runs") / name / "model_final.pt") for name in ("two", "one", "accumulated"))
     start = torch.load("runs/one/model_final.pt", weights_only=True)
@@ -214,42 +214,42 @@ def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, in_tmp: Path
     assert 1e-4 < moved < 3e-4
 
 
-def _tell_what_validates() -> None:
+def _print_what_validates() -> None:
     original = training_program.score_scans
 
-    def told(network: Any, loader: Any, **options: Any) -> Any:
+    def printing(network: Any, loader: Any, **options: Any) -> Any:
         print("validates", *(item["name"] for item in loader.dataset), flush=True)
         scores, example = original(network, loader=loader, **options)
         print("scored", *scores.scans, flush=True)
         return scores, example
 
-    patch(training_program, "score_scans", told)
+    patch(training_program, "score_scans", printing)
 
 
 def test_three_processes_validate_each_of_seven_scans_once(seven: Path) -> None:
     schedule = ("--max_epochs=1", "--optim_lr=1e-2", "--warmup_epochs=1")
-    group = start_group(3, flags(seven, "three", *schedule), before=_tell_what_validates)
-    alone(flags(seven, "one", *schedule, "--accumulate=3"))
+    group = start_group(3, flags(seven, "three", *schedule), before=_print_what_validates)
+    in_one_process(flags(seven, "one", *schedule, "--accumulate=3"))
     assert group.wait() == [0, 0, 0], group.texts
-    told = [line.split() for text in group.texts for line in text.splitlines()]
-    shares = [words[1:] for words in told if words[:1] == ["validates"]]
+    printed = [line.split() for text in group.texts for line in text.splitlines()]
+    shares = [words[1:] for words in printed if words[:1] == ["validates"]]
     names = [f"img000{number}" for number in range(1, 8)]
     assert [len(share) for share in shares] == [3, 2, 2]
     assert sorted(name for share in shares for name in share) == names
-    assert [words[1:] for words in told if words[:1] == ["scored"]] == [names] * 3
+    assert [words[1:] for words in printed if words[:1] == ["scored"]] == [names] * 3
     three, one = (lines(Path("runs") / name)[0] for name in ("three", "one"))
     assert three["dice"]["mean"] == pytest.approx(one["dice"]["mean"], abs=1e-6)
     assert "".join(group.texts).count("epoch 1/1: loss") == 1
 
 
-def _tell_what_trains() -> None:
+def _print_what_trains() -> None:
     original = CroppedScans.__getitem__
 
-    def told(self: CroppedScans, key: tuple[int, int]) -> Any:
+    def printing(self: CroppedScans, key: tuple[int, int]) -> Any:
         print("trains", *key, flush=True)
         return original(self, key)
 
-    patch(CroppedScans, "__getitem__", told)
+    patch(CroppedScans, "__getitem__", printing)
 
 
 def _in_the_fourth_step(action: Callable[[], object]) -> None:
@@ -266,22 +266,24 @@ def _in_the_fourth_step(action: Callable[[], object]) -> None:
     patch(trainer.Learner, "loss", loss)
 
 
-def _tell_and_stop_in_the_fourth_step() -> None:
-    _tell_what_trains()
+def _print_and_stop_in_the_fourth_step() -> None:
+    _print_what_trains()
     _in_the_fourth_step(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_an_epoch_goes_on_with_what_is_left_of_it_for_another_number_of_processes(seven: Path, size: int) -> None:
-    """Two processes take three steps an epoch, and are stopped in the first of the second."""
+def test_the_rest_of_an_epoch_is_trained_by_another_number_of_processes(seven: Path, size: int) -> None:
+    """Two processes take three steps an epoch, and are stopped in the first step of the second epoch."""
     argv = flags(seven, "run", "--max_epochs=2", "--resume")
-    group = start_group(2, argv, before=_tell_and_stop_in_the_fourth_step)
+    group = start_group(2, argv, before=_print_and_stop_in_the_fourth_step)
     assert group.wait() == [143, 143], group.texts
     assert "".join(group.texts).count("stopped by SIGTERM after epoch 1 and 2 scans of the next; ") == 1
-    rest = start_group(size, argv, before=_tell_what_trains)
+    rest = start_group(size, argv, before=_print_what_trains)
     assert rest.wait() == [0] * size, rest.texts
-    told = [line.split()[1:] for text in (*group.texts, *rest.texts) for line in text.splitlines() if "trains" in line]
-    first, second = (sorted(int(index) for epoch, index in told if epoch == name) for name in ("0", "1"))
+    printed = [
+        line.split()[1:] for text in (*group.texts, *rest.texts) for line in text.splitlines() if "trains" in line
+    ]
+    first, second = (sorted(int(index) for epoch, index in printed if epoch == name) for name in ("0", "1"))
     assert first == list(range(6))
     repeated = -4 % size  # four scans are left
     assert len(second) == 6 + repeated
@@ -290,7 +292,7 @@ def test_an_epoch_goes_on_with_what_is_left_of_it_for_another_number_of_processe
 
 
 def failing(group: Group) -> str:
-    """The one line that a group's failure is told with."""
+    """The single error line of a group that fails."""
     assert group.wait() == [1] * len(group.processes), group.texts
     text = "".join(group.texts)
     assert "Traceback" not in text
@@ -298,7 +300,7 @@ def failing(group: Group) -> str:
     return text[text.index("error: ") :]
 
 
-def test_a_fault_of_one_process_is_told_once_and_ends_all(phantoms: Path, in_tmp: Path) -> None:
+def test_an_error_in_one_process_is_reported_once_and_ends_all(phantoms: Path, in_tmp: Path) -> None:
     shutil.copytree(phantoms, "data")
     Path("data/imagesTr/img0002.nii.gz").write_bytes(b"damaged")
     assert "checking" not in failing(start_group(2, flags(Path("data"), "run")))  # found by rank 0
@@ -331,10 +333,10 @@ def test_processes_with_different_flags(phantoms: Path, in_tmp: Path) -> None:
     assert "--max_epochs: is 2 for rank 0 and 3 for rank 1. Give every machine the same command and list." in message
 
 
-def test_machines_may_call_the_data_s_folder_as_they_like(phantoms: Path, in_tmp: Path) -> None:
+def test_the_data_folder_may_have_another_name_on_each_machine(phantoms: Path, in_tmp: Path) -> None:
     for rank in range(2):
         Path(f"data{rank}").symlink_to(phantoms)
-    # two machines share no prepared scans, as these do unless each is read anew
+    # no cache, since two machines don't share prepared scans as these processes would
     more = ("--max_epochs=1", "--use_normal_dataset")
     group = start_group(2, lambda rank: flags(Path(f"data{rank}"), "run", *more))
     assert group.wait() == [0, 0], group.texts
@@ -348,33 +350,33 @@ def _on_a_disk_of_its_own() -> None:
 
 def test_a_checkpoint_that_only_one_process_sees(phantoms: Path, in_tmp: Path) -> None:
     argv = flags(phantoms, "run", "--max_epochs=1", "--resume")
-    alone(argv)
+    in_one_process(argv)
     message = failing(start_group(2, argv, before=_on_a_disk_of_its_own))
     file = "runs/run/model_final.pt"
     assert re.search(rf"{file}: is \w{{12}} for rank 0 and not there for rank 1. All machines have to see the", message)
 
 
-def _stand_still() -> None:
-    time.sleep(0.5)  # until the others have heard where it is
+def _hang() -> None:
+    time.sleep(0.5)  # until its heartbeat is sent
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def test_a_process_that_hangs_is_named(phantoms: Path, in_tmp: Path) -> None:
     argv = flags(phantoms, "run", "--max_epochs=3", "--dist_timeout=2")
-    group = start_group(2, argv, before=partial(_in_the_fourth_step, _stand_still))
+    group = start_group(2, argv, before=partial(_in_the_fourth_step, _hang))
     group.processes[0].join(60)
     group.processes[1].kill()
     assert group.wait() == [1, -signal.SIGKILL]
-    said = "error: rank 0 of 2: waited longer than 2 s (--dist_timeout) in the backward pass of step 2 of epoch 2 for "
-    seen = "rank 1, last heard from in the forward pass of step 2 of epoch 2. "
-    assert group.texts[0].splitlines()[-1].startswith(said + seen)
+    where = "error: rank 0 of 2: waited longer than 2 s (--dist_timeout) in the backward pass of step 2 of epoch 2 for "
+    straggler = "rank 1, last heard from in the forward pass of step 2 of epoch 2. "
+    assert group.texts[0].splitlines()[-1].startswith(where + straggler)
 
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_missed(phantoms: Path, in_tmp: Path) -> None:
+def test_a_process_that_dies_is_noticed(phantoms: Path, in_tmp: Path) -> None:
     group = start_group(
         2, flags(phantoms, "run", "--max_epochs=3", "--save_every=1"), before=partial(_in_the_fourth_step, _die)
     )
@@ -384,28 +386,28 @@ def test_a_process_that_dies_is_missed(phantoms: Path, in_tmp: Path) -> None:
     assert "Last good checkpoint: runs/run/model_final.pt. Launch the same command with --resume to go on" in last
 
 
-def _tell_what_is_mapped() -> None:
+def _print_what_is_mapped() -> None:
     original = training_program.run_training
 
-    def told(run: Any, progress: Any) -> None:
+    def printing(run: Any, progress: Any) -> None:
         mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if ".pt" in line]
         print("mapped", len(mapped), sum("unetr-scans-" in line and "(deleted)" in line for line in mapped), flush=True)
         held = [scan["image"].untyped_storage() for scan in run.train_loader.dataset.scans]
         print("held", len(held), flush=True)
         original(run, progress)
 
-    patch(training_program, "run_training", told)
+    patch(training_program, "run_training", printing)
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_the_processes_of_a_machine_hold_the_scans_once(
+def test_the_processes_of_a_machine_share_one_copy_of_the_scans(
     phantoms: Path, in_tmp: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both map the same four files, which are gone from the folder unless it is --cache_dir."""
+    """Both map the same four files, which are deleted unless they are in --cache_dir."""
     Path("tmp").mkdir()
     cache = [f"--cache_dir={in_tmp / 'cache'}"] * kept
     group = start_group(
-        2, flags(phantoms, "run", "--max_epochs=1", *cache), before=_tell_what_is_mapped,
+        2, flags(phantoms, "run", "--max_epochs=1", *cache), before=_print_what_is_mapped,
         environment={"TMPDIR": str(in_tmp / "tmp")},
     )  # fmt: skip
     assert group.wait() == [0, 0], group.texts
@@ -413,7 +415,7 @@ def test_the_processes_of_a_machine_hold_the_scans_once(
         assert f"mapped 4 {0 if kept else 4}" in text
         assert "held 4" in text
     assert list(Path("tmp").glob("unetr*")) == []
-    alone(flags(phantoms, "one", "--max_epochs=1", "--accumulate=2"))
+    in_one_process(flags(phantoms, "one", "--max_epochs=1", "--accumulate=2"))
     assert [line["loss"] for line in lines(Path("runs/run"))] == [line["loss"] for line in lines(Path("runs/one"))]
 
 
@@ -436,7 +438,7 @@ def test_two_machines_by_hand(phantoms: Path, in_tmp: Path) -> None:
 
 
 def test_scans_are_tested_by_several_processes(phantoms: Path, in_tmp: Path) -> None:
-    alone(flags(phantoms, "run", "--max_epochs=1"))
+    in_one_process(flags(phantoms, "run", "--max_epochs=1"))
     weights_file = ["--pretrained_dir=runs/run", "--pretrained_model_name=model.pt", f"--data_dir={phantoms}"]
     group = start_group(3, [*weights_file, "--workers=0"], program="test")
     assert group.wait() == [0, 0, 0], group.texts
@@ -460,8 +462,8 @@ def test_two_programs_do_not_train_into_one_folder(phantoms: Path, in_tmp: Path)
     assert "another program" not in last.texts[0]
 
 
-def _of_a_parent_that_dies() -> None:
-    """Go on as the child of a process that is killed a while later, as torchrun may be."""
+def _under_a_parent_that_dies() -> None:
+    """Continue as the child of a process that is killed later, as torchrun may be."""
     parent = os.getpid()
     if os.fork():
         time.sleep(60)
@@ -473,9 +475,9 @@ def _killing(parent: int, launch: Callable[..., None], *arguments: Any) -> None:
     launch(*arguments)
 
 
-def test_processes_end_in_order_when_their_torchrun_is_killed(phantoms: Path, in_tmp: Path) -> None:
+def test_processes_save_and_end_when_their_torchrun_is_killed(phantoms: Path, in_tmp: Path) -> None:
     argv = flags(phantoms, "run", "--max_epochs=2000", "--val_every=2000", "--dist_timeout=2")
-    group = start_group(2, argv, before=_of_a_parent_that_dies)
+    group = start_group(2, argv, before=_under_a_parent_that_dies)
     group.processes[1].join(60)
     assert group.processes[1].exitcode == -signal.SIGKILL
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Two machines with a network between them: namespaces of this one, each with a torchrun of its own."""
+"""Two machines with a network between them: network namespaces of this one, each with its own torchrun."""
 
 import os
 import shutil
@@ -21,10 +21,10 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 @dataclass
 class Machine:
-    """A namespace that has no network but a cable to the other one.
+    """A network namespace with a single cable, to the other machine.
 
     Attributes:
-        folder: where its programs run; the other machine doesn't know it.
+        folder: where its programs run; the other machine doesn't use it.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Machine:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, argv: Sequence[str], nodes: str, *options: str) -> "subprocess.Popen[str]":
-        """Start torchrun with one process, as on each of several machines."""
-        keeps = self.address == ADDRESSES[0]  # torchrun would ask the name server, and there is none
+        """Start torchrun with one process on this machine."""
+        hosts_store = self.address == ADDRESSES[0]  # else torchrun asks a name server, and there is none
         command = [
             *("ip", "netns", "exec", self.name),
             *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc_per_node=1"),
             *("--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29400", "--rdzv_id=unetr"),
             *(
                 f"--local-addr={self.address}",
-                f"--rdzv-conf=last_call_timeout=1,is_host={keeps}",
+                f"--rdzv-conf=last_call_timeout=1,is_host={hosts_store}",
                 *options,
-                str(REPOSITORY / "tests" / "machine_of_two.py"),
+                *("-m", "tests.machine_of_two"),  # as a file it would find tests/networks in place of networks
                 *argv,
             ),
         ]
@@ -63,7 +63,7 @@ class Machine:
 
     @property
     def text(self) -> str:
-        """What was printed there."""
+        """The output of its programs."""
         return (self.folder / "log").read_text()
 
 
@@ -126,8 +126,8 @@ def test_they_finish_with_the_same_weights(machines: list[Machine], phantoms: Pa
     assert all(torch.equal(ours[name], kept[name]) for name in ours)
 
 
-def test_one_goes_on_alone_when_the_other_is_lost(machines: list[Machine], phantoms: Path) -> None:
-    """The cable is cut. The first machine keeps the rendezvous, and both see the same disk."""
+def test_one_continues_alone_when_the_other_is_lost(machines: list[Machine], phantoms: Path) -> None:
+    """The cable is cut. The first machine hosts the rendezvous, and both see the same disk."""
     shared = machines[0].folder / "runs"
     shared.mkdir()
     (machines[1].folder / "runs").symlink_to(shared)

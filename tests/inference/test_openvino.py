@@ -113,7 +113,7 @@ def test_whatever_changes_a_compiled_network_compiles_it_again(
         compile_network(network, description, FLOAT32, PROCESS)
         compile_network(network, description, Precision(CPU, torch.bfloat16), PROCESS)
         # the same weights in another network
-        heads = replace(description, config=replace(description.config, num_heads=3))
+        _, heads = member(num_heads=3)
         compile_network(_with_weights(heads, network), heads, FLOAT32, PROCESS)
         next(network.parameters())[0] += 1e-6
         compile_network(network, description, FLOAT32, PROCESS)

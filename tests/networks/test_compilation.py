@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from utils.training.compilation import compile_blocks
+from utils.training.recomputation import recompute_activations
 
 from networks.vit import TransformerBlock
 from tests.conftest import REPOSITORY, TINY, Run
 from tests.networks.test_unetr import small
 from tests.processes import start_group
 from tests.training.test_training import equal, lines, train, weights
-from utils.training.compilation import compile_blocks
-from utils.training.recomputation import recompute_activations
 
 CHEAP = "aot_eager"  # a backend that takes a network apart as torch's own does, and generates no code
 

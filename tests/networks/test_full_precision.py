@@ -6,8 +6,27 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock
 from torch import Tensor, nn
 
+from networks import build_network
+from networks.layers import optimize_for_cpu
 from networks.layers.full_precision import OutBlock, ScanBlock, in_parts, normalised_kernels
-from networks.unetr import UNETR
+
+TINY = {"out_channels": 2, "img_size": 16, "feature_size": 2, "hidden_size": 8, "mlp_dim": 8, "num_heads": 2}
+
+
+class Fast(nn.Sequential):
+    """A network that gets all layers of ours."""
+
+    fast_layers = True
+
+
+def monais_block(features: int, norm: str, res_block: bool = True) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, 1, features, 3, 1, norm, res_block)
+
+
+def our_block(features: int, norm: str, res_block: bool = True) -> ScanBlock:
+    block = optimize_for_cpu(Fast(monais_block(features, norm, res_block)))[0]
+    assert isinstance(block, ScanBlock)
+    return block
 
 
 def in_bfloat16(network: nn.Module, *inputs: Tensor) -> Tensor:
@@ -34,7 +53,7 @@ def test_a_difference_that_bfloat16_rounds_away_passes_along_the_residual_connec
     scan = torch.ones(1, 1, 2, 2, 2)
     scan[..., 1] += 2.0**-9
     results = []
-    for block in (ScanBlock(1, 2, norm, True), UnetrBasicBlock(3, 1, 2, 3, 1, norm, True)):
+    for block in (our_block(2, norm), monais_block(2, norm)):
         for name, parameter in block.named_parameters():
             parameter.data.fill_(100 if "conv3" in name else 1 if "norm3.weight" in name else 0)
         results.append(in_bfloat16(block, scan)[..., 1].float())
@@ -76,9 +95,9 @@ def test_numbers_and_remainders_are_convolved_to_what_the_numbers_were() -> None
 def test_in_float32_the_block_is_monais(norm: str, features: int, res_block: bool) -> None:
     """One feature is as many as there are channels, so that the residual connection has no layer."""
     torch.manual_seed(0)
-    ours = ScanBlock(1, features, norm, res_block)
+    ours = our_block(features, norm, res_block)
     torch.manual_seed(0)
-    theirs = UnetrBasicBlock(3, 1, features, 3, 1, norm, res_block)
+    theirs = monais_block(features, norm, res_block)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)  # by the same random numbers
     scans = [torch.randn(2, 1, 6, 5, 4, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2)]
@@ -92,7 +111,7 @@ def test_in_float32_the_block_is_monais(norm: str, features: int, res_block: boo
 
 
 def test_logits_of_the_network_are_float32_in_training_too() -> None:
-    network = UNETR(1, 2, 16, feature_size=2, hidden_size=8, mlp_dim=8, num_heads=2, deep_supervision=True)
+    network = optimize_for_cpu(build_network("unetr", **TINY, deep_supervision=True))
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(torch.rand(2, 1, 16, 16, 16))
     assert [logits.dtype for logits in outputs] == [torch.float32] * 4
@@ -102,5 +121,5 @@ def test_logits_of_the_network_are_float32_in_training_too() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_converted_as_a_whole_computes_in_its_format(dtype: torch.dtype) -> None:
-    network = UNETR(1, 2, 16, feature_size=2, hidden_size=8, mlp_dim=8, num_heads=2).to(dtype)
+    network = optimize_for_cpu(build_network("unetr", **TINY)).to(dtype)
     assert network(torch.rand(1, 1, 16, 16, 16, dtype=dtype)).dtype == dtype

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from networks import build_network
+from networks.layers import optimize_for_cpu
 from networks.layers.layout import in_layout_of, with_dense_gradient
 from networks.precision import choose_precision
-from networks.unetr import UNETR
+from networks.unetr import UNETRConfig
 from utils.distributed.process import Process
 
 CPU = torch.device("cpu")
@@ -40,10 +42,11 @@ def test_the_gradient_of_a_part_has_no_gaps() -> None:
 
 def test_channels_are_together_all_the_way_through_the_network() -> None:
     """A single volume or gradient in the other layout costs the copies to it and back, which no result shows."""
-    precision = choose_precision(CPU, True, (96, 96, 96))
+    precision = choose_precision(CPU, True, UNETRConfig())
     if precision.dtype != torch.bfloat16:
         pytest.skip("this CPU has no bfloat16, and in float32 torch takes the plain layout for small volumes")
-    network = Process(CPU).place(UNETR(1, 3, 32, feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2))
+    sizes = {"img_size": 32, "feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2}
+    network = Process(CPU).place(optimize_for_cpu(build_network("unetr", out_channels=3, **sizes)))
     apart: list[str] = []
     tensors = 0
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from networks import build_network
-from networks.unetr import UNETR
+from networks.unetr import UNETR, UNETRConfig
 from networks.vit import DropPath
 from tests.conftest import REPOSITORY
 from utils.checkpoints.foreign_weights import load_weights
+from utils.system.errors import InputError
 
 # what docs/weights.md made with monai==0.7.0: weights, one input and its logits
 GOLDEN = {
@@ -26,7 +27,9 @@ GOLDEN = {
 
 def small(**changes: Any) -> UNETR:
     options = {"in_channels": 1, "out_channels": 2, "img_size": 16, "feature_size": 2, "hidden_size": 8}
-    return UNETR(**{**options, "mlp_dim": 8, "num_heads": 2, **changes})  # type: ignore[arg-type]
+    network = build_network("unetr", **{**options, "mlp_dim": 8, "num_heads": 2, **changes})
+    assert isinstance(network, UNETR)
+    return network
 
 
 @pytest.mark.parametrize("pos_embed", ["perceptron", "conv"])
@@ -43,7 +46,7 @@ def test_logits_are_those_of_monai_0_7_0(pos_embed: str) -> None:
 @pytest.mark.parametrize(("feature_size", "parameters"), [(16, 92_784_046), (32, 101_787_214)])
 def test_parameters_of_the_reference_network(feature_size: int, parameters: int) -> None:
     with torch.device("meta"):
-        network = UNETR(in_channels=1, out_channels=14, img_size=(96, 96, 96), feature_size=feature_size)
+        network = UNETR(UNETRConfig(out_channels=14, img_size=(96, 96, 96), feature_size=feature_size))
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
@@ -133,17 +136,18 @@ def test_blocks_can_be_turned_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"img_size": (96, 96, 90)}, "img_size must be three multiples of 16, not 96 × 96 × 90"),
-        ({"img_size": 0}, "img_size"),
-        ({"hidden_size": 10, "num_heads": 4}, "num_heads 4 must divide hidden_size 10"),
-        ({"pos_embed": "sine"}, "pos_embed must be one of perceptron, conv, not 'sine'"),
-        ({"norm_name": "layer"}, "norm_name must be one of"),
-        ({"feature_size": 0}, "feature_size must be at least 1, not 0"),
-        ({"num_heads": 0}, "num_heads must be at least 1, not 0"),
-        ({"dropout_rate": 1.5}, "dropout_rate"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, not 1.0"),
-        ({"patch_size": 12}, "patch_size must be one of 16, 8, not 12"),
-        ({"patch_size": 8, "img_size": 20}, "img_size must be three multiples of 8, not 20 × 20 × 20"),
+        ({"img_size": (96, 96, 90)}, "`img_size` must be multiples of 16 for unetr, not 96 × 96 × 90"),
+        ({"img_size": 0}, "`img_size` must be three numbers of voxels, not 0 × 0 × 0"),
+        ({"img_size": (32, 32)}, "`img_size` must be three numbers of voxels, not 32 × 32"),
+        ({"hidden_size": 10, "num_heads": 4}, "`num_heads` 4 must divide `hidden_size` 10"),
+        ({"pos_embed": "sine"}, "`pos_embed` must be one of perceptron, conv, not 'sine'"),
+        ({"norm_name": "layer"}, "`norm_name` must be one of instance, batch, not 'layer'"),
+        ({"feature_size": 0}, "`feature_size` must be at least 1, not 0"),
+        ({"num_heads": 0}, "`num_heads` must be at least 1, not 0"),
+        ({"dropout_rate": 1.5}, "`dropout_rate` must be at least 0 and below 1, not 1.5"),
+        ({"drop_path_rate": 1.0}, "`drop_path_rate` must be at least 0 and below 1, not 1.0"),
+        ({"patch_size": 12}, "`patch_size` must be one of 16, 8, not 12"),
+        ({"patch_size": 8, "img_size": 20}, "`img_size` must be multiples of 8 for unetr, not 20 × 20 × 20"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, Any], words: str) -> None:
@@ -152,8 +156,12 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], words: str) -> None:
 
 
 def test_an_unknown_network_is_named() -> None:
-    with pytest.raises(ValueError, match="model_name must be one of unetr, swin_unetr, segresnet, dynunet, not 'vnet'"):
+    with pytest.raises(InputError) as error:
         build_network("vnet")
+    known, _, found = str(error.value).partition(", or a .py file that defines one, not ")
+    assert found == "'vnet'."
+    names = known.removeprefix("`model_name` must be one of ").split(", ")
+    assert sorted(names) == ["dynunet", "segresnet", "swin_unetr", "unetr"]
 
 
 def test_dropout_is_off_in_evaluation() -> None:

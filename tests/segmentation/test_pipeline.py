@@ -18,8 +18,14 @@ import torch
 from tests.conftest import REPOSITORY, TINY, Run
 from tests.io.series import write_series
 from tests.segmentation.conftest import failure, load, scan_of, voxels
+from utils.data.preprocessing import Preprocessing
+from utils.distributed.process import Process
+from utils.distributed.rendezvous import RankInfo
+from utils.inference.sliding_window import Ensemble, Predictor
+from utils.io.scan import Scan
 from utils.phantom import LABELS
 from utils.segmentation import pipeline
+from utils.segmentation.job import SegmentationJob
 from utils.segmentation.steps import PreparedScan
 
 
@@ -312,6 +318,19 @@ def test_two_processes_do_each_scan_once(trained: Path, phantoms: Path, in_tmp: 
     names = ["img0001", "img0002", "img0003", "img0004"]
     assert [scan["scan"] for scan in json.loads(Path("out/measurements.json").read_text())["scans"]] == names
     assert done.stdout.count("Dice on the scan's own grid") == 1
+
+
+def test_every_process_reports_its_own_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cpu = torch.device("cpu")
+    job = SegmentationJob(
+        tmp_path, ("background", "liver"), {1: "liver"}, (), False, False, 1.0, 1, Preprocessing(), {}
+    )
+    outcome = pipeline.segment_scans(
+        [Scan("gone", (tmp_path / "gone.nii.gz",), None)], job, Ensemble(()), Predictor((8, 8, 8), 0.0, 0.5, 1, cpu),
+        Process(cpu, RankInfo(rank=1, world_size=2)), overwrite=False, read_ahead=True,
+    )  # fmt: skip
+    assert "gone.nii.gz: can't be read" in outcome.faults["gone"]
+    assert capsys.readouterr().out.strip() == f"failed, and passed over: {outcome.faults['gone']}"
 
 
 def test_a_scan_smaller_than_the_window_is_padded(segment: Any, phantoms: Path) -> None:

@@ -77,7 +77,7 @@ class Description:
     def settings(self) -> dict[str, Any]:
         """Network and preprocessing by the names of their flags."""
         own = {name: value for name, value in self.options.items() if name not in OF_THE_WINDOW}
-        return {"model_name": self.network, **own, **preprocessing_settings(self.preprocessing)}
+        return {"model_name": self.architecture.title, **own, **preprocessing_settings(self.preprocessing)}
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -119,7 +119,7 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
     network = content["network"]
     try:
         if "file" in network:
-            architecture = file_given(network["name"], network["file"]["sha256"])
+            architecture = file_given(network["name"], network["file"]["name"], network["file"]["sha256"])
         else:
             architecture = find_architecture(network["name"])
     except InputError as error:

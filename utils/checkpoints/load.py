@@ -127,7 +127,7 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
     given = dict(settings.given)
     architecture = find_architecture(given.get("model_name", "unetr"))  # runs a file of one's own
     if "model_name" in given:
-        given["model_name"] = architecture.name
+        given["model_name"] = architecture.title
     torchscript = settings.format == "torchscript" or (settings.format == "any" and is_torchscript(path))
     module, content = read_torchscript(path) if torchscript else (None, read_checkpoint(path))
     description = describe(content, path)

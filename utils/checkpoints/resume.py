@@ -142,8 +142,8 @@ def _transfer(
         fixed = [name for name in fields if name not in ADAPTABLE and not fields[name].metadata.get("any_weights")]
         refuse_contradictions(
             path,
-            {"model_name": description.network, **{name: description.options[name] for name in fixed}},
-            {"model_name": recorded.network, **recorded.options},
+            {"model_name": description.architecture.title, **{name: description.options[name] for name in fixed}},
+            {"model_name": recorded.architecture.title, **recorded.options},
             "Give the flags that it was trained with.",
         )
     transfer = load_weights(

@@ -245,8 +245,8 @@ def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture
         return name
 
     rare(group.add_argument("--allow_change", nargs="+", default=[], metavar="FLAG", type=setting,
-                            help="flags that may differ from the run that goes on, such as a_min a_max; json_list stands "
-                            "for the data list"))  # fmt: skip
+                            help="flags that may differ from the run that goes on, such as a_min a_max; json_list "
+                            "stands for the data list"))  # fmt: skip
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -345,11 +345,11 @@ def crossval_parser(architecture: Architecture | None = None) -> Parser:
     return parser
 
 
-def test_parser(architecture: Architecture | None = None) -> Parser:
+def test_parser(architecture: Architecture | None) -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(
         description="Segment scans with a trained network, and score them where they have labels.",
-        usage="python test.py --input PATH … --output_dir DIR --pretrained_dir runs/NAME --pretrained_model_name model.pt",
+        usage="python test.py --input PATH … --output_dir DIR --pretrained_dir runs/NAME --pretrained_model_name FILE …",
         epilog="A checkpoint knows its network and preprocessing. Their flags are for weights that don't. " + FILES,
     )
     weights = parser.add_argument_group("weights")
@@ -493,7 +493,7 @@ def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``test.py``; a fault ends the program with one line."""
-    parser = test_parser()
+    parser = test_parser(None)
     given = parser.with_files(sys.argv[1:] if argv is None else argv)
     name = _model_name(given, None)
     try:

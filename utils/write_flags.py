@@ -1,0 +1,79 @@
+"""Write ``docs/flags.md`` from the parsers: ``python -m utils.write_flags``. With ``--check``, say whether it is stale."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from networks import NETWORKS
+from utils.config.flags import crossval_parser, test_parser, train_parser
+from utils.config.parser import Parser
+from utils.system.errors import InputError, one_line_errors
+from utils.system.files import write_text
+
+PAGE = Path(__file__).parent.parent / "docs" / "flags.md"
+HEAD = """# Flags
+
+Every flag of `main.py`, `test.py` and `python -m utils.crossval`, written by `python -m utils.write_flags`.
+
+`@FILE` on a command line stands for the flags in a file. `--help` shows the flags that most people need, and `--help-all`
+all of them. A flag of another network than `--model_name` is an error. What a checkpoint records, `test.py` needs no flag
+for, and a flag that contradicts it is an error; weights that describe nothing are taken by the defaults of `main.py`."""
+
+
+def page() -> str:
+    """The page as it should be."""
+    parts = [HEAD, "## main.py", *_tables(train_parser())]
+    for name, architecture in NETWORKS.items():
+        if name != "unetr":
+            parts += [f"### network {name}", *_rows(train_parser(architecture), f"network {name}")]
+    known = set(train_parser()._option_string_actions)
+    parts += ["## test.py", "These beside those of `main.py` for data, network, preprocessing, windows and machine:"]
+    parts += _tables(test_parser(None), without=known)
+    parts += ["## python -m utils.crossval", "The flags of `main.py`, but for those of a single run, and:"]
+    parts += _tables(crossval_parser(), without=known)
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(parser: Parser, without: set[str] | None = None) -> Iterator[str]:
+    for group in parser._action_groups:
+        rows = list(_rows(parser, str(group.title), without))
+        if rows and group.title != "options":
+            yield f"### {group.title}"
+            yield from rows
+
+
+def _rows(parser: Parser, title: str, without: set[str] | None = None) -> Iterator[str]:
+    """The table of one group, if it has a flag to show."""
+    group = next(group for group in parser._action_groups if group.title == title)
+    lines = []
+    for action in group._group_actions:
+        flags = action.option_strings
+        if action.help == argparse.SUPPRESS or set(flags) <= (without or set()):
+            continue
+        default = action.default
+        shown = "" if default is None or default is False or default == [] else f"`{_text(default)}`"
+        lines.append(f"| {', '.join(f'`{flag}`' for flag in flags)} | {shown} | {str(action.help).replace('|', '/')} |")
+    if lines:
+        yield "\n".join(["| flag | default | what |", "| --- | --- | --- |", *lines])
+
+
+def _text(default: object) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return " ".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the page, or compare it."""
+    if not args.check:
+        write_text(PAGE, page())
+        print(f"{PAGE} written")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        raise InputError(f"{PAGE}: is stale. Run python -m utils.write_flags.")
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="python -m utils.write_flags", description="Write docs/flags.md from the parsers.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+    with one_line_errors():
+        main(parser.parse_args())
