@@ -235,13 +235,13 @@ _FROM_FILES: list[Architecture] = []
 def register(name: str, *, config: type, window_divisor: Callable[[Any], tuple[int, ...]]) -> Callable[[Kind], Kind]:
     """Register a class as the network ``name``. It is built from an instance of ``config``.
 
-    A config that doesn't inherit from :class:`NetworkConfig` gets its fields all the same.
+    A config that doesn't inherit from :class:`NetworkConfig` gets its fields all the same. That of another network may
+    be given too.
     """
     whole = config
-    if not issubclass(config, NetworkConfig):
-        whole = dataclass(frozen=True)(
-            type(config.__name__, (config, NetworkConfig), {"__module__": config.__module__})
-        )
+    if not issubclass(config, NetworkConfig) or config in ARCHITECTURES:  # a config belongs to one network
+        bases = (config,) if issubclass(config, NetworkConfig) else (config, NetworkConfig)
+        whole = dataclass(frozen=True)(type(config.__name__, bases, {"__module__": config.__module__}))
 
     def add(network: Kind) -> Kind:
         architecture = Architecture(name, whole, network, window_divisor)
@@ -309,12 +309,13 @@ def _load_file(path: Path) -> Architecture:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
+    _FROM_FILES.clear()  # of what a file registered that was then refused
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a stranger's code raises
         del sys.modules[module_name]
         raise InputError(f"`model_name` {path}: can't be run ({type(error).__name__}: {first_line(error)}).") from error
-    found = [one for one in _FROM_FILES if one.config.__module__ == module_name]
+    found = list(_FROM_FILES)
     if len(found) != 1:
         raise InputError(
             f"`model_name` {path}: registers {len(found)} networks, and has to register one. See docs/architecture.md."
@@ -354,7 +355,7 @@ def file_given(name: str, file_name: str, sha256: str) -> Architecture:
     same_name = next((one for one in _FILES.values() if one.name == name), None)
     if same_name is None:
         raise InputError(
-            f"its network {name} is defined in {file_name} (SHA-256 {sha256}), which is code and isn't loaded by itself. "
+            f"its network {name} is defined in {file_name} (SHA-256 {sha256}), which is code, and is not loaded unasked. "
             f"Give it as `model_name` PATH/{file_name}."
         )
     raise InputError(

@@ -7,6 +7,7 @@ from typing import Any
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from networks.layers.layout import in_layout_of
 from networks.registry import StateDict, flag, register
 from networks.vit import TransformerBlock, ViT, ViTConfig
 
@@ -110,7 +111,8 @@ class UNETR(nn.Module):
         stages.append(x)
         x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)
         stages.append(x)
-        x = self.decoder2(x, self.encoder1(volume))  # (B, F, D, H, W)
+        skip1 = self.encoder1(in_layout_of(x, volume))  # (B, F, D, H, W), in memory as x, which it is joined to
+        x = self.decoder2(x, skip1)  # (B, F, D, H, W)
         logits = self.out(x)
         if self.coarse_outs is not None and self.training:
             outputs: list[Tensor] = [logits]

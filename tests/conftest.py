@@ -39,7 +39,7 @@ def load_test_program() -> Run:
 
 
 # tests of a minute or more, which come first, so that no process is left alone with one at the end
-LONGEST = ("test_tutorials.py", "test_reliability.py", "test_two_machines.py", "test_compilation.py")
+LONGEST = ("test_tutorials.py", "test_reliability.py", "test_two_machines.py", "test_blocks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

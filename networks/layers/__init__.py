@@ -7,7 +7,7 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import nn
 
 from networks.layers.cpu_kernels import Conv3d, Linear
-from networks.layers.full_precision import OutBlock, ScanBlock, ScanResBlock
+from networks.layers.full_precision import OutBlock, ScanResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
 
@@ -33,15 +33,12 @@ def optimize_for_cpu(network: Network) -> Network:
             elif type(module) is UnetOutBlock:
                 module.__class__ = OutBlock
                 module.conv.conv.__class__ = Conv3d
-            elif type(module) is UnetrBasicBlock:  # of UNETR's blocks the one that reads the scan
-                _keep_scan_exact(module)
+            elif type(module) is UnetrBasicBlock and type(module.layer) is UnetResBlock:
+                _keep_residual_exact(module.layer)  # of UNETR's blocks the one that reads the scan
     return network
 
 
-def _keep_scan_exact(block: UnetrBasicBlock) -> None:
-    block.__class__ = ScanBlock
-    residual = block.layer
-    if type(residual) is UnetResBlock:
-        residual.__class__ = ScanResBlock
-        for convolution in (residual.conv1, residual.conv3) if residual.downsample else (residual.conv1,):
-            convolution.conv.__class__ = Conv3d
+def _keep_residual_exact(block: UnetResBlock) -> None:
+    block.__class__ = ScanResBlock
+    for convolution in (block.conv1, block.conv3) if block.downsample else (block.conv1,):
+        convolution.conv.__class__ = Conv3d

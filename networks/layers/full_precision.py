@@ -5,22 +5,13 @@ bfloat16 has 8 bits. It rounds the upper half of BTCV's window of 425 Hounsfield
 """
 
 import torch
-from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock
+from monai.networks.blocks import UnetOutBlock
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor
 
 from networks.layers.cpu_kernels import conv3d
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import in_layout_of
-
-
-class ScanBlock(UnetrBasicBlock):
-    """MONAI's ``UnetrBasicBlock`` for the scan itself, which it takes in the memory layout of its weights."""
-
-    def forward(self, inp: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, features, D, H, W)."""
-        result: Tensor = self.layer(in_layout_of(self.layer.conv2.conv.weight, inp))
-        return result
 
 
 class ScanResBlock(UnetResBlock):

@@ -4,6 +4,7 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Run
-from utils.checkpoints.description import Description, describe
+from utils.checkpoints.description import Description
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import learner_state, resume_state
 from utils.checkpoints.save import save_checkpoint
-from utils.config.flags import network_options, parse_train, preprocessing
+from utils.config.flags import parse_train
+from utils.config.settings import description_from_args
+from utils.data.data_list import unlisted
 from utils.phantom import LABELS
-from utils.system.errors import InputError
 
 FILE = "weights.pt"
 PROGRAMS: dict[str, list[str]] = {
@@ -32,9 +34,8 @@ PROGRAMS: dict[str, list[str]] = {
 
 
 def described(*flags: str) -> Description:
-    args = vars(parse_train([*TINY, *flags]))
-    labels = LABELS[: args["out_channels"]]
-    return Description("unetr", network_options(args), preprocessing(args), labels, amp=False)
+    args = parse_train([*TINY, *flags])
+    return replace(description_from_args(args, unlisted(None)), labels=LABELS[: args.out_channels], amp=False)
 
 
 def write_checkpoint(path: Path, *flags: str) -> None:
@@ -264,18 +265,3 @@ def test_each_program_says_what_is_wrong_in_one_line(
         assert screen.err.count("\n") == 1, program
         assert "code was run" not in screen.out, program
         assert not list(Path(".").glob("runs/*"))
-
-
-@pytest.mark.parametrize(
-    "others", [{"network": "unetr"}, {"network": {"name": "unetr"}}, {"format": "pt"}, {"format": 7, "network": "vnet"}]
-)
-def test_what_other_programs_call_network_or_format_is_not_ours(others: dict[str, Any], tmp_path: Path) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(1)}, **others}, tmp_path / FILE)
-    assert describe(read_checkpoint(tmp_path / FILE)) is None
-
-
-def test_a_name_that_is_missing_is_told_those_that_are_there(tmp_path: Path) -> None:
-    for name in ("fold1.pt", "fold0.pt", "notes.txt"):
-        (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"model.pt: no such file, but there are fold0.pt, fold1.pt. Mend its path"):
-        read_checkpoint(tmp_path / "model.pt")

@@ -8,9 +8,11 @@ from typing import Any
 import monai
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from networks.unetr import UNETR
+from networks import build_network
+from networks.registry import find_architecture
+from tests.checkpoints.conftest import NETWORK_FILE
 from tests.conftest import REPOSITORY
 from tests.golden import REFERENCE, thinned, volume_by_formula, weights_by_formula
 from utils.checkpoints.foreign_weights import (
@@ -34,12 +36,12 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def build(**changes: Any) -> UNETR:
+def build(**changes: Any) -> nn.Module:
     torch.manual_seed(1)
-    return UNETR(**{**OPTIONS, **changes})
+    return build_network("unetr", **{**OPTIONS, **changes})
 
 
-def load(state: Mapping[str, Tensor], adapt: bool | None = False, **changes: Any) -> tuple[UNETR, Transfer]:
+def load(state: Mapping[str, Tensor], adapt: bool | None = False, **changes: Any) -> tuple[nn.Module, Transfer]:
     torch.manual_seed(2)
     network = build(**changes)
     return network, load_weights(network, state, "file.pt", adapt=adapt)
@@ -55,7 +57,7 @@ def test_full_size_weights_in_the_published_format_give_the_logits_of_monai_0_7_
     published = weights_by_formula({name: torch.Size(shape) for name, shape in golden["shapes"].items()})
     path = tmp_path / "UNETR_model_best_acc.pth"
     torch.save(published, path)
-    network = UNETR(**REFERENCE).eval()
+    network = build_network("unetr", **REFERENCE).eval()
     transfer = load_weights(network, read_checkpoint(path)["state_dict"], str(path))
     assert transfer.line().endswith("170 tensors loaded, 4 that no forward pass reads left out")
     with torch.inference_mode():
@@ -116,14 +118,14 @@ def test_a_tensor_that_looks_dead_and_is_not_is_loaded() -> None:
 
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "feature size": ({"feature_size": 4}, "--feature_size is 4, but its weights have 3"),
-    "hidden size": ({"hidden_size": 24}, "--hidden_size is 24, but its weights have 12"),
-    "perceptron": ({"mlp_dim": 16}, "--mlp_dim is 16, but its weights have 8"),
-    "classes": ({"out_channels": 5}, "--out_channels is 5, but its weights have 3"),
-    "channels": ({"in_channels": 1}, "--in_channels is 1, but its weights have 2"),
+    "feature size": ({"feature_size": 4}, "`feature_size` is 4, but its weights have 3"),
+    "hidden size": ({"hidden_size": 24}, "`hidden_size` is 24, but its weights have 12"),
+    "perceptron": ({"mlp_dim": 16}, "`mlp_dim` is 16, but its weights have 8"),
+    "classes": ({"out_channels": 5}, "`out_channels` is 5, but its weights have 3"),
+    "channels": ({"in_channels": 1}, "`in_channels` is 1, but its weights have 2"),
     "window": (
         {"img_size": (32, 32, 48)},
-        "--roi_x, --roi_y, --roi_z are 32 × 32 × 48, but its weights are for 8 patches",
+        "`roi_x`, `roi_y`, `roi_z` are 32 × 32 × 48, but its weights are for 8 patches",
     ),
 }
 
@@ -134,10 +136,10 @@ def test_a_difference_in_shape_names_the_flag(what: str) -> None:
     with pytest.raises(InputError) as error:
         load(build().state_dict(), **changes)
     assert words in str(error.value)
-    assert ("--adapt_weights" in str(error.value)) == (what in ("classes", "channels", "window"))
+    assert ("`adapt_weights`" in str(error.value)) == (what in ("classes", "channels", "window"))
     with pytest.raises(InputError) as error:
         load(build().state_dict(), adapt=None, **changes)
-    assert "--adapt_weights" not in str(error.value)
+    assert "`adapt_weights`" not in str(error.value)
 
 
 @pytest.mark.parametrize("what", ["feature size", "hidden size", "perceptron"])
@@ -151,7 +153,7 @@ def test_a_window_of_as_many_patches_in_another_shape_is_another_window() -> Non
     state = build(img_size=(32, 32, 16)).state_dict()
     network = build(img_size=(16, 32, 32))
     with pytest.raises(
-        InputError, match="--roi_x, --roi_y, --roi_z are 16 × 32 × 32, but its weights are for 32 × 32 × 16"
+        InputError, match="`roi_x`, `roi_y`, `roi_z` are 16 × 32 × 32, but its weights are for 32 × 32 × 16"
     ):
         load_weights(network, state, "file.pt", img_size=(32, 32, 16), adapt=False)
     transfer = load_weights(network, state, "file.pt", img_size=(32, 32, 16), adapt=True)
@@ -220,7 +222,7 @@ def test_a_shortcut_that_the_new_channels_need_is_new() -> None:
     state = build(in_channels=3).state_dict()  # three channels to three features: no third convolution
     network, transfer = load(state, adapt=True, in_channels=1)
     assert "encoder1.layer.conv3.conv.weight" not in state
-    assert transfer.new == {"encoder1.layer.conv3.conv.weight": "the other number of channels needs it"}
+    assert transfer.new == {"encoder1.layer.conv3.conv.weight": "the file has none"}
     assert len(network.state_dict()) == len(state) + 1
 
 
@@ -228,7 +230,7 @@ def test_a_shortcut_that_the_new_channels_have_no_place_for_is_dropped_and_said(
     state = build(in_channels=1).state_dict()
     _, transfer = load(state, adapt=True, in_channels=3)
     assert transfer.left_out == []  # it was read
-    assert "  dropped     1  encoder1.layer.conv3.conv.weight: the other number of channels needs none" in (
+    assert "  dropped     1  encoder1.layer.conv3.conv.weight: this network has no place for it" in (
         transfer.table().splitlines()
     )
     unread = {**build(in_channels=3).state_dict(), "encoder1.layer.conv3.conv.weight": torch.zeros(3, 3, 1, 1, 1)}
@@ -241,16 +243,16 @@ def test_deep_supervision_comes_and_goes() -> None:
     assert list(load(without, adapt=True, deep_supervision=True)[1].new) == coarse
     network, transfer = load(with_it, adapt=True)
     assert list(transfer.dropped) == coarse
-    assert transfer.dropped[coarse[0]] == "there is no place for it without --deep_supervision"
+    assert transfer.dropped[coarse[0]] == "this network has no place for it"
     assert same(network.state_dict(), {name: tensor for name, tensor in with_it.items() if name not in coarse})
-    words = "doesn't fit: its weights are not of --deep_supervision. Give --adapt_weights"
+    words = "doesn't fit: its weights are not of `deep_supervision`. Give `adapt_weights`"
     with pytest.raises(InputError, match=re.escape(words)):
         load(without, adapt=False, deep_supervision=True)
 
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_another_patch_size_is_named_and_nothing_else(adapt: bool) -> None:
-    words = "doesn't fit: --patch_size is 16, but its weights have 8. Give the flags that it was trained with."
+    words = "doesn't fit: `patch_size` is 16, but its weights have 8. Give the flags that it was trained with."
     with pytest.raises(InputError, match=re.escape(words)):
         load(build(patch_size=8).state_dict(), adapt=adapt)
 
@@ -260,6 +262,65 @@ def test_adapting_what_fits_changes_nothing() -> None:
     network, transfer = load(state, adapt=True)
     assert same(network.state_dict(), state)
     assert transfer.adapted == transfer.new == {}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., nn.Module]:
+    """Builds the network of a file of one's own, which declares input_layers and output_layers."""
+    (tmp_path / "plain.py").write_text(NETWORK_FILE)
+
+    def make(**settings: Any) -> nn.Module:
+        return build_network(str(tmp_path / "plain.py"), **{"img_size": 5, **settings})
+
+    return make
+
+
+def test_a_network_of_ones_own_gets_new_classes_and_averaged_channels(own: Callable[..., nn.Module]) -> None:
+    state = own(in_channels=2, out_channels=3).state_dict()
+    network = own(in_channels=1, out_channels=4)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    transfer = load_weights(network, state, "file.pt", adapt=True)
+    found = network.state_dict()
+    # one channel has the sum of two channels' weights, so that a scan whose channels are alike gives the same
+    torch.testing.assert_close(found["stem.weight"], state["stem.weight"].sum(1, keepdim=True))
+    for name in ("stem.bias", "body.weight", "body.bias"):
+        assert torch.equal(found[name], state[name])
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(found[name], fresh[name])
+    assert transfer.table().splitlines() == [
+        "weights of file.pt (state dict)",
+        "  loaded      3  as they are",
+        "  adapted     1  stem.weight: averaged from 2 to 1 channels",
+        "  new         1  head.weight: 3 classes became 4",
+        "  new         1  head.bias: 3 classes became 4",
+    ]
+
+
+def test_what_a_network_of_ones_own_does_not_fit_is_listed(own: Callable[..., nn.Module]) -> None:
+    state = own(width=6).state_dict()
+    words = "file.pt: 5 of its tensors don't fit the network that the flags describe; give the flags that it was"
+    with pytest.raises(InputError, match=re.escape(words)):  # all but the bias of its head
+        load_weights(own(), state, "file.pt", adapt=True)
+    other = own(out_channels=3).state_dict()
+    with pytest.raises(InputError, match="give `adapt_weights` to adapt them to the new task, or the flags that it"):
+        load_weights(own(), other, "file.pt", adapt=False)
+
+
+@pytest.mark.parametrize("lacking", ["input_layers", "output_layers"])
+def test_adapting_a_network_that_declares_no_such_layers_is_an_error_that_names_them(
+    tmp_path: Path, lacking: str
+) -> None:
+    file = tmp_path / "bare.py"
+    file.write_text(re.sub(f" +{lacking} = .*\n", "", NETWORK_FILE))
+    network = build_network(str(file), img_size=5)
+    with pytest.raises(InputError) as error:
+        load_weights(network, network.state_dict(), "file.pt", adapt=True)
+    assert str(error.value) == (
+        f"`adapt_weights`: plain can't be adapted to another task, since its class declares no “{lacking}”. Leave the "
+        "setting out, or declare it (docs/architecture.md)."
+    )
+    assert find_architecture(str(file)).name == "plain"
+    load_weights(network, network.state_dict(), "file.pt", adapt=False)  # which asks for nothing
 
 
 def _vnet() -> Mapping[str, Tensor]:

@@ -1,129 +1,56 @@
-"""What a checkpoint holds, and what is read from other files."""
+"""Loading trained networks, for a notebook and for testing."""
 
-from argparse import Namespace
+import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import monai
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from networks.unetr import UNETR
+from networks import registry
+from networks.registry import find_architecture
+from tests.checkpoints.conftest import (
+    CONFIG,
+    DATA,
+    DESCRIPTION,
+    NETWORK_FILE,
+    SETTINGS,
+    same_weights,
+    script,
+)
+from tests.conftest import REPOSITORY
+from utils.checkpoints import load_network
 from utils.checkpoints.description import Description
-from utils.checkpoints.load import load_ensemble, load_for_testing
-from utils.checkpoints.progress import Progress, UnfinishedEpoch
-from utils.checkpoints.resume import InitialState, initial_state, learner_state
+from utils.checkpoints.load import LoadSettings, load_ensemble, load_for_testing, weight_files
+from utils.checkpoints.progress import Progress
 from utils.checkpoints.save import save_checkpoint
-from utils.config.flags import parse_test, parse_train
 from utils.data.data_list import DataList
 from utils.data.preprocessing import Preprocessing
 from utils.system.errors import InputError
 
-OPTIONS: dict[str, Any] = {
-    "in_channels": 1,
-    "out_channels": 3,
-    "img_size": (16, 16, 32),
-    "feature_size": 2,
-    "hidden_size": 12,
-    "mlp_dim": 8,
-    "num_heads": 2,
-    "pos_embed": "perceptron",
-    "norm_name": "instance",
-    "conv_block": True,
-    "res_block": True,
-    "dropout_rate": 0.0,
-    "patch_size": 16,
-    "drop_path_rate": 0.0,
-    "deep_supervision": False,
-}
-DESCRIPTION = Description(
-    network="unetr",
-    options=OPTIONS,
-    preprocessing=Preprocessing(intensity="zscore", spacing=(1.0, 1.0, 2.5), roi=(16, 16, 32)),
-    labels=("background", "anterior", "posterior"),
-    amp=True,
-)
-DATA = DataList(Path("dataset_0.json"), Path("data"), [], [], [], None)
-AS_FLAGS = (
-    "--out_channels 3 --roi_x 16 --roi_y 16 --roi_z 32 --feature_size 2 --hidden_size 12 --mlp_dim 8 --num_heads 2"
-)
+TORCHSCRIPT = LoadSettings(format="torchscript", given=SETTINGS)
 
 
-@pytest.fixture
-def network() -> UNETR:
-    torch.manual_seed(1)
-    return UNETR(**OPTIONS)
+def load(path: Path, data: DataList = DATA, **given: Any) -> tuple[nn.Module, Description, str]:
+    return load_for_testing(LoadSettings(given=given), path, data)
 
 
-@pytest.fixture
-def saved(network: UNETR, tmp_path: Path) -> Path:
-    save_checkpoint(tmp_path / "model.pt", DESCRIPTION, network, Progress(epoch=7, score=0.5))
-    return tmp_path / "model.pt"
-
-
-def load(path: Path, flags: str = "", data: DataList = DATA) -> tuple[torch.nn.Module, Description, str]:
-    args: Namespace = parse_test(flags.split())
-    return load_for_testing(args, path, data)
-
-
-def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_the_best_score_is_the_highest_and_a_number_beats_none() -> None:
-    progress = Progress()
-    better = []
-    for score in [float("nan"), 0.3, float("nan"), 0.2, 0.4]:
-        better.append(progress.improves(score))
-        if better[-1]:
-            progress.best_score = score
-    assert better == [True, True, False, False, True]
-    assert progress.best_score == 0.4
-
-
-@pytest.mark.parametrize(
-    ("scans", "done"),
-    # of 7 scans in batches of 2: steps of 2, 2, 2 and 1 scans
-    [(0, 8), (2, 9), (6, 11), (7, 12)],
-)
-def test_steps_of_an_unfinished_epoch(scans: int, done: int) -> None:
-    progress = Progress(epoch=2, unfinished=UnfinishedEpoch(scans=scans))
-    assert progress.steps_done(7, processes=1, batch_size=2, accumulate=1) == done
-
-
-def test_steps_of_several_processes_and_batches() -> None:
-    # of 11 scans each of two processes has 6 (one comes twice), in batches of 2, 2 and 2, and so steps of two and one
-    for scans, done in ((0, 2), (8, 3), (11, 4), (12, 4)):
-        progress = Progress(epoch=1, unfinished=UnfinishedEpoch(scans=scans))
-        assert progress.steps_done(11, processes=2, batch_size=2, accumulate=2) == done
-
-
-def test_a_run_without_float16_goes_on_with_it(network: UNETR) -> None:
-    optimizer = torch.optim.AdamW(network.parameters())
-    without, scaler = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True))
-    state = learner_state(network, None, optimizer, without)
-    InitialState(Progress(), "there", state=state).restore(network, None, optimizer, scaler)
-    assert scaler.get_scale() == 65536  # as it begins
-
-
-def test_a_checkpoint_describes_itself(saved: Path, network: UNETR) -> None:
+def test_a_checkpoint_describes_itself(saved: Path, network: nn.Module) -> None:
     loaded, description, line = load(saved)
     assert description == DESCRIPTION
     assert same_weights(loaded, network)
     assert "tensors loaded" in line
-    content = torch.load(saved, weights_only=True)
-    assert (content["epoch"], content["score"]) == (7, 0.5)
-    assert content["versions"]["monai"] == monai.__version__
-    assert "resume" not in content
-    assert not list(saved.parent.glob("*.part"))
 
 
-def test_a_flag_that_contradicts_the_checkpoint_is_an_error_with_both_values(saved: Path) -> None:
-    with pytest.raises(InputError, match=r"--feature_size 32 contradicts its 2; --space_z 2 contradicts its 2\.5"):
-        load(saved, "--feature_size 32 --space_z 2 --hidden_size 12")
+def test_a_setting_that_contradicts_the_checkpoint_is_an_error_with_both_values(saved: Path) -> None:
+    with pytest.raises(InputError, match=r"`feature_size` 32 contradicts its 2; `space_z` 2 contradicts its 2\.5"):
+        load(saved, feature_size=32, space_z=2.0, hidden_size=12)
 
 
 def test_labels_of_the_scans_that_are_not_those_of_the_weights(saved: Path) -> None:
@@ -146,42 +73,46 @@ def test_labels_of_the_scans_that_are_not_those_of_the_weights(saved: Path) -> N
 
 def test_networks_of_one_ensemble_take_the_same_channels(saved: Path) -> None:
     two = saved.with_name("two.pt")
-    description = replace(DESCRIPTION, options={**OPTIONS, "in_channels": 2})
+    description = replace(DESCRIPTION, config=replace(CONFIG, in_channels=2))
     save_checkpoint(two, description, description.build(), Progress())
-    with pytest.raises(InputError, match=r"two\.pt: --in_channels 1 contradicts its 2\. Only networks"):
-        load_ensemble(parse_test([]), [saved, two], DATA)
+    with pytest.raises(InputError, match=r"two\.pt: `in_channels` 1 contradicts its 2\. Only networks"):
+        load_ensemble(LoadSettings(), [saved, two], DATA)
 
 
-def test_bare_weights_are_described_by_flags(network: UNETR, tmp_path: Path) -> None:
+def test_an_ensemble_has_a_network_and_a_line_for_each_file(saved: Path, network: nn.Module) -> None:
+    members, lines = load_ensemble(LoadSettings(), [saved, saved], DATA)
+    assert [description for _, description in members] == [DESCRIPTION] * 2
+    assert all(same_weights(loaded, network) for loaded, _ in members)
+    assert lines.count("model.pt (checkpoint after epoch 7)") == 2
+
+
+def test_bare_weights_are_described_by_settings(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "bare.pth"
     torch.save(network.state_dict(), path)
-    loaded, description, _ = load(path, AS_FLAGS)
+    loaded, description, _ = load(path, **SETTINGS)
     assert same_weights(loaded, network)
     assert description.preprocessing.spacing == (1.5, 1.5, 2.0)
     assert description.labels == ("background", "label 1", "label 2")
 
 
-def test_a_checkpoint_of_2021_is_read_with_its_numpy_score(network: UNETR, tmp_path: Path) -> None:
+def test_a_checkpoint_of_2021_is_read_with_its_numpy_score(network: nn.Module, tmp_path: Path) -> None:
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     torch.save({"epoch": 4800, "best_acc": np.float64(0.79), "state_dict": state}, tmp_path / "model.pt")
-    loaded, _, line = load(tmp_path / "model.pt", AS_FLAGS)
+    loaded, _, line = load(tmp_path / "model.pt", **SETTINGS)
     assert same_weights(loaded, network)
     assert "(checkpoint after epoch 4800 of a DDP model)" in line
 
 
-def script(network: torch.nn.Module, path: Path) -> None:
-    torch.jit.script(network).save(str(path))
-
-
-def test_torchscript_predicts_as_it_is_and_in_float32(network: UNETR, tmp_path: Path) -> None:
+def test_torchscript_predicts_as_it_is_and_in_float32(network: nn.Module, tmp_path: Path) -> None:
     script(network, tmp_path / "script.pt")
-    loaded, description, line = load(tmp_path / "script.pt", f"{AS_FLAGS} --saved_checkpoint torchscript")
-    assert isinstance(loaded, torch.jit.ScriptModule)
-    assert description.amp is False
-    assert line.endswith("script.pt (TorchScript), which computes in float32")
+    for settings in (TORCHSCRIPT, replace(TORCHSCRIPT, format="any")):
+        loaded, description, line = load_for_testing(settings, tmp_path / "script.pt", DATA)
+        assert isinstance(loaded, torch.jit.ScriptModule)
+        assert description.amp is False
+        assert line.endswith("script.pt (TorchScript), which computes in float32")
 
 
-class AnyNetwork(torch.nn.Module):
+class AnyNetwork(nn.Module):
     """None of ours, and without any weights."""
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
@@ -190,25 +121,152 @@ class AnyNetwork(torch.nn.Module):
 
 def test_torchscript_may_hold_a_network_of_any_kind(tmp_path: Path) -> None:
     script(AnyNetwork(), tmp_path / "script.pt")
-    loaded, description, _ = load(tmp_path / "script.pt", f"{AS_FLAGS} --saved_checkpoint torchscript")
+    loaded, description, _ = load_for_testing(TORCHSCRIPT, tmp_path / "script.pt", DATA)
     assert loaded(torch.ones(1, 1, 16, 16, 32)).shape == (1, 3, 16, 16, 32)
     assert description.labels == ("background", "label 1", "label 2")
 
 
-def test_training_starts_from_the_weights_of_torchscript(network: UNETR, tmp_path: Path) -> None:
-    script(network, tmp_path / "script.pt")
-    flags = [*AS_FLAGS.split(), "--resume_jit", f"--pretrained_dir={tmp_path}", "--pretrained_model_name=script.pt"]
-    started = DESCRIPTION.build()
-    initial_state(parse_train(flags), None, DESCRIPTION, DATA, started)
-    assert same_weights(started, network)
-
-    other_heads = replace(DESCRIPTION, options={**OPTIONS, "num_heads": 3})
-    with pytest.raises(InputError, match=r"gives other logits than the one that the flags describe.*--num_heads"):
-        initial_state(parse_train([*flags, "--num_heads=3"]), None, other_heads, DATA, other_heads.build())
-
-
-def test_weights_with_residual_blocks_do_not_fit_a_network_without(network: UNETR, tmp_path: Path) -> None:
+def test_weights_with_residual_blocks_do_not_fit_a_network_without(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "residual.pt"
     torch.save(network.state_dict(), path)
     with pytest.raises(InputError, match=r"unknown: .*decoder2\.conv_block\.conv3\.conv\.weight"):
-        load(path, f"{AS_FLAGS} --no-res_block")
+        load(path, **SETTINGS, res_block=False)
+
+
+def test_a_pattern_names_files_in_their_order(tmp_path: Path) -> None:
+    for name in ("fold1.pt", "fold0.pt", "other.pt"):
+        (tmp_path / name).touch()
+    found = weight_files(tmp_path, ["fold*.pt", "other.pt"])
+    assert [path.name for path in found] == ["fold0.pt", "fold1.pt", "other.pt"]
+    with pytest.raises(InputError, match=r"`pretrained_model_name` last\*\.pt: no file in .* has such a name"):
+        weight_files(tmp_path, ["last*.pt"])
+
+
+def test_a_network_is_ready_to_predict(saved: Path, network: nn.Module) -> None:
+    loaded, description = load_network(saved)
+    assert description == DESCRIPTION
+    assert not loaded.training
+    volume = torch.randn(2, 1, 16, 16, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(volume), network.eval()(volume))
+    with pytest.raises(InputError, match="`num_heads` 3 contradicts its 2"):
+        load_network(saved, num_heads=3)
+
+
+NOTEBOOK = """
+import sys
+import torch
+from utils.checkpoints import load_network
+network, description = load_network("model.pt")
+with torch.no_grad():
+    print(tuple(network(torch.zeros(1, 1, *description.preprocessing.roi)).shape), description.labels)
+print([name for name in sys.modules if name.startswith("utils.config")], network.training)
+"""
+
+
+def test_a_notebook_loads_a_network_without_flags(saved: Path) -> None:
+    """In a process of its own and another folder than the repository's, without a command line."""
+    command = [sys.executable, "-c", NOTEBOOK]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=saved.parent, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(1, 3, 16, 16, 32) ('background', 'anterior', 'posterior')", "[] False"]
+
+
+def test_a_bare_state_dict_with_its_settings(network: nn.Module, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    loaded, description = load_network(str(tmp_path / "bare.pth"), **SETTINGS)
+    assert same_weights(loaded, network)
+    assert description.config == replace(CONFIG, spacing=(1.5, 1.5, 2.0))
+    with pytest.raises(InputError, match=r"bare\.pth: `feature_sizes` is not for unetr; leave it out"):
+        load_network(tmp_path / "bare.pth", **SETTINGS, feature_sizes=2)
+    with pytest.raises(InputError, match=r"bare\.pth: `hidden_size` .*`num_heads`|bare\.pth: `num_heads` 5 must divide"):
+        load_network(tmp_path / "bare.pth", **{**SETTINGS, "num_heads": 5})
+    with pytest.raises(InputError, match=r"bare\.pth: doesn't fit: `out_channels` is 14, but its weights have 3"):
+        load_network(tmp_path / "bare.pth", **{**SETTINGS, "out_channels": 14})
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, nn.Module, Path]:
+    """A network's file, the network, and its checkpoint, in a program that hasn't been given the file."""
+    monkeypatch.setattr(registry, "_FILES", {})
+    file = tmp_path / "plain.py"
+    file.write_text(NETWORK_FILE)
+    architecture = find_architecture(str(file))
+    config = architecture.make_config({"out_channels": 3, "img_size": (10, 10, 5), "spacing": (1.0, 1.0, 2.0)})
+    labels = ("background", "anterior", "posterior")
+    description = Description(config, Preprocessing(spacing=(1.0, 1.0, 2.0), roi=(10, 10, 5)), labels, amp=False)
+    network = description.build()
+    save_checkpoint(tmp_path / "plain.pt", description, network, Progress(epoch=2))
+    monkeypatch.setattr(registry, "_FILES", {})
+    return file, network, tmp_path / "plain.pt"
+
+
+def test_a_network_of_a_file_is_loaded_with_the_file(own: tuple[Path, nn.Module, Path]) -> None:
+    file, network, weights = own
+    loaded, description = load_network(weights, network_file=file)
+    assert same_weights(loaded, network)
+    assert (description.network, description.options["width"]) == ("plain", 4)
+    moved = file.rename(file.with_name("renamed.py"))  # the content counts
+    assert same_weights(load_network(weights, network_file=moved)[0], network)
+
+
+def test_without_the_file_the_error_names_it_and_its_hash(own: tuple[Path, nn.Module, Path]) -> None:
+    file, _, weights = own
+    with pytest.raises(InputError) as error:
+        load_network(weights)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert str(error.value).startswith(f"{weights}: its network plain is defined in plain.py (SHA-256 {sha256})")
+    assert "Give it as `model_name`" in str(error.value)
+
+
+def test_with_a_changed_file_the_error_has_both_hashes(own: tuple[Path, nn.Module, Path]) -> None:
+    file, _, weights = own
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text(NETWORK_FILE.replace("relu", "tanh"))
+    after = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(InputError) as error:
+        load_network(weights, network_file=file)
+    assert before in str(error.value)
+    assert after in str(error.value)
+    assert "Give the file as it was in training" in str(error.value)
+
+
+def test_bare_weights_of_a_network_of_a_file(own: tuple[Path, nn.Module, Path], tmp_path: Path) -> None:
+    file, network, _ = own
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    window = {"roi_x": 10, "roi_y": 10, "roi_z": 5}
+    loaded, description = load_network(tmp_path / "bare.pth", file, out_channels=3, **window)
+    assert same_weights(loaded, network)
+    assert description.network == "plain"
+    with pytest.raises(InputError, match=r"bare\.pth: `img_size` must be multiples of 5 for plain, not 96 × 96 × 96"):
+        load_network(tmp_path / "bare.pth", file, out_channels=3)
+    with pytest.raises(InputError, match="`num_heads` is not for plain; leave it out"):
+        load_network(tmp_path / "bare.pth", file, out_channels=3, num_heads=2, **window)
+
+
+VARIANT = """
+from networks.registry import register
+from networks.unetr import UNETR, UNETRConfig
+
+
+@register("variant", config=UNETRConfig, window_divisor=lambda config: (16, 16, 16))
+class Variant(UNETR):
+    pass
+"""
+
+
+def test_a_variant_with_the_config_of_another_network_leaves_that_network_alone(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "variant.py").write_text(VARIANT)
+    variant = find_architecture(str(tmp_path / "variant.py"))
+    assert type(variant.build(variant.make_config({**CONFIG.__dict__}))).__name__ == "Variant"
+    assert load_network(saved)[1].network == "unetr"
+
+
+def test_a_file_that_was_refused_can_be_mended_and_given_again(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(VARIANT.replace('"variant"', '"unetr"'))
+    for _ in range(2):
+        with pytest.raises(InputError, match="calls its network unetr, as ours is called. Rename it"):
+            find_architecture(str(file))
+    file.write_text(VARIANT)
+    assert find_architecture(str(file)).name == "variant"

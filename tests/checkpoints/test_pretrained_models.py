@@ -5,9 +5,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from networks.layers import optimize_for_cpu
 from tests.conftest import REPOSITORY, Run
+from utils.checkpoints import load_network
 from utils.checkpoints.description import describe
 from utils.checkpoints.read import read_checkpoint
 
@@ -27,6 +31,26 @@ def test_each_network_is_the_one_that_the_readme_describes(fold: int) -> None:
     assert description is not None
     assert description.labels == ("background", "anterior", "posterior")
     assert re.search(rf"--fold[= ]{fold} ", content["command"])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_checkpoint_of_version_0_2_0_gives_the_logits_that_it_gave_there(fast: bool) -> None:
+    """That version wrote the file, and its code computed these logits of a volume from numpy's frozen generator."""
+    network, description = load_network(HIPPOCAMPUS / "fold0.pt")
+    assert description.preprocessing.roi == (32, 48, 32)
+    values = np.random.RandomState(0).standard_normal((1, 1, 32, 48, 32)).astype(np.float32)
+    with torch.inference_mode():
+        logits = (optimize_for_cpu(network) if fast else network)(torch.from_numpy(values))
+    assert logits.shape == (1, 3, 32, 48, 32)
+    expected = torch.tensor(
+        [
+            [8.511732, 3.733968, 7.834889, 2.079987],
+            [-8.846724, -4.414711, -8.215929, -0.561230],
+            [-6.659683, -3.234265, -6.455546, -3.579609],
+        ]
+    )
+    torch.testing.assert_close(logits[0, :, 7, 11::12, 15], expected, atol=1e-4, rtol=0)
+    assert float(logits.abs().double().mean()) == pytest.approx(3.825952, abs=1e-5)
 
 
 @pytest.mark.parametrize("fold", range(5))

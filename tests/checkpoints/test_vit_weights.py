@@ -1,6 +1,5 @@
 """The encoder from ViTs of elsewhere, compared with what those ViTs compute."""
 
-import importlib.util
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,23 +13,22 @@ from monai.networks.nets import ViTAutoEnc
 from PIL import Image
 from torch import Tensor, nn
 
-from main import files_to_start_from
-from networks.unetr import UNETR
+from networks import build_network
 from tests.conftest import TINY, Run
 from tests.training.test_training import error_of, train
 from utils.checkpoints.foreign_weights import interpolate_positions
 from utils.checkpoints.read import read_vit
 from utils.checkpoints.vit_weights import load_vit_weights
-from utils.config.flags import parse_train
-from utils.system.errors import DamagedError, InputError
+from utils.system.errors import InputError
 
 SIZES: dict[str, Any] = {"hidden_size": 12, "mlp_dim": 16, "num_heads": 3}
 POSITIONS = "vit.patch_embedding.position_embeddings"
 
 
-def build(img_size: tuple[int, int, int] = (32, 32, 48), **changes: Any) -> UNETR:
+def build(img_size: tuple[int, int, int] = (32, 32, 48), **changes: Any) -> Any:
     torch.manual_seed(1)
-    return UNETR(**{"in_channels": 1, "out_channels": 2, "img_size": img_size, "feature_size": 2, **SIZES, **changes})
+    settings = {"out_channels": 2, "img_size": img_size, "feature_size": 2, **SIZES, **changes}
+    return build_network("unetr", **settings)
 
 
 def vit_of(dimensions: int, make: Callable[..., nn.Module] = MonaiViT, **changes: Any) -> nn.Module:
@@ -63,7 +61,7 @@ def named_as_timm(vit: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def tokens_of(network: UNETR, volume: Tensor) -> list[Tensor]:
+def tokens_of(network: Any, volume: Tensor) -> list[Tensor]:
     with torch.no_grad():
         normed, hidden_states = network.eval().vit(volume)
     return [*hidden_states, normed]
@@ -209,8 +207,8 @@ def test_a_flattened_patch_of_16_voxels_is_not_taken_for_8_channels_of_8_voxels(
 CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
     "sizes": (
         lambda: named_as_timm(vit_of(2, hidden_size=24, mlp_dim=40)),
-        "file.pth: --hidden_size is 12, but its ViT has 24; --mlp_dim is 16, but its ViT has 40. Give --hidden_size 24 "
-        "--mlp_dim 40, and the --num_heads that it was trained with.",
+        "file.pth: `hidden_size` is 12, but its ViT has 24; `mlp_dim` is 16, but its ViT has 40. Give `hidden_size` 24 "
+        "`mlp_dim` 40, and the `num_heads` that it was trained with.",
     ),
     "deeper": (lambda: named_as_timm(vit_of(2, num_layers=24)), "its ViT has 24 blocks, and UNETR's has 12. Give"),
     "shallower": (lambda: named_as_timm(vit_of(2, num_layers=6)), "its ViT has 6 blocks, and UNETR's has 12. Give"),
@@ -260,8 +258,8 @@ def test_what_the_encoder_cannot_be_is_refused_in_a_line(what: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_files_of_training_programs_are_read_without_running_code(tmp_path: Path) -> None:
-    """DINO's: two networks and the flags."""
+def test_of_the_two_networks_of_dino_the_teacher_is_taken(tmp_path: Path) -> None:
+    """DINO's files have two networks and the flags."""
     teacher = {f"backbone.{name}": tensor for name, tensor in named_as_timm(vit_of(2)).items()}
     student = {f"module.{name}": torch.zeros_like(tensor) for name, tensor in teacher.items()}
     teacher["head.mlp.weight"] = torch.zeros(3)
@@ -273,37 +271,6 @@ def test_files_of_training_programs_are_read_without_running_code(tmp_path: Path
     assert "left out, since it is not of its ViT: head.mlp.weight" in notes
     load_vit_weights(expected, named_as_timm(vit_of(2)), "plain")
     assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in ours.state_dict().items())
-
-    torch.save({"format": 99, "preprocessing": {}, "state_dict": {}}, path)
-    with pytest.raises(InputError, match="was made by a newer version of this program"):
-        read_vit(path)
-    torch.save([1, 2], path)
-    with pytest.raises(DamagedError, match="holds no weights: neither a checkpoint nor a state dict"):
-        read_vit(path)
-    torch.save(vit_of(2), path)
-    with pytest.raises(DamagedError, match="it holds more than weights, which could be code and is not run"):
-        read_vit(path)
-
-
-def test_safetensors_are_read(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
-    state = named_as_timm(vit_of(2))
-    path = tmp_path / "model.safetensors"
-    safetensors.save_file(state, path)
-    found = read_vit(path)["state_dict"]
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedError, match=r"model\.safetensors: can't be read as weights: it is damaged"):
-        read_vit(path)
-
-
-def test_safetensors_without_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"model\.safetensors: .* Install it: pip install safetensors"):
-        read_vit(path)
 
 
 def test_a_run_starts_its_encoder_from_a_file_and_goes_on_without_it(
@@ -333,13 +300,3 @@ def test_a_run_starts_its_encoder_from_a_file_and_goes_on_without_it(
     message = error_of(run_main, [*command, f"--vit_weights={folder / 'model_final.pt'}"], capsys)
     assert "model_final.pt: --num_heads 2 contradicts its 3. Give the flags that it was trained with." in message
     assert "vit.pth: no such file. Mend its path" in error_of(run_main, [*command, "--vit_weights=vit.pth"], capsys)
-
-
-def test_all_processes_have_to_see_the_file_that_a_run_begins_from() -> None:
-    folder = Path("runs/name")
-    latest = folder / "model_final.pt"
-    args = parse_train(["--vit_weights=vit.pth"])
-    assert files_to_start_from(args, folder, None) == [Path("vit.pth")]
-    args = parse_train(["--vit_weights=vit.pth", "--resume", "--save_checkpoint"])
-    assert files_to_start_from(args, folder, None) == [latest, Path("vit.pth")]
-    assert files_to_start_from(args, folder, latest) == [latest]

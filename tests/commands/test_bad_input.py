@@ -39,7 +39,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "missing folder": (lambda data: shutil.rmtree(data), [], "--data_dir data: no such folder"),
     "missing list": (lambda data: (data / "dataset_0.json").unlink(), [], "data/dataset_0.json: no such data list"),
     "broken list": (lambda data: (data / "dataset_0.json").write_text("{"), [], "not readable as JSON"),
-    "missing image": (lambda data: (data / "imagesTr/img0002.nii.gz").unlink(), [], "img0002.nii.gz: can't be read (No such file or directory)"),
+    "missing image": (
+        lambda data: (data / "imagesTr/img0002.nii.gz").unlink(),
+        [],
+        "img0002.nii.gz: can't be read (No such file or directory)",
+    ),
     "truncated image": (lambda data: cut_off(data / "imagesTr/img0003.nii.gz"), [], "img0003.nii.gz: is cut off"),
     "label of another shape": (
         lambda data: change(data / "labelsTr/label0001.nii.gz", lambda voxels: voxels[:-1]),

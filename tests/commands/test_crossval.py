@@ -21,7 +21,8 @@ import torch
 
 from tests.conftest import TINY, Run
 from utils.checkpoints.load import weight_files
-from utils.config.flags import parse_crossval, parse_test
+from utils.config.flags import parse_crossval
+from utils.config.messages import name_flags
 from utils.crossval import Fold, check_folds, main, run_command
 from utils.data.data_list import DataList
 from utils.distributed.process import Process
@@ -179,8 +180,8 @@ def test_what_is_not_finished_goes_on(
 
 
 def test_one_name_pattern_is_the_ensemble(again: list[str]) -> None:
-    args = parse_test(["--pretrained_dir=runs/all", "--pretrained_model_name", "fold*/model_final.pt"])
-    assert weight_files(args) == [Path(f"runs/all/fold{fold}/model_final.pt") for fold in (0, 1)]
+    found = weight_files(Path("runs/all"), ["fold*/model_final.pt"])
+    assert found == [Path(f"runs/all/fold{fold}/model_final.pt") for fold in (0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 from packaging.version import Version
 from torch import nn
 
-from tests.checkpoints.test_load import DESCRIPTION, OPTIONS
+from tests.checkpoints.conftest import CONFIG, DESCRIPTION, NETWORK_FILE
 from tests.conftest import REPOSITORY
 from utils import export
-from utils.checkpoints.description import Description, describe
+from utils.checkpoints.description import describe
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.save import save_checkpoint
@@ -32,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def saved(folder: Path, **changes: Any) -> tuple[Path, nn.Module]:
-    description = Description(**{**vars(DESCRIPTION), "options": {**OPTIONS, **changes}})
+    description = replace(DESCRIPTION, config=replace(CONFIG, **changes))
     torch.manual_seed(3)
     network = description.build()
     save_checkpoint(folder / "model.pt", description, network, Progress(epoch=7, score=0.5))

@@ -77,7 +77,8 @@ def test_files_pass_the_data_check_and_say_that_they_are_synthetic(phantoms: Pat
     assert (len(data.training), len(data.validation), len(data.test)) == (4, 2, 1)
     assert data.label_names(14) == LABELS
     for scan in data.training + data.validation + data.test:
-        assert check_scan(scan, in_channels=1, out_channels=14, settings=Preprocessing()).faults == []
+        findings = check_scan(scan, in_channels=1, out_channels=14, settings=Preprocessing())
+        assert (findings.faults, findings.remarks) == ([], [])
     assert "not patients" in json.loads((phantoms / "dataset_0.json").read_text())["description"]
     header = nib.Nifti1Image.from_filename(data.training[0].image[0]).header
     assert b"not patients" in bytes(header["descrip"])

@@ -124,6 +124,7 @@ def test_channels_of_several_files_are_stacked(tmp_path: Path, random: np.random
 OBLIQUE = np.array([[1.1, 0.1, 0, 3], [0, -1.2, 0, 5], [0, 0, 2.2, -7], [0, 0, 0, 1]])
 
 
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8", "scaled"])
 @pytest.mark.parametrize("affine", [np.diag([-1.1, 1.2, 2.2, 1]), OBLIQUE], ids=["straight", "oblique"])
 @pytest.mark.parametrize("intensity", ["ct", "zscore"])

@@ -186,9 +186,24 @@ def test_a_gzip_stream_of_several_members_as_bgzip_writes_it(tmp_path: Path) -> 
     assert_is_the_phantom(read(tmp_path / "scan.nii.gz"))
 
 
-def test_the_sign_of_pixdim_means_nothing_beside_an_sform(tmp_path: Path) -> None:
-    path = patch(save(tmp_path / "scan.nii"), PIXDIM, "f", -0.9, 1.2, -3)
-    assert_is_the_phantom(read(path))
+@pytest.mark.parametrize(("qform", "sform"), [(0, 1), (1, 0), (1, 1)])
+def test_the_signs_of_pixdim_mean_nothing_beside_an_sform_or_a_qform(tmp_path: Path, qform: int, sform: int) -> None:
+    """As nibabel and SimpleITK have it."""
+    made = nib.Nifti1Image(VOXELS, AFFINE)
+    made.header.set_qform(AFFINE, qform)
+    made.header.set_sform(AFFINE, sform)
+    nib.save(made, tmp_path / "scan.nii")
+    volume = read(patch(tmp_path / "scan.nii", PIXDIM, "f", -0.9, 1.2, -3))
+    np.testing.assert_array_equal(volume.voxels, VOXELS[None])
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert volume.remarks == []
+
+
+def test_pixdim_may_be_0_beside_an_sform(tmp_path: Path) -> None:
+    made = nib.Nifti1Image(VOXELS, AFFINE)
+    made.header.set_qform(AFFINE, 1)
+    nib.save(made, tmp_path / "scan.nii")
+    assert_is_the_phantom(read(patch(tmp_path / "scan.nii", PIXDIM, "f", 0, 0, 0)))
 
 
 def two_forms(folder: Path, qform: np.ndarray, sform: np.ndarray, qform_code: int = 1) -> Path:
@@ -222,7 +237,7 @@ def test_an_sform_that_turns_the_axes_otherwise_is_taken_with_a_remark(tmp_path:
     path = two_forms(tmp_path, QFORM, QFORM @ np.diag([-1, -1, 1, 1]))
     volume = read(path)
     np.testing.assert_allclose(volume.affine, QFORM @ np.diag([-1, -1, 1, 1]), atol=1e-6)
-    words = "its sform and its qform turn its axes in different directions; the sform is taken."
+    words = "its sform and its qform turn an axis in directions that differ by over 45°; the sform is taken."
     assert volume.remarks == [f"{path}: {words}"]
 
 
@@ -287,6 +302,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "its voxels are 2 × 2 × 0 mm, which can't be. Mend its header.",
     ),
     "negative spacing": (lambda folder: placed_by_spacing(folder, 2, -1.5, 3), "its voxels are 2 × -1.5 × 3 mm"),
+    "zero spacing beside a qform": (
+        lambda folder: patch(patch(placed_by_spacing(folder, 2, 0, 3), SFORM_CODE - 2, "h", 1), SFORM_CODE, "h", 0),
+        "its voxels are 2 × 0 × 3 mm, which can't be. Mend its header.",
+    ),
     "spacing that is no number": (lambda folder: placed_by_spacing(folder, np.nan, 2, 3), "are nan × 2 × 3 mm"),
     "infinite spacing": (lambda folder: placed_by_spacing(folder, np.inf, 2, 3), PLACELESS),
     "zero spacing, big-endian": (big_endian_placed_by_spacing, "its voxels are 1 × 1 × 0 mm"),

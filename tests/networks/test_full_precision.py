@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from networks import build_network
 from networks.layers import optimize_for_cpu
-from networks.layers.full_precision import OutBlock, ScanBlock, in_parts, normalised_kernels
+from networks.layers.full_precision import OutBlock, ScanResBlock, in_parts, normalised_kernels
 
 TINY = {"out_channels": 2, "img_size": 16, "feature_size": 2, "hidden_size": 8, "mlp_dim": 8, "num_heads": 2}
 
@@ -23,9 +23,10 @@ def monais_block(features: int, norm: str, res_block: bool = True) -> UnetrBasic
     return UnetrBasicBlock(3, 1, features, 3, 1, norm, res_block)
 
 
-def our_block(features: int, norm: str, res_block: bool = True) -> ScanBlock:
+def our_block(features: int, norm: str, res_block: bool = True) -> UnetrBasicBlock:
     block = optimize_for_cpu(Fast(monais_block(features, norm, res_block)))[0]
-    assert isinstance(block, ScanBlock)
+    assert isinstance(block, UnetrBasicBlock)
+    assert isinstance(block.layer, ScanResBlock) == res_block
     return block
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from networks import build_network
 from networks.layers import optimize_for_cpu
 from networks.layers.cpu_kernels import Conv3d, Linear
-from networks.layers.full_precision import OutBlock, ScanBlock, ScanResBlock
+from networks.layers.full_precision import OutBlock, ScanResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
 from networks.unetr import UNETR
@@ -71,7 +71,6 @@ def test_every_layer_of_unetr_that_has_a_faster_one_is_swapped() -> None:
         (nn.Linear, Linear, 12 * 4 + 1),  # of 12 transformer blocks, and of the patches
         (UnetrUpBlock, UpBlock, 4),
         (UnetOutBlock, OutBlock, 1),
-        (UnetrBasicBlock, ScanBlock, 1),
     ):
         assert (count(plain, before), count(plain, after)) == (number, 0)
         assert (count(optimized, before), count(optimized, after)) == (0, number)

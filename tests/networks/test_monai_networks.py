@@ -1,7 +1,8 @@
 """MONAI's networks under the same command lines, checkpoints and scores as ours."""
 
+import argparse
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,20 @@ from networks import NETWORKS, build_network, precision
 from networks.monai_networks import kernels_and_strides
 from networks.precision import choose_precision
 from tests.conftest import Run
-from tests.networks.test_compilation import CHEAP
-from tests.networks.test_compilation import step as training_step
+from tests.training.test_blocks import training_step, use_backend
 from tests.training.test_training import error_of, lines, weights
 from utils import export
-from utils.checkpoints.description import Description
+from utils.checkpoints.description import Description, describe
 from utils.checkpoints.foreign_weights import load_weights
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.resume import initial_state
 from utils.checkpoints.save import save_checkpoint
-from utils.config.flags import as_flags, network_options, parse_test, parse_train, preprocessing, recorded_flags
+from utils.config.flags import parse_test, parse_train, recorded_flags
+from utils.config.settings import description_from_args, start_settings
+from utils.data.data_list import unlisted
 from utils.phantom import LABELS
 from utils.system.errors import InputError
-from utils.training.compilation import compile_blocks
-from utils.training.recomputation import recompute_activations
+from utils.training.blocks import compile_blocks, recompute_activations
 
 GRID = ["--space_x=12", "--space_y=12", "--space_z=14"]
 SMALL = ["--roi_x=16", "--roi_y=16", "--roi_z=16"]
@@ -39,8 +40,8 @@ three = pytest.mark.parametrize("name", FLAGS)
 
 
 def described(name: str, *flags: str) -> Description:
-    args = vars(parse_train([f"--model_name={name}", *FLAGS[name], *flags]))
-    return Description(name, network_options(args), preprocessing(args), LABELS, amp=False)
+    args = parse_train([f"--model_name={name}", *FLAGS[name], "--noamp", *flags])
+    return replace(description_from_args(args, unlisted(None)), labels=LABELS)
 
 
 def saved(name: str, folder: Path, *flags: str) -> tuple[Path, nn.Module]:
@@ -133,13 +134,25 @@ def test_dynunet_has_nnunets_filters() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("swin_unetr --roi_x 48", "--roi_x must be a multiple of 32, not 48 (swin_unetr)"),
-        ("swin_unetr --roi_x 32 --roi_y 32 --roi_z 32", "--roi_x 32, --roi_y 32, --roi_z 32: one must be above 32"),
-        ("segresnet --roi_y 100", "--roi_y must be a multiple of 8, not 100 (segresnet)"),
-        ("dynunet --roi_z 90", "--roi_z must be a multiple of 16, not 90 (dynunet)"),  # 90, 45, 22.5, 11.25, 5.6
+        ("swin_unetr --roi_x 48", "--roi_x, --roi_y, --roi_z must be multiples of 32 for swin_unetr, not 48 × 96 × 96"),
+        (
+            "swin_unetr --roi_x 32 --roi_y 32 --roi_z 32",
+            "--roi_x, --roi_y, --roi_z 32 × 32 × 32: one must be above 32 for swin_unetr",
+        ),
+        ("segresnet --roi_y 100", "--roi_x, --roi_y, --roi_z must be multiples of 8 for segresnet, not 96 × 100 × 96"),
+        # 90, 45, 22.5, 11.25, 5.6
+        ("dynunet --roi_z 90", "--roi_x, --roi_y, --roi_z must be multiples of 16 for dynunet, not 96 × 96 × 90"),
+        (  # thick slices are halved twice, and the other axes four times
+            "dynunet --roi_x 72 --roi_y 64 --roi_z 20 --space_x 1 --space_y 1 --space_z 5",
+            "--roi_x, --roi_y, --roi_z must be multiples of 16 × 16 × 4 for dynunet, not 72 × 64 × 20",
+        ),
         ("dynunet --roi_x 8 --roi_y 8 --roi_z 8", "dynunet halves a window at least twice"),
         ("segresnet --mlp_dim 12", "--mlp_dim is not for segresnet; leave it out"),
-        ("dynunet --no-res_block --dropout_rate 0", "--res_block is not for dynunet; leave it out; --dropout_rate is"),
+        (
+            "dynunet --no-res_block --dropout_rate 0",
+            "--dropout_rate is not for dynunet; leave it out; --res_block is not for dynunet; leave it out (python",
+        ),
+        ("swin_unetr --feature_size 16", "argument --feature_size: must be a multiple of 12, not 16"),
     ],
 )
 def test_what_does_not_fit_a_network_ends_with_one_line(
@@ -155,14 +168,14 @@ def test_what_does_not_fit_a_network_ends_with_one_line(
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        ("swin_unetr", 16, "feature_size must be a multiple of 12 for swin_unetr, not 16"),
-        ("segresnet", 12, "feature_size must be a multiple of 8 for segresnet, not 12"),
-        ("dynunet", 321, "feature_size must be 1 to 320 for dynunet, not 321"),
+        ("swin_unetr", 16, "^`feature_size` must be a multiple of 12, not 16$"),
+        ("segresnet", 12, "^`feature_size` must be a multiple of 8, not 12$"),
+        ("dynunet", 321, "^`feature_size` must be at least 1 and below 321, not 321$"),
     ],
 )
 def test_a_width_that_does_not_fit_is_named(name: str, size: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        described(name, f"--feature_size={size}").build()
+        build_network(name, feature_size=size)
 
 
 def test_each_network_has_defaults_of_its_own() -> None:
@@ -175,10 +188,12 @@ def test_each_network_has_defaults_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_record_leads_back_to_its_flags(name: str) -> None:
-    flags = {**recorded_flags(name), "space_z": 3.5, "roi_y": 64}
-    own = {flag: value for flag, value in flags.items() if value is not None}
-    assert as_flags(name, network_options(flags), preprocessing(flags)) == own
-    assert network_options(flags).keys() == set(NETWORKS[name].keywords)
+    args = vars(parse_train([f"--model_name={name}", "--space_z=3.5", "--roi_y=64"]))
+    description = description_from_args(argparse.Namespace(**args), unlisted(None))
+    assert description.settings() == {flag: args[flag] for flag in recorded_flags() if args[flag] is not None}
+    assert description.options["img_size"] == (96, 64, 96)
+    assert description.options["spacing"] == (1.5, 1.5, 3.5)
+    assert describe(description.content()) == description
 
 
 @pytest.mark.parametrize(
@@ -189,7 +204,8 @@ def test_windows_that_become_two_voxels_deep_have_float32(
 ) -> None:
     """Halved five times, three times, and from patches of 16 to volumes of an eighth."""
     monkeypatch.setattr(precision, "_cpu_multiplies_bfloat16", lambda: True)
-    found = [choose_precision(torch.device("cpu"), True, (depth, 96, 96), name).dtype for depth in depths]
+    configs = [NETWORKS[name].make_config({"img_size": (depth, 96, 96)}) for depth in depths]
+    found = [choose_precision(torch.device("cpu"), True, config).dtype for config in configs]
     assert found == [torch.float32] * (len(depths) - 1) + [torch.bfloat16]
 
 
@@ -240,8 +256,8 @@ def test_weights_of_one_network_are_not_for_another(tmp_path: Path) -> None:
         ]
     )
     description = described("dynunet")
-    with pytest.raises(InputError, match="--model_name dynunet contradicts its segresnet"):
-        initial_state(args, None, description, None, description.build())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`model_name` dynunet contradicts its segresnet"):
+        initial_state(start_settings(args), None, description, unlisted(None), description.build())
     with pytest.raises(InputError, match="another architecture"):
         load_weights(description.build(), torch.load(path, weights_only=True)["state_dict"], "file.pt")
 
@@ -251,7 +267,7 @@ def test_weights_of_other_classes_or_another_width_name_the_flag(name: str) -> N
     wide = {"swin_unetr": 24, "segresnet": 16, "dynunet": 4}[name]
     other = described(name, "--out_channels=3", f"--feature_size={wide}").build().state_dict()
     with pytest.raises(
-        InputError, match=rf"--feature_size is \d+, but its weights have {wide}; --out_channels is 14, but"
+        InputError, match=rf"`feature_size` is \d+, but its weights have {wide}; `out_channels` is 14, but"
     ):
         load_weights(described(name).build(), other, "file.pt", adapt=False)
 
@@ -280,7 +296,7 @@ def test_activations_are_computed_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["segresnet", "dynunet"])
 def test_blocks_are_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=CHEAP))
+    use_backend(monkeypatch)
     network = described(name).build()
     plain = training_step(network, (1, 1, 16, 16, 16))
     compile_blocks(network)

@@ -71,27 +71,36 @@ def _add_model_flag(parser: argparse.ArgumentParser, default: str | None = "unet
     )
 
 
-def _add_network_flags(parser: argparse.ArgumentParser, architecture: Architecture | None) -> None:
-    """The flags of a network; those of others are known and hidden. Of none in particular, all have no default."""
-    group = parser.add_argument_group(f"network {architecture.name}" if architecture else "network")
+def _add_network_flags(
+    parser: argparse.ArgumentParser, architecture: Architecture | None, from_checkpoint: bool = False
+) -> None:
+    """The flags of a network; those of others are known and hidden.
+
+    Args:
+        from_checkpoint: whether a checkpoint says which network it is: then the flags of all are shown, none has a
+            default, and values are checked where the network is built.
+    """
+    title = "network" if architecture is None or from_checkpoint else f"network {architecture.name}"
+    group = parser.add_argument_group(title)
     taken: set[str] = set(parser._option_string_actions)
     for one in dict.fromkeys([*([architecture] if architecture else []), *NETWORKS.values()]):
-        own = one is architecture
+        own = one is architecture and not from_checkpoint
         for name, field in one.flags.items():
             if f"--{name}" in taken:
-                if own:
+                if one is architecture:
                     raise InputError(f"`model_name` {one.file}: its field {name} is a flag of ours. Rename it.")
                 continue
             taken.add(f"--{name}")
             kind, rules = one.types[name], field.metadata
-            shown = rules.get("help") if own or architecture is None else argparse.SUPPRESS
+            shown = rules.get("help") if own or from_checkpoint else argparse.SUPPRESS
             options: dict[str, Any] = {"default": field.default if own else None, "help": shown}
             if kind is bool:
                 action = group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **options)
             else:
                 if rules.get("choices") and shown != argparse.SUPPRESS:
                     options["help"] = f"{shown}: {', '.join(map(str, rules['choices']))}"
-                action = group.add_argument(f"--{name}", type=_setting_type(kind, rules), metavar="X", **options)
+                checks = {} if from_checkpoint else rules  # networks have different ones for a flag of the same name
+                action = group.add_argument(f"--{name}", type=_setting_type(kind, checks), metavar="X", **options)
             if rules.get("rare") or not own:
                 rare(action)
 
@@ -380,12 +389,7 @@ def test_parser(architecture: Architecture | None) -> Parser:
     )
     _add_machine_flags(parser)
     _add_model_flag(parser, default=None)
-    _add_network_flags(parser, None)
-    if architecture is not None and architecture.file is not None:
-        for name, field in architecture.flags.items():
-            if f"--{name}" not in parser._option_string_actions:
-                kind = architecture.types[name]
-                parser.add_argument(f"--{name}", type=_setting_type(kind, field.metadata), help=argparse.SUPPRESS)
+    _add_network_flags(parser, architecture, from_checkpoint=True)
     for add in (_add_preprocessing_flags, _add_augmentation_flags):
         before = set(parser._actions)
         add(parser)

@@ -5,8 +5,8 @@ Where headers leave a choice, training and testing make the same one:
 - Lengths in metres and microns become mm; a unit that the standard doesn't know is taken for mm.
 - The sform places the voxels. Only if its voxel sizes differ from ``pixdim`` by more than 1 %, and there is a qform
   (which takes its sizes from ``pixdim``), does the qform, as in ITK: in ACDC's files the sform is a mere identity.
-- Without an sform no size in ``pixdim`` may be 0 or negative, since it and the qform then place the voxels. With an
-  sform its sign means nothing, as in nibabel and ITK.
+- The signs in ``pixdim`` mean nothing beside an sform or a qform, as in nibabel and ITK. If a header has neither, a
+  negative size is an error, since it may be meant as a mirrored axis. Without an sform a size of 0 is one too.
 - Bytes behind the end of a gzip stream are left alone, as gunzip does.
 """
 
@@ -21,12 +21,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from utils.io.scan import Volume, volume_from_array
-from utils.system.errors import InputError, first_line, size_text
+from utils.system.errors import InputError, first_line
 
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this number
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
 SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
-SFORM_CODE_AT = {NIFTI_1: (254, "i2"), NIFTI_2: (348, "i4")}
+FORM_CODES_AT = {NIFTI_1: (252, "i2"), NIFTI_2: (344, "i4")}  # qform_code and sform_code
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
 SAME_SIZE = 0.01  # as a share of the voxel size
 
@@ -71,10 +71,11 @@ def read_nifti(path: Path, head: bytes) -> Volume:
         raise InputError(
             f"{path}: is cut off or damaged ({len(head)} of its header's {size} bytes are there). Copy it again."
         )
-    stored_spacing = _stored(head, SPACING_AT[size], 3)
-    has_sform = _stored(head, SFORM_CODE_AT[size], 1)[0] != 0
-    if not has_sform and not (stored_spacing > 0).all():  # nibabel makes them positive without a word
-        sizes = " × ".join(f"{value:g}" for value in stored_spacing)
+    pixdim = _stored(head, SPACING_AT[size], 3)
+    has_qform, has_sform = _stored(head, FORM_CODES_AT[size], 2) != 0
+    # nibabel would change them without a word
+    if not has_sform and not ((np.abs(pixdim) if has_qform else pixdim) > 0).all():
+        sizes = " × ".join(f"{value:g}" for value in pixdim)
         raise InputError(f"{path}: its voxels are {sizes} mm, which can't be. Mend its header.")
     try:
         if head[MAGIC_AT[size] : MAGIC_AT[size] + 2] == b"ni":
@@ -90,19 +91,19 @@ def read_nifti(path: Path, head: bytes) -> Volume:
         raise InputError(f"{path}: can't be read as NIfTI ({first_line(error)}). Copy or convert it again.") from error
     if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
         voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
-    affine, remark = _affine(image, stored_spacing)
+    affine, remark = _affine(image, np.abs(pixdim))
     volume = volume_from_array(path, voxels, affine, image.header)
     if remark is not None:
         volume.remarks.append(f"{path}: {remark}")
     return volume
 
 
-def _affine(image: Any, stored_spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
+def _affine(image: Any, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
     """The affine (4, 4) in mm, and what a person should know about its choice."""
     header = image.header
     affine, remark = image.affine, None
     if header["qform_code"] != 0 and header["sform_code"] != 0:
-        affine, remark = _choose_form(affine, header, stored_spacing)
+        affine, remark = _choose_form(affine, header, spacing)
     elif header["qform_code"] == header["sform_code"] == 0:
         remark = "its header doesn't tell how it lies, so that left and right are a guess."
     affine = affine.copy()
@@ -110,20 +111,21 @@ def _affine(image: Any, stored_spacing: np.ndarray) -> tuple[np.ndarray, str | N
     return affine, remark
 
 
-def _choose_form(
-    sform: np.ndarray, header: nib.Nifti1Header, stored_spacing: np.ndarray
-) -> tuple[np.ndarray, str | None]:
+def _choose_form(sform: np.ndarray, header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
     """The sform or the qform of a header that has both, and how they disagree."""
     try:
         qform = header.get_qform()
     except (HeaderDataError, ValueError):  # of numbers that make no rotation
         return sform, None
+    if not (spacing > 0).all():
+        return sform, None
     sizes = voxel_sizes(sform)
-    if not np.allclose(sizes, stored_spacing, rtol=SAME_SIZE, atol=0) and (stored_spacing > 0).all():
-        ours, others = (size_text([f"{value:.4g}" for value in one]) for one in (stored_spacing, sizes))
-        return qform, f"its qform has voxels of {ours}, its sform of {others}; the qform is taken, as in ITK."
-    if nib.aff2axcodes(qform) != nib.aff2axcodes(sform):
-        return sform, "its sform and its qform turn its axes in different directions; the sform is taken."
+    if not np.allclose(sizes, spacing, rtol=SAME_SIZE, atol=0):
+        of_qform, of_sform = (" × ".join(f"{value:.4g}" for value in each) for each in (spacing, sizes))
+        return qform, f"its qform has voxels of {of_qform}, its sform of {of_sform}; the qform is taken, as in ITK."
+    cosines = (qform[:3, :3] / spacing * sform[:3, :3] / sizes).sum(0)  # of the angles between each axis's directions
+    if cosines.min() < np.sqrt(0.5):
+        return sform, "its sform and its qform turn an axis in directions that differ by over 45°; the sform is taken."
     return sform, None
 
 
