@@ -225,7 +225,8 @@ def main(args: argparse.Namespace) -> None:
     """Print a row for each kind of work."""
     device = choose_device(args.device)
     if args.one:
-        print(json.dumps(measure(*args.one, device, args.times, args.crops)))
+        who, work, dtype = args.one
+        print(json.dumps(measure(who, work, dtype, device, args.times, args.crops)))
         return
     peers = "float16 by autocast" if device.type == "cuda" else "float32"
     print(f"on {device}, {os.cpu_count()} cores, torch {torch.__version__}; the peer is MONAI's UNETR in {peers}")

@@ -314,8 +314,8 @@ def differences(expected: Path, found: Path) -> list[str]:
     """The results that differ between two runs of one seed. Wall-clock times may differ."""
     problems = []
     for name in ("model.pt", "model_final.pt"):
-        contents = (_comparable(torch.load(folder / name, weights_only=True)) for folder in (expected, found))
-        problems += [f"{name}: {place}" for place in _unequal(*contents)]
+        one, other = (_comparable(torch.load(folder / name, weights_only=True)) for folder in (expected, found))
+        problems += [f"{name}: {place}" for place in _unequal(one, other)]
     if _curves(expected) != _curves(found):
         problems.append("TensorBoard's curves")
     if (expected / "progress.png").read_bytes() != (found / "progress.png").read_bytes():

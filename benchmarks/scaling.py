@@ -88,9 +88,9 @@ def _train(rank: int, processes: int, name: str | None, steps: int, folder: str)
         step(nullcontext())
     rows = [(step(nullcontext()), step(process.no_sync(learner.wrapped)), exchange_alone()) for _ in range(steps)]
     if process.is_main:
-        medians = (statistics.median(column) for column in zip(*rows, strict=True))
+        with_exchange, silent, alone = (statistics.median(column) for column in zip(*rows, strict=True))
         size = gradients.numel() * gradients.element_size()
-        torch.save(asdict(Times(*medians, gradients=size)), f"{folder}/times.pt")
+        torch.save(asdict(Times(with_exchange, silent, alone, size)), f"{folder}/times.pt")
     process.barrier()
     dist.destroy_process_group()
 

@@ -237,7 +237,12 @@ def register(name: str, *, config: type, window_divisor: Callable[[Any], tuple[i
 
     A config that doesn't inherit from :class:`NetworkConfig` gets its fields all the same. That of another network may
     be given too.
+
+    Raises:
+        TypeError: if it is no dataclass.
     """
+    if "__dataclass_fields__" not in vars(config):  # what is inherited lacks the fields of this class
+        raise TypeError(f"{config.__name__}, the config of {name}, must be a dataclass")
     whole = config
     if not issubclass(config, NetworkConfig) or config in ARCHITECTURES:  # a config belongs to one network
         bases = (config,) if issubclass(config, NetworkConfig) else (config, NetworkConfig)
@@ -322,13 +327,14 @@ def _load_file(path: Path) -> Architecture:
         )
     if found[0].name in NETWORKS:
         raise InputError(f"`model_name` {path}: calls its network {found[0].name}, as ours is called. Rename it.")
+    types = found[0].types
     faults = [
-        f"its field {field.name} has no default"
-        for field in dataclasses.fields(found[0].config)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        f"its field {name} must be an int, float, str or bool with a default"
+        for name, field in found[0].flags.items()
+        if types[name] not in (int, float, str, bool) or field.default is dataclasses.MISSING
     ]
     if faults:
-        raise InputError(f"`model_name` {path}: {'; '.join(faults)}. Give one.")
+        raise InputError(f"`model_name` {path}: {'; '.join(faults)}, to be a flag.")
     _FILES[sha256] = dataclasses.replace(found[0], file=path, sha256=sha256)
     ARCHITECTURES[found[0].config] = _FILES[sha256]
     return _FILES[sha256]
@@ -356,7 +362,7 @@ def file_given(name: str, file_name: str, sha256: str) -> Architecture:
     if same_name is None:
         raise InputError(
             f"its network {name} is defined in {file_name} (SHA-256 {sha256}), which is code, and is not loaded unasked. "
-            f"Give it as `model_name` PATH/{file_name}."
+            f"Give it as `model_name` PATH/{file_name} (in Python: network_file)."
         )
     raise InputError(
         f"its network {name} is defined in {file_name} (SHA-256 {sha256}), but {same_name.file} has SHA-256 "

@@ -1,3 +1,3 @@
-"""Everything about files, flags, processes and scores that training and testing share."""
+"""Commands (the files in this folder) and the library (its folders, each with one job)."""
 
 __version__ = "0.2.0"

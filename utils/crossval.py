@@ -1,12 +1,13 @@
-"""Train every fold of a task and score each network on the scans that it didn't see: ``python -m utils.crossval``.
+"""Cross-validation: ``python -m utils.crossval`` trains all folds and scores each on the scans that it didn't see.
 
-It takes the flags of ``main.py``. Fold N is an ordinary run, ``runs/NAME/foldN``, by ``main.py`` in a process of its
-own, and ``test.py`` scores its validation scans into ``runs/NAME/out_of_fold``, which in the end holds the mask of
-every scan by the network that didn't see it. ``crossval.csv`` and ``crossval.json`` have means and standard deviations
-over folds and over scans. What is finished is passed over, so that the same command goes on after an interruption.
+It takes the flags of ``main.py``. For each fold, ``main.py`` trains an ordinary run, ``runs/NAME/foldN``, and
+``test.py`` segments and scores that fold's validation scans. All masks go to ``runs/NAME/out_of_fold``; in the end it
+holds every scan's mask, each by the network that didn't see the scan. ``crossval.csv`` and ``crossval.json`` have means
+and standard deviations over folds and over scans. Finished work is skipped, so the same command continues after an
+interruption.
 
-The weights that are scored are those after the last epoch, ``model_final.pt``. ``model.pt`` is the best of several
-validations on just those scans, whose scores would come out too high.
+Scored are the weights after the last epoch, ``model_final.pt``. ``model.pt`` was chosen by its score on these very
+scans, so its scores would be too high.
 """
 
 import argparse
@@ -28,10 +29,11 @@ import monai
 import torch
 
 import utils
+from networks.registry import find_architecture
 from utils.checkpoints.description import Description, preprocessing_from, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
-from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, parse_train, testing_flags
+from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
 from utils.config.settings import job_from_args
 from utils.data.check import check_scans
@@ -70,9 +72,8 @@ class Fold:
     """One fold.
 
     Attributes:
-        number: what ``--fold`` calls it.
-        data: its scans.
-        folder: of its run.
+        number: its value of ``--fold``.
+        folder: the folder of its run.
         training: the flags of ``main.py``.
         testing: the flags of ``test.py``.
     """
@@ -88,12 +89,17 @@ class Fold:
 
 
 def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: Execute, process: Process) -> None:
-    """Train, score and sum up.
+    """Train and score the folds, and write the tables.
 
     Args:
-        flags: those that ``main.py`` gets for every fold.
-        command: the command line, for the record.
-        execute: runs a command and gives its exit status.
+        flags: the flags of ``main.py`` that all folds share.
+        command: the command line, for ``crossval.json``.
+        execute: runs a command and returns its exit status.
+
+    Raises:
+        InputError: if a flag, a data list or an earlier run doesn't fit.
+        TrainingError: if a fold's training ended early.
+        Stopped: after a signal.
     """
     if "RANK" in os.environ:
         raise InputError(
@@ -105,7 +111,7 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
     with claim_group(args.logdir) as folder:
         trained = {} if args.overwrite else {fold.number: find_trained(fold, args) for fold in folds}
         untrained = [fold for fold in folds if trained.get(fold.number) is None]
-        if not args.skip_data_check:  # all of them now, so that the last fold doesn't fail days later
+        if not args.skip_data_check:  # all scans now, so that the last fold doesn't fail days later
             scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
             settings = preprocessing_from(vars(args))
             check_scans(scans, args.in_channels, args.out_channels, settings, args.workers, process)
@@ -128,7 +134,7 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
     """The folds that the flags ask for.
 
     Raises:
-        InputError: if a data list is missing or isn't one.
+        InputError: if a data list is missing or can't be read.
     """
     group = RUNS / args.logdir
     folds = []
@@ -146,10 +152,13 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
 
 
 def check_folds(folds: Sequence[Fold], out_channels: int) -> list[str]:
-    """Check that every scan is scored once, by a network that hasn't seen it; what may still surprise.
+    """Check that no network is scored on a scan that it trained on, and no scan is scored twice.
+
+    Returns:
+        A note if some scans are scored by no fold.
 
     Raises:
-        InputError: naming the first scan that isn't, or the folds whose labels differ.
+        InputError: naming the first scan for which that doesn't hold, or the folds whose labels differ.
     """
     validates: dict[tuple[str, ...], Fold] = {}
     named: dict[str, Path] = {}
@@ -184,10 +193,10 @@ def _files(scan: Scan) -> tuple[str, ...]:
 
 
 def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
-    """The network of a fold that is trained to the last epoch, else None.
+    """The network of a fold whose training is complete, else None.
 
     Raises:
-        InputError: if what was trained so far had other flags, scans or labels.
+        InputError: if the fold's run so far had other flags, scans or labels.
     """
     latest = fold.folder / LATEST
     if not latest.exists():
@@ -196,15 +205,18 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
         content = read_checkpoint(latest)
         description = require_continuable(latest, content)
     except DamagedError:
-        return None  # main.py goes on from the one before
+        return None  # main.py continues from the previous checkpoint
     remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
     state = content["resume"]
-    given = {name: getattr(args, name) for name in flags_of_a_network(description.architecture)}
+    architecture = description.architecture
+    given = {name: getattr(args, name) for name in flags_of_a_network(architecture)}
     if args.resume_ckpt or args.resume_jit:
         given["pretrained_model_name"] = args.pretrained_model_name
-    # an older run had what is newer at its default
-    name = description.network if description.architecture.file is None else args.model_name
-    recorded = {**vars(parse_train(["--model_name", name])), **state["flags"]}
+    # flags that are newer than the run had their defaults
+    recorded = {**vars(train_parser(architecture).parse_args([])), **state["flags"]}
+    # a network's file may have moved since
+    given["model_name"] = find_architecture(args.model_name).title
+    recorded["model_name"] = architecture.title
     refuse_contradictions(latest, given, recorded, remedy)
     if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
@@ -213,17 +225,15 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     if content["epoch"] < args.max_epochs:
         return None
     if recorded["max_epochs"] > args.max_epochs:
-        raise InputError(
-            f"{latest}: was broken off after {content['epoch']} of {recorded['max_epochs']} epochs. {remedy}"
-        )
+        raise InputError(f"{latest}: stopped after {content['epoch']} of {recorded['max_epochs']} epochs. {remedy}")
     return description
 
 
 def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, process: Process) -> Description:
-    """Begin or continue a fold's run; the network that came of it.
+    """Start or continue a fold's run; return the trained network's description.
 
     Raises:
-        TrainingError: if its end wasn't saved.
+        TrainingError: if the checkpoint of the last epoch is missing.
     """
     known = _machines(group)
     here = machine(gpu=args.device is None or args.device.startswith("cuda"))
@@ -233,22 +243,22 @@ def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, p
     _require(fold, "main.py", fold.training, execute)
     description = find_trained(fold, args)
     if description is None:
-        raise TrainingError(f"{fold}: main.py ended, but {fold.folder} doesn't hold all epochs. Launch it again.")
+        raise TrainingError(f"{fold}: main.py ended, but {fold.folder} lacks the last epoch. Launch it again.")
     return description
 
 
 def score(fold: Fold, description: Description, execute: Execute, process: Process) -> tuple[SegmentationJob, Records]:
-    """Segment a fold's validation scans where that isn't done; their records.
+    """Segment and score a fold's validation scans, unless that is done; return the job and each scan's record.
 
     Raises:
-        InputError: if one is missing after all.
+        InputError: if a record is missing afterwards.
     """
     job = job_from_args(parse_test(fold.testing), [file_state(fold.folder / LATEST)], description)
     if None in [finished(scan, job) for scan in fold.data.validation]:
         process.say(f"{fold}: test.py segments {len(fold.data.validation)} scans")
         _require(fold, "test.py", fold.testing, execute)
     else:
-        process.say(f"{fold}: is trained and scored")
+        process.say(f"{fold}: already trained and scored")
     records = {scan.name: finished(scan, job) for scan in fold.data.validation}
     missing = [name for name, record in records.items() if record is None]
     if missing:
@@ -257,7 +267,7 @@ def score(fold: Fold, description: Description, execute: Execute, process: Proce
 
 
 def _require(fold: Fold, program: str, flags: Sequence[str], execute: Execute) -> None:
-    """Run one of the two programs; its failure ends this one with its status."""
+    """Run ``main.py`` or ``test.py``. If it fails, exit with its status."""
     status = execute([sys.executable, str(REPOSITORY / program), *flags])
     if status != 0:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
@@ -273,11 +283,11 @@ def sum_up(
     command: str,
     process: Process,
 ) -> None:
-    """Print and write the tables over all folds, and over all scans those that ``test.py`` writes of some."""
-    orders = [job for job, _ in results.values()]
+    """Print and write the tables over the folds, and over all scans the results that ``test.py`` writes."""
+    jobs = [job for job, _ in results.values()]
     records = {name: record for _, some in results.values() for name, record in some.items()}
-    weights = [entry for job in orders for entry in job.made_with["weights"]]
-    job = replace(orders[0], made_with={**orders[0].made_with, "weights": weights})
+    weights = [entry for job in jobs for entry in job.made_with["weights"]]
+    job = replace(jobs[0], made_with={**jobs[0].made_with, "weights": weights})
     save_results(Outcome(records), job, "torch")
 
     tables = {which: _fold_scores(results, which) for which in TABLES}
@@ -308,9 +318,9 @@ def sum_up(
                 "sha256": hashlib.sha256(fold.data.path.read_bytes()).hexdigest(),
                 "training": len(fold.data.training),
                 "validation": len(fold.data.validation),
-                # none where only the checkpoints came here from the machine that trained it
+                # None if only the checkpoints were copied from the machine that trained the fold
                 "seconds of training steps": _seconds(fold.folder / "metrics.jsonl"),
-                "machines": known.get(str(fold.number)),  # none where main.py was launched by hand
+                "machines": known.get(str(fold.number)),  # None if main.py was launched by hand
             }
             for fold in folds
         ],
@@ -333,7 +343,7 @@ def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: 
 
 
 def _machines(group: Path) -> dict[str, list[str]]:
-    """By fold, what it was trained on."""
+    """The machines that trained each fold."""
     path = group / MACHINES
     known: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return known
@@ -347,14 +357,14 @@ def _seconds(metrics: Path) -> float | None:
 
 
 def run_command(stop: StopRequest, command: Sequence[str]) -> int:
-    """Run a command to its end, to which a signal is handed on; its exit status.
+    """Run a command, pass signals on to it, and return its exit status.
 
     Raises:
-        Stopped: after a signal, when the command has ended.
+        Stopped: after a signal, once the command has ended.
     """
     child = None
     try:
-        with stop.deferred():  # a signal now would leave the child without anyone who knows it
+        with stop.deferred():  # a signal between these two would leave a child that nobody waits for
             child = subprocess.Popen(command)
         stop.raise_if_requested()
         return child.wait()
@@ -367,7 +377,7 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Cross-validate as a command line says; a mistake in it ends the program with one line."""
+    """Run the command line; an error that the user can mend ends the program with one line."""
     args, flags = parse_crossval(argv)
     command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
     stop = StopRequest()

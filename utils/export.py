@@ -1,7 +1,7 @@
 """Write a trained network for other programs: ``python -m utils.export runs/NAME/model.pt --format onnx``.
 
-TorchScript and ONNX hold the network itself, a bare state dict its weights under the published names. Each carries
-what inference has to know (labels, spacing, window, intensities) as a JSON text called ``unetr.json``.
+TorchScript and ONNX hold the network itself, a bare state dict holds its weights under the published names. Each also
+holds ``unetr.json``, a JSON text with what inference has to know: labels, spacing, window, intensities.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.registry import find_architecture
 from utils.checkpoints.description import METADATA, describe
 from utils.checkpoints.foreign_weights import load_weights
 from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
-from networks.registry import find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser
 from utils.system.errors import InputError, one_line_errors
@@ -32,38 +32,43 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def export(weights: Path, format_name: str, output: Path) -> float:
-    """Write the network of a checkpoint in another format, and compare its logits with those of what was written.
+    """Write the network of a checkpoint in another format, and check that the file gives the same logits.
+
+    ``output`` is written in one step: after an error it is as it was before.
 
     Args:
         format_name: one of :data:`ENDINGS`.
 
     Returns:
-        The largest difference of the logits, on random windows.
+        The largest difference between the logits of network and file, on random windows.
 
     Raises:
-        InputError: if the checkpoint can't be read or is ``output``, a package that the format needs is missing, or
-            what was written gives other logits; ``output`` is then as it was before.
+        InputError: if the checkpoint can't be read or is ``output`` itself, a package for the format is missing, or
+            the file gives other logits.
         WriteError: if ``output`` can't be written.
     """
     content = read_checkpoint(weights)
     if output.exists() and output.samefile(weights):
-        raise InputError(f"--output {output}: is the checkpoint itself, which would be lost. Give another name.")
-    recorded = description = describe(content, weights)
-    if recorded is None or description is None:
+        raise InputError(f"--output {output}: is the checkpoint itself, which would be lost. Give another file.")
+    description = describe(content, weights)
+    if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
     state_dict = content["state_dict"]
-    if description.options.get("deep_supervision"):  # outputs at coarser resolutions serve training alone
+    supervised = description.options.get("deep_supervision", False)
+    if supervised:  # only training needs the outputs at coarser resolutions
         config: Any = description.config
         description = replace(description, config=replace(config, deep_supervision=False))
     network = description.build().eval()
-    coarse = set(state_dict) - set(network.state_dict()) if description.config != recorded.config else set()
-    load_weights(network, {name: state_dict[name] for name in state_dict if name not in coarse}, str(weights))
-    told = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
-    told["network"] = description.content()["network"]
-    metadata = json.dumps(told, indent=2)
+    if supervised:
+        kept = network.state_dict()
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name in kept}
+    load_weights(network, state_dict, str(weights))
+    facts = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
+    facts["network"] = description.content()["network"]
+    metadata = json.dumps(facts, indent=2)
 
     generator = torch.Generator().manual_seed(0)
-    # two windows, since an exporter may take a batch of one for the only one that there is
+    # two windows: from one, an exporter may conclude that a batch has one sample
     windows = torch.randn(2, description.config.in_channels, *description.preprocessing.roi, generator=generator)
     with atomic_write(output) as temporary, torch.inference_mode():
         forward = WRITERS[format_name](temporary, network, windows, metadata)
@@ -81,8 +86,10 @@ def _write_torchscript(path: Path, network: nn.Module, windows: Tensor, metadata
     try:
         script = torch.jit.script(network)
     except torch.jit.frontend.NotSupportedError as error:  # MONAI's Swin UNETR
-        raise InputError("--format torchscript: torch can't write this network so. Give --format onnx.") from error
-    with open(path, "wb") as file:  # torch's own writer hides a full disk behind another error
+        raise InputError(
+            "--format torchscript: torch can't write this network as TorchScript. Give --format onnx."
+        ) from error
+    with open(path, "wb") as file:  # given a path, torch hides a full disk behind another error
         torch.jit.save(script, file, _extra_files={METADATA: metadata})
     return read_torchscript(path)[0]
 
@@ -91,16 +98,16 @@ def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) 
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ModuleNotFoundError as error:
         raise InputError(f"--format onnx: needs {error.name}. pip install -r requirements.txt installs it.") from error
     for layer in network.modules():
         if isinstance(layer, nn.Conv3d) and layer.bias is None:
-            # onnxscript writes a bias of another shape where there is none, which onnxruntime then refuses
+            # for a convolution without a bias onnxscript writes one of a wrong shape, which onnxruntime refuses
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that this network doesn't need
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that aren't needed
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch's use of its own parts
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # raised by torch's own calls
             program = torch.onnx.export(
                 network,
                 (windows,),
@@ -114,7 +121,7 @@ def _write_onnx(path: Path, network: nn.Module, windows: Tensor, metadata: str) 
         raise InputError(
             f"--format onnx: torch {torch.__version__} can't write this network as ONNX. Export it with torch 2.13."
         ) from error
-    assert program is not None  # it is None with another exporter alone
+    assert program is not None, "with dynamo=True torch returns a program"
     model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA: metadata})
     onnx.save(model, path)
@@ -142,10 +149,10 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
 
 
 def main(args: argparse.Namespace) -> None:
-    """Export, and say what came of it."""
+    """Export, and print the file's size and accuracy."""
     weights = Path(args.weights)
     if args.model_name is not None:
-        find_architecture(args.model_name)
+        find_architecture(args.model_name)  # its checkpoints can be read after that
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. Give a checkpoint of main.py: its runs hold model.pt.")
     output = weights.with_name(weights.stem + ENDINGS[args.format]) if args.output is None else Path(args.output)
@@ -161,9 +168,9 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
     parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt")
     parser.add_argument("--format", choices=tuple(WRITERS), default="torchscript", help="what to write")
+    parser.add_argument("--output", metavar="FILE", help="the file to write (default: beside the checkpoint)")
     parser.add_argument(
-        "--model_name", metavar="FILE", help="the .py file of a network of one's own; it is code, and is run"
+        "--model_name", metavar="FILE", help="for a network of your own: its .py file, which is code and is run"
     )
-    parser.add_argument("--output", help="the file to write (default: beside the checkpoint)")
     with one_line_errors(name_flags):
         main(parser.parse_args())

@@ -31,13 +31,19 @@ DESCRIPTION = Description(
 )
 # what a bare state dict of that network doesn't say
 SETTINGS: dict[str, Any] = {
-    **{"out_channels": 3, "roi_x": 16, "roi_y": 16, "roi_z": 32},
-    **{"feature_size": 2, "hidden_size": 12, "mlp_dim": 8, "num_heads": 2},
+    "out_channels": 3,
+    "roi_x": 16,
+    "roi_y": 16,
+    "roi_z": 32,
+    "feature_size": 2,
+    "hidden_size": 12,
+    "mlp_dim": 8,
+    "num_heads": 2,
 }
 DATA = DataList(Path("dataset_0.json"), Path("data"), [], [], [], None)
 
 # a network of one's own: one convolution, and classes from it
-NETWORK_FILE = '''
+NETWORK_FILE = """
 from dataclasses import dataclass
 
 from torch import nn
@@ -63,7 +69,7 @@ class Plain(nn.Module):
 
     def forward(self, volume):
         return self.head(self.body(self.stem(volume).relu()).relu())
-'''
+"""
 
 
 @pytest.fixture

@@ -13,8 +13,14 @@ from utils.data.preprocessing import Preprocessing
 from utils.system.errors import InputError
 
 FIELDS: dict[str, Any] = {
-    **{"intensity": "ct", "a_min": -175.0, "a_max": 250.0, "b_min": 0.0, "b_max": 1.0},
-    **{"spacing": [1.5, 1.5, 3.0], "roi": [32, 32, 64], "orientation": "RAS"},
+    "intensity": "ct",
+    "a_min": -175.0,
+    "a_max": 250.0,
+    "b_min": 0.0,
+    "b_max": 1.0,
+    "spacing": [1.5, 1.5, 3.0],
+    "roi": [32, 32, 64],
+    "orientation": "RAS",
 }
 
 

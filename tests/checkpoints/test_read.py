@@ -14,9 +14,7 @@ from utils.system.errors import DamagedError, InputError
 
 
 def test_a_score_of_numpy_as_checkpoints_of_2021_have_it(network: nn.Module, tmp_path: Path) -> None:
-    torch.save(
-        {"epoch": 4800, "best_acc": np.float64(0.79), "state_dict": network.state_dict()}, tmp_path / "model.pt"
-    )
+    torch.save({"epoch": 4800, "best_acc": np.float64(0.79), "state_dict": network.state_dict()}, tmp_path / "model.pt")
     content = read_checkpoint(tmp_path / "model.pt")
     assert (content["epoch"], content["best_acc"]) == (4800, 0.79)
     assert content["state_dict"].keys() == network.state_dict().keys()

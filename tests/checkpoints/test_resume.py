@@ -58,7 +58,7 @@ def test_settings_that_contradict_the_checkpoint_are_an_error(saved: Path) -> No
 
 
 def test_weights_alone_are_nothing_to_continue_from(saved: Path) -> None:
-    with pytest.raises(DamagedError, match=r"model\.pt: holds weights alone, nothing to continue from\. Give the run's"):
+    with pytest.raises(DamagedError, match=r"model\.pt: holds weights alone, nothing to continue from\. Give the"):
         initial_state(StartSettings(), saved, DESCRIPTION, DATA, DESCRIPTION.build())
     content = {**torch.load(saved, weights_only=True), "resume": {}}
     assert require_continuable(saved, content) == DESCRIPTION

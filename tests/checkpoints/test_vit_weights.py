@@ -139,9 +139,10 @@ def test_scales_of_layers_are_taken_into_the_layers() -> None:
 def test_a_bias_of_queries_is_left_out_and_said() -> None:
     state = named_as_timm(vit_of(2))
     without, with_it = build(), build()
-    assert "left out: biases of queries, which UNETR has not" not in load_vit_weights(without, state, "file.pth")[1]
+    note = "left out: biases of queries, which UNETR doesn't have"
+    assert note not in load_vit_weights(without, state, "file.pth")[1]
     state["blocks.3.attn.qkv.bias"] = torch.cat([torch.ones(12), state["blocks.3.attn.qkv.bias"][12:]])
-    assert "left out: biases of queries, which UNETR has not" in load_vit_weights(with_it, state, "file.pth")[1]
+    assert note in load_vit_weights(with_it, state, "file.pth")[1]
     for name, tensor in without.state_dict().items():
         assert torch.equal(with_it.state_dict()[name], tensor), name
 
@@ -189,9 +190,9 @@ def test_what_is_missing_beside_the_blocks_stays_as_it_was_and_is_said() -> None
         del state[name]
     _, notes = load_vit_weights(ours, state, "file.pth")
     assert notes[1:4] == [
-        "left out, and its blocks compute something else without them: blocks.4.attn.q_norm.weight",
+        "left out, though its blocks compute something else without: blocks.4.attn.q_norm.weight",
         "left out: rope.freqs",
-        f"not in file.pth, and as in a new network: {POSITIONS.removeprefix('vit.')}, norm.* (2)",
+        f"not in file.pth, so as in a new network: {POSITIONS.removeprefix('vit.')}, norm.* (2)",
     ]
     assert all(torch.equal(ours.state_dict()[name], fresh[name]) for name in (POSITIONS, "vit.norm.weight"))
 
@@ -207,8 +208,8 @@ def test_a_flattened_patch_of_16_voxels_is_not_taken_for_8_channels_of_8_voxels(
 CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
     "sizes": (
         lambda: named_as_timm(vit_of(2, hidden_size=24, mlp_dim=40)),
-        "file.pth: `hidden_size` is 12, but its ViT has 24; `mlp_dim` is 16, but its ViT has 40. Give `hidden_size` 24 "
-        "`mlp_dim` 40, and the `num_heads` that it was trained with.",
+        "file.pth: `hidden_size` is 12, but its ViT has 24; `mlp_dim` is 16, but its ViT has 40. Give `hidden_size` "
+        "24, `mlp_dim` 40, and the `num_heads` that it was trained with.",
     ),
     "deeper": (lambda: named_as_timm(vit_of(2, num_layers=24)), "its ViT has 24 blocks, and UNETR's has 12. Give"),
     "shallower": (lambda: named_as_timm(vit_of(2, num_layers=6)), "its ViT has 6 blocks, and UNETR's has 12. Give"),

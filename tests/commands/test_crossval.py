@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints.conftest import NETWORK_FILE
 from tests.conftest import TINY, Run
 from utils.checkpoints.load import weight_files
 from utils.config.flags import parse_crossval
@@ -184,6 +186,33 @@ def test_one_name_pattern_is_the_ensemble(again: list[str]) -> None:
     assert found == [Path(f"runs/all/fold{fold}/model_final.pt") for fold in (0, 1)]
 
 
+def test_a_network_of_ones_own_whose_windows_divide_otherwise_than_ours(
+    run_main: Run, run_test: Run, phantoms: Path, in_tmp: Path
+) -> None:
+    """Its windows are multiples of 5, and the default of 96 voxels is none."""
+    Path("plain.py").write_text(NETWORK_FILE)
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    entries = [{**entry, "fold": number} for number, entry in enumerate(content["training"][:2])]
+    Path("folds.json").write_text(json.dumps({"labels": content["labels"], "training": entries}))
+    flags = [f"--data_dir={phantoms}", "--json_list=folds.json", "--logdir=own", "--workers=0", "--max_epochs=1"]
+    flags += ["--device=cpu", "--roi_x=10", "--roi_y=10", "--roi_z=10", *TINY[:3], "--skip_data_check"]
+    flags += ["--RandFlipd_prob=0", "--width=3"]
+
+    def run(*more: str) -> list[str]:
+        programs = Programs(run_main, run_test)
+        main(*parse_crossval([*flags, *more]), "the command", programs, CPU)
+        return programs.log
+
+    assert run("--model_name=plain.py") == [
+        *("main.py --fold=0", "test.py --fold=0", "main.py --fold=1", "test.py --fold=1")
+    ]
+    assert set(json.loads(Path("runs/own/crossval.json").read_text())["scores"]) == {"dice", "nsd", "hd95_mm"}
+    Path("plain.py").rename("moved.py")
+    assert run("--model_name=moved.py") == []
+    with pytest.raises(InputError, match="`width` 4 contradicts its 3"):
+        run("--model_name=moved.py", "--width=4")
+
+
 @pytest.mark.parametrize(
     ("status", "code", "words"), [(3, 3, "ended with status 3"), (-signal.SIGKILL, 137, "was killed by SIGKILL")]
 )
@@ -210,7 +239,7 @@ def test_a_fold_that_fails_ends_it_with_its_status(
 def test_overwrite_begins_all_folds_anew(again: list[str], run_main: Run, run_test: Run) -> None:
     Path("runs/all/fold1/notes.txt").write_text("mine")
     programs = Programs(run_main, run_test, {"main.py --fold=0": 1})
-    with pytest.raises(InputError, match="no such file"):  # a fault that shows before leaves the runs alone
+    with pytest.raises(InputError, match="No such file"):  # a fault that shows before leaves the runs alone
         cross_validate(programs, "--data_dir=.", "--overwrite")
     assert Path("runs/all/fold1/model_final.pt").exists()
     with pytest.raises(SystemExit):
@@ -230,8 +259,9 @@ def test_overwrite_begins_all_folds_anew(again: list[str], run_main: Run, run_te
     ],
 )
 def test_what_does_not_fit_the_folds_there(again: list[str], flags: list[str], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError) as error:
         cross_validate(Programs(pytest.fail, pytest.fail), *again, *flags)
+    assert re.search(words, name_flags(str(error.value)))
 
 
 def test_a_run_that_was_broken_off_is_none_of_fewer_epochs(again: list[str]) -> None:
@@ -240,9 +270,7 @@ def test_a_run_that_was_broken_off_is_none_of_fewer_epochs(again: list[str]) -> 
     content = torch.load(path, weights_only=True)
     content["resume"]["flags"]["max_epochs"] = 34
     torch.save(content, path)
-    with pytest.raises(
-        InputError, match=r"fold0/model_final\.pt: was broken off after 1 of 34 epochs\. Give the flags"
-    ):
+    with pytest.raises(InputError, match=r"fold0/model_final\.pt: stopped after 1 of 34 epochs\. Give the flags"):
         cross_validate(Programs(pytest.fail, pytest.fail), *again)
 
 
@@ -251,7 +279,7 @@ def test_flags_that_an_older_run_does_not_record_had_their_defaults(again: list[
     content = torch.load(path, weights_only=True)
     del content["resume"]["flags"]["augment"]
     torch.save(content, path)
-    with pytest.raises(InputError, match="--augment strong contradicts its published"):
+    with pytest.raises(InputError, match="`augment` strong contradicts its published"):
         cross_validate(Programs(pytest.fail, pytest.fail), *again, "--augment=strong")
 
 
@@ -324,7 +352,7 @@ def test_main_gets_all_flags_but_those_of_the_folds(tmp_path: Path) -> None:
         ("--checkpoint=x.pt", "--checkpoint and --allow_change are for one run"),
         ("--world_size=2 --distributed", "--world_size: folds are trained on one machine"),
         ("--resume --overwrite", "--resume continues a run and --overwrite deletes one"),
-        ("--roi_x 90", "--roi_x must be a multiple of 16"),
+        ("--roi_x 90", "--roi_x, --roi_y, --roi_z must be multiples of 16 for unetr, not 90 × 96 × 96"),
     ],
 )
 def test_flags_that_make_no_sense_end_with_one_line(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Networks written for other programs, which give the same logits there."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from networks.registry import find_architecture
 from tests.checkpoints.conftest import CONFIG, DESCRIPTION, NETWORK_FILE
 from tests.conftest import REPOSITORY
 from utils import export
@@ -109,8 +111,41 @@ def test_a_bare_state_dict_has_the_published_names_and_describes_itself_to_us_al
 def test_an_export_can_be_exported(tmp_path: Path) -> None:
     weights, _ = saved(tmp_path)
     export.export(weights, "state_dict", tmp_path / "bare.pth")
-    # TorchScript takes other kernels (networks/cpu_kernels.py), which round in another order
+    # TorchScript may take other kernels, which round in another order
     assert export.export(tmp_path / "bare.pth", "torchscript", tmp_path / "script.pt") <= 1e-4
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "utils.export", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_a_network_of_ones_own_is_exported_with_its_file(tmp_path: Path) -> None:
+    file, weights, output = (tmp_path / name for name in ("plain.py", "plain.pt", "plain.onnx"))
+    file.write_text(NETWORK_FILE)
+    architecture = find_architecture(str(file))
+    config = architecture.make_config({"out_channels": 3, "img_size": (10, 10, 5), "width": 2})
+    description = replace(DESCRIPTION, config=config, preprocessing=Preprocessing(roi=(10, 10, 5)))
+    network = description.build()
+    save_checkpoint(weights, description, network, Progress(epoch=7))
+
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    done = run(str(weights), "--format", "onnx", "--output", str(output))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {weights}: its network plain is defined in plain.py (SHA-256 {sha256})")
+    assert "--model_name" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+    done = run(str(weights), "--format", "onnx", "--output", str(output), "--model_name", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    session = onnxruntime.InferenceSession(output)
+    volume = torch.randn(3, 1, 10, 10, 5)
+    (logits,) = session.run(["logits"], {"volume": volume.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), network.eval()(volume), atol=1e-4, rtol=0)
+    content = json.loads(session.get_modelmeta().custom_metadata_map["unetr.json"])
+    assert content["network"]["file"] == {"name": "plain.py", "sha256": sha256}
+    assert content["network"]["options"]["width"] == 2
 
 
 def test_other_logits_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,11 +179,6 @@ def test_the_checkpoint_itself_is_not_replaced(tmp_path: Path) -> None:
 
 def test_at_the_shell(tmp_path: Path) -> None:
     weights, _ = saved(tmp_path)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "utils.export", *arguments]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
     done = run(str(weights), "--format", "state_dict")
     assert done.returncode == 0
     assert done.stdout.startswith(f"{tmp_path / 'model_state_dict.pth'}: 0.")

@@ -144,7 +144,7 @@ def test_several_networks_and_mirrors(
     assert not np.array_equal(voxels(Path("mirrored/img0007.nii.gz")), alone)
     message = failure(lambda: run_test([*flags, "--pretrained_model_name=fold0.pt", "--tta", "--output_dir=o"]), capsys)
     assert message == (
-        "error: --tta: crops were not flipped in training, and mirrored ones are strange to it. Leave it out.\n"
+        "error: --tta: crops were not flipped in training, so the network doesn't know mirrored scans. Leave it out.\n"
     )
     both = ["--pretrained_model_name", "fold0.pt", "sided.pt"]
     message = failure(lambda: run_test([*flags, *both, "--tta", "--output_dir=o"]), capsys)

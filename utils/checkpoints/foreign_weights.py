@@ -54,8 +54,8 @@ def load_weights(
     """Put the weights of a file into a network, each under its own name.
 
     Args:
-        network: of :func:`networks.registry.build_network`. Its weights are overwritten; on torch's device ``meta``, where
-            it has none, it takes the tensors themselves.
+        network: from :func:`networks.registry.build_network`. Its weights are overwritten. On torch's device ``meta``
+            it has none, and takes the tensors themselves.
         source: the file, for messages.
         kind: what it is; what its names tell is added.
         img_size: the window in voxels that the weights were trained with, where the file says so.

@@ -32,8 +32,8 @@ class LoadSettings:
 
     Attributes:
         format: one of :data:`FORMATS`; ``any`` looks into each file.
-        given: settings of network and preprocessing by the names of their flags. They describe bare weights, and have
-            to agree with a checkpoint, which describes itself. ``model_name`` may be the file of a network of one's own.
+        given: settings of network and preprocessing by the names of their flags. They describe bare weights, and must
+            agree with a checkpoint, which describes itself. ``model_name`` may be a network's .py file.
         same_flips: whether the networks of an ensemble must have been trained with the same flips.
     """
 

@@ -10,10 +10,10 @@ class UnfinishedEpoch:
     """The part of an epoch that is done.
 
     Attributes:
-        scans: how many of its scans, over all processes.
-        losses: of its steps, the mean over all processes once saved.
-        lr: the last step's learning rate.
-        seconds: the time that it took.
+        scans: scans used so far, over all processes.
+        losses: the loss of each step; in a checkpoint the mean over all processes.
+        lr: learning rate of the last step.
+        seconds: time spent so far.
     """
 
     scans: int = 0
@@ -23,7 +23,7 @@ class UnfinishedEpoch:
 
 
 def steps_for(scans: int, processes: int, batch_size: int, accumulate: int) -> int:
-    """Training steps in which ``scans`` scans are used once, over all processes."""
+    """Training steps that use each of ``scans`` scans once, over all processes."""
     return math.ceil(math.ceil(math.ceil(scans / processes) / batch_size) / accumulate)
 
 
@@ -33,10 +33,10 @@ class Progress:
 
     Attributes:
         epoch: epochs that are done, their validation included.
-        unfinished: what is done of the next one.
-        score: mean Dice of the last validation, or None before the first.
-        best_score, best_epoch: the mean Dice of the best model that was kept, and after how many epochs it was.
-        history: the JSON lines of the epochs that are done.
+        unfinished: the part of the next epoch that is done.
+        score: mean Dice of the last validation; None before the first.
+        best_score, best_epoch: mean Dice of the best saved model, and the epochs behind it.
+        history: the JSON line of each epoch that is done.
     """
 
     epoch: int = 0
@@ -54,7 +54,7 @@ class Progress:
     def steps_done(self, scans: int, processes: int, batch_size: int, accumulate: int) -> int:
         """Training steps that are done, in epochs of ``scans`` scans.
 
-        They are counted from the epoch's end, where the last step may have fewer scans than the others.
+        Counted back from the epoch's end, since its last step may have fewer scans than the others.
         """
         left = max(0, scans - self.unfinished.scans)
         whole, rest = (steps_for(count, processes, batch_size, accumulate) for count in (scans, left))
@@ -66,10 +66,10 @@ class Progress:
         )
 
     def finish_epoch(self, line: dict[str, Any], score: float | None) -> None:
-        """Add an epoch's JSON line to the history and turn to the next.
+        """Add the JSON line of a finished epoch to the history.
 
         Args:
-            score: mean Dice of the epoch's validation, if it had one.
+            score: mean Dice of the epoch's validation; None if it had none.
         """
         self.epoch += 1
         self.unfinished = UnfinishedEpoch()
@@ -77,5 +77,5 @@ class Progress:
         self.score = self.score if score is None else score
 
     def improves(self, score: float) -> bool:
-        """Whether a validation's mean Dice is the best so far. NaN is below every number."""
+        """Whether a mean Dice is the best so far. NaN is below every number."""
         return self.best_score is None or math.isnan(self.best_score) or score > self.best_score

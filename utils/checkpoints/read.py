@@ -1,4 +1,4 @@
-"""Read weights files without running any code in them."""
+"""Read weights files. No code in them is run, but for TorchScript, which is code."""
 
 import errno
 import json
@@ -22,8 +22,8 @@ from networks import NETWORKS
 from utils.checkpoints.description import FORMAT, METADATA, describes_itself
 from utils.system.errors import DamagedError, InputError, first_line, is_out_of_memory
 
-# what weights files hold beside tensors; making these runs no code of the file. The repository of 2021 saved its best
-# score as a scalar of numpy's
+# types that weights files hold beside tensors, and that are safe to construct. The repository of 2021 saved its best
+# score as a numpy scalar
 HARMLESS: list[Any] = [
     (numpy_scalar, "numpy.core.multiarray.scalar"),
     (numpy_scalar, "numpy._core.multiarray.scalar"),
@@ -32,9 +32,7 @@ HARMLESS: list[Any] = [
     type(np.dtype(np.float32)),
     (types.SimpleNamespace, "argparse.Namespace"),  # flags, as MAE and DINO save them
 ]
-
-
-# what the readers of zip files and of torch raise on files that are damaged or none of theirs
+# what torch and zipfile raise on files that are damaged or of another kind
 UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
     *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
@@ -45,8 +43,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint or of a bare state dict. No code in the file is run.
 
     Raises:
-        DamagedError: if there is no such file, or it is damaged, or it holds something else.
-        InputError: if a newer version made it.
+        DamagedError: if the file is damaged or holds something else.
+        InputError: if there is no such file, it can't be read now, or a newer version made it.
     """
     content = _load(path, if_torchscript="Give `resume_jit`, or to test.py `saved_checkpoint`=torchscript")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -60,11 +58,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_vit(path: Path) -> dict[str, Any]:
-    """The content of a file with the weights of a ViT, by whatever program. No code in the file is run.
+    """The content of a file with the weights of a ViT, from any program. No code in the file is run.
 
     Raises:
-        DamagedError: if there is no such file, or it is damaged, or it holds something else.
-        InputError: if it can't be read now, or a newer version made it.
+        DamagedError: if the file is damaged or holds something else.
+        InputError: if there is no such file, it can't be read now, or a newer version made it.
     """
     if path.suffix == ".safetensors":
         return {"state_dict": _load_safetensors(path)}
@@ -86,16 +84,16 @@ def _is_known(network: Mapping[str, Any]) -> bool:
 
 
 def _load(path: Path, if_torchscript: str) -> Any:
-    """What torch.save wrote.
+    """The content of a file of ``torch.save``.
 
     Args:
-        if_torchscript: what to do where torch.jit.save wrote it.
+        if_torchscript: advice for the error message if the file is TorchScript.
     """
     _require_file(path)
     try:
         _require_whole(path)
         with (
-            warnings.catch_warnings(action="ignore", category=UserWarning),  # of TorchScript, which is named below
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # about TorchScript, see below
             torch.serialization.safe_globals(HARMLESS),
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -118,18 +116,18 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What :func:`add_metadata` put there, or nothing."""
+    """The description that :func:`utils.checkpoints.save.add_metadata` added, else nothing."""
     if not zipfile.is_zipfile(path):
-        return {}  # torch before 1.6 wrote no archive
+        return {}  # torch before 1.6 wrote no zip files
     with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
         return json.loads(archive.read(found[0])) if found else {}
 
 
 def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """A TorchScript file's network, and what the file tells of it, as :func:`read_checkpoint` gives that of a checkpoint.
+    """The network of a TorchScript file, and content as :func:`read_checkpoint` returns it.
 
-    TorchScript is code: load it from people you trust.
+    TorchScript is code: give only files that you trust.
 
     Raises:
         InputError: if there is no such file, or it isn't TorchScript.
@@ -160,12 +158,12 @@ def _require_file(path: Path) -> None:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a file, and what to do.
+    """What is wrong with a file that can't be read, and what to do.
 
     Raises:
-        InputError: if the error tells nothing of its content, so that it may be sound.
+        InputError: if the cause is the machine, so that the file may be sound.
     """
-    # EINVAL does, as of a place before a damaged file's beginning
+    # EINVAL comes from damaged files: they make zipfile seek to a negative position
     if is_out_of_memory(error) or getattr(error, "errno", None) not in (None, errno.EINVAL):
         raise InputError(f"{path}: can't be read now ({first_line(error)}). Launch again when it can be.") from error
     if path.stat().st_size == 0:
@@ -179,11 +177,12 @@ def _is_of_torch_save(path: Path) -> bool:
 
 
 def is_torchscript(path: Path) -> bool:
+    """Whether a file is TorchScript. A damaged or missing file isn't."""
     return "constants.pkl" in _members(path)
 
 
 def _members(path: Path) -> set[str]:
-    """The names in an archive that torch wrote, without that of its folder; none where it isn't a sound one."""
+    """The names of the files in a zip file of torch, without their folder; none if it isn't a sound zip file."""
     try:
         _require_whole(path)
         with zipfile.ZipFile(path) as archive:
@@ -193,13 +192,13 @@ def _members(path: Path) -> set[str]:
 
 
 def _require_whole(path: Path) -> None:
-    """Compare the checksums that torch.save writes, since torch.load doesn't.
+    """Compare the checksums that ``torch.save`` writes; ``torch.load`` doesn't.
 
     Raises:
-        ValueError: if one differs; or others of :data:`UNREADABLE`.
+        ValueError: if one differs. A damaged file may also raise others of :data:`UNREADABLE`.
     """
     if not zipfile.is_zipfile(path):
-        return  # torch.load says what it is
+        return  # torch.load raises the error
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

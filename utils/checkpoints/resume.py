@@ -247,7 +247,7 @@ def _refuse_other_labels(path: Path, ours: tuple[str, ...], theirs: tuple[str, .
 def learner_state(
     network: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: torch.amp.GradScaler
 ) -> dict[str, Any]:
-    """What :meth:`InitialState.restore` restores: optimizer, loss scaler, and the weights where their average is saved."""
+    """What :meth:`InitialState.restore` restores: optimizer, loss scaler, and weights of which the average is saved."""
     weights = {} if average is None else {"trained": network.state_dict(), "averaged": int(average.n_averaged)}
     return {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), **weights}
 

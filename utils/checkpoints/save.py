@@ -21,11 +21,11 @@ def save_checkpoint(
     resume: Mapping[str, Any] | None = None,
     previous: Path | None = None,
 ) -> None:
-    """Write a checkpoint in one step: whatever happens, ``path`` is the old file or the new one.
+    """Write a checkpoint in one step: at any moment ``path`` is the whole old file or the whole new one.
 
     Args:
-        resume: from :func:`utils.checkpoints.resume.resume_state`, for a checkpoint that a run can continue from.
-        previous: gets the checkpoint that was at ``path``.
+        resume: from :func:`utils.checkpoints.resume.resume_state`, if a run is to continue from the checkpoint.
+        previous: where the checkpoint that was at ``path`` goes.
 
     Raises:
         WriteError: if it can't be written.
@@ -43,7 +43,7 @@ def save_checkpoint(
 
 
 def save_tensors(content: Any, file: Any) -> None:
-    """``torch.save``, with the disk's own error where there is no room, which torch hides behind one of its own."""
+    """``torch.save``, but a full disk raises its ``OSError``, which torch replaces by a ``RuntimeError``."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
@@ -53,7 +53,7 @@ def save_tensors(content: Any, file: Any) -> None:
 
 
 def add_metadata(path: Path, metadata: str) -> None:
-    """Put what describes the network into a bare state dict, where TorchScript has it too; others don't see it."""
+    """Add a description to a bare state dict, at the place that TorchScript uses; ``torch.load`` doesn't see it."""
     with zipfile.ZipFile(path, "a") as archive:
         top = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{top}/extra/{METADATA}", metadata)

@@ -1,8 +1,9 @@
-"""The encoder's weights from a ViT that was trained elsewhere, on images or on volumes.
+"""Start an encoder from a ViT that was trained elsewhere, on images or on volumes.
 
-A ViT of images reads a volume by inflation (Carreira & Zisserman 2017, arXiv 1705.07750): its patches are spread over
-z, the last axis, so that axial slices are its images, rows along x and columns along y. Where a volume is the same in
-all slices, each column of patches along z gets the tokens that the image gets, but for what a class token adds.
+A ViT for images is inflated (Carreira & Zisserman 2017, arXiv 1705.07750): its patch weights are repeated along z, the
+last axis, and divided by the patch's edge. Axial slices are then its images, with rows along x and columns along y. If
+all slices of a volume are the same image, each patch gets the token of the image's patch, up to the influence of a
+class token.
 
 E is the hidden size, C the channels, p the edge of a patch, N the number of patches.
 """
@@ -21,14 +22,14 @@ from networks.vit import PATCH_SIZES, ViT, ViTConfig
 from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
 from utils.system.errors import InputError, size_text
 
-# under what key files of training programs have the weights; of DINO's two networks the teacher is the one to use
+# keys under which training programs save weights; of DINO's two networks the teacher is the one to use
 NESTS = ("state_dict", "model", "teacher", "student")
 PATCHES = "patch_embedding.patch_embeddings.weight"
 POSITIONS = "patch_embedding.position_embeddings"
-# what comes before it is the prefix of the ViT
+# the first group is the ViT's prefix
 PATCHES_IN_FILE = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj|patch_embedding\.patch_embeddings(?:\.1)?)\.weight")
 CLASS_TOKENS = ("cls_token", "dist_token")
-# other names for what ours has: those of timm (DINO, MAE), and the perceptron's, which is the same map as a convolution
+# to our names from those of timm (DINO, MAE), and from a perceptron's, which computes the same as a convolution
 NAMES = (
     (re.compile(r"patch_embed\.proj\.(weight|bias)"), r"patch_embedding.patch_embeddings.\1"),
     (re.compile(r"patch_embedding\.patch_embeddings\.1\.(weight|bias)"), r"patch_embedding.patch_embeddings.\1"),
@@ -36,12 +37,17 @@ NAMES = (
     (re.compile(r"(blocks\.\d+\.attn)\.proj\.(weight|bias)"), r"\1.out_proj.\2"),
     (re.compile(r"(blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)"), r"\1.linear\2.\3"),
 )
-UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # MONAI 1 saves it, and no forward pass reads it
+UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # saved by MONAI 1, read by no forward pass
 
 
 @dataclass
 class _Encoder:
-    """The tensors of a ViT under our names, and what became of them."""
+    """The tensors of a ViT under our names.
+
+    Attributes:
+        origin: whose names the file has, and where in the file the ViT is.
+        notes: what was changed or left out.
+    """
 
     origin: str
     tensors: dict[str, Tensor]
@@ -55,17 +61,17 @@ class _Encoder:
 def load_vit_weights(
     network: nn.Module, content: Mapping[str, Any], source: str, img_size: tuple[int, ...] | None = None
 ) -> tuple[str, list[str]]:
-    """Put the weights of a file's ViT into a network's encoder; the decoder stays as it is.
+    """Load the weights of a file's ViT into a network's encoder; the decoder stays as it is.
 
-    The file's ViT may have other channels, another window and biases of queries, keys and values.
+    The file's ViT may have other channels, another window, and biases of queries, keys and values.
 
     Args:
-        content: a state dict, or one below a key of :data:`NESTS`. Its ViT has the names of timm, of MONAI, or ours.
+        content: a state dict, or one below a key of :data:`NESTS`. The ViT has the names of timm, of MONAI, or ours.
         source: the file, for messages.
-        img_size: the window in voxels that it was trained with, where the file says so; else it was a square or cube.
+        img_size: the window in voxels that the ViT was trained with. None means a square or a cube.
 
     Returns:
-        A text about what was loaded, and notes about what was changed or left out.
+        A text that says what was loaded, and notes on what was changed or left out.
 
     Raises:
         InputError: if the network has no ViT, or the file holds none that the encoder can take.
@@ -82,9 +88,9 @@ def load_vit_weights(
     grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
     _adapt_positions(encoder, of_images, grid, config.grid, source)
     _keep_known(encoder, wanted, source)
-    lost = [_absorb(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
+    lost = [_fold(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
     if any(lost):
-        encoder.notes.append("left out: biases of queries, which UNETR has not")
+        encoder.notes.append("left out: biases of queries, which UNETR doesn't have")
     if wanted[PATCHES].ndim == 2:
         encoder.tensors[PATCHES] = encoder.tensors[PATCHES].permute(0, 2, 3, 4, 1).flatten(1)  # (E, p³ · C)
     tensors = {**wanted, **encoder.tensors}
@@ -94,7 +100,7 @@ def load_vit_weights(
 
 
 def _our_name(name: str) -> str:
-    """A tensor's name in a ViT of ours with a convolution for patches."""
+    """A tensor's name in our ViT with ``pos_embed`` conv."""
     for pattern, ours in NAMES:
         if match := pattern.fullmatch(name):
             return match.expand(ours)
@@ -128,7 +134,7 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
     if len(tensors) < len(inside):
-        raise InputError(f"{source}: has a tensor of its ViT by two names. Save the state dict of one network alone.")
+        raise InputError(f"{source}: has a tensor of its ViT twice, under two names. Save one network's state dict.")
     encoder = _Encoder(f"with names of {style}" + (f" below {place}" if place else ""), tensors)
     others = [name for name in state if not name.startswith(prefix)]
     if others:
@@ -144,13 +150,13 @@ def _refuse_other_sizes(encoder: _Encoder, wanted: Mapping[str, Tensor], source:
     sizes = {"hidden_size": (encoder.hidden_size, len(wanted["norm.weight"]))}
     if linear in tensors and tensors[linear].ndim == 2:  # else the blocks are of another kind
         sizes["mlp_dim"] = (len(tensors[linear]), len(wanted[linear]))
-    differing = {flag: (theirs, ours) for flag, (theirs, ours) in sizes.items() if theirs != ours}
+    differing = {name: (theirs, ours) for name, (theirs, ours) in sizes.items() if theirs != ours}
     if differing:
         faults = "; ".join(
-            f"--{flag} is {ours}, but its ViT has {theirs}" for flag, (theirs, ours) in differing.items()
+            f"`{name}` is {ours}, but its ViT has {theirs}" for name, (theirs, ours) in differing.items()
         )
-        flags = " ".join(f"--{flag} {theirs}" for flag, (theirs, _) in differing.items())
-        raise InputError(f"{source}: {faults}. Give {flags}, and the `num_heads` that it was trained with.")
+        settings = ", ".join(f"`{name}` {theirs}" for name, (theirs, _) in differing.items())
+        raise InputError(f"{source}: {faults}. Give {settings}, and the `num_heads` that it was trained with.")
     theirs, ours = _depth(tensors), _depth(wanted)
     if theirs != ours:
         raise InputError(f"{source}: its ViT has {theirs} blocks, and UNETR's has {ours}. Give a ViT of {ours} blocks.")
@@ -161,16 +167,14 @@ def _depth(names: Mapping[str, Tensor]) -> int:
 
 
 def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) -> None:
-    """Take out what ours has no place for; of the rest all has to be there, in its shape and finite."""
+    """Remove what our ViT has no place for, and check that the rest is complete, fits in shape and is finite."""
     tensors = encoder.tensors
     size = encoder.hidden_size
-    absorbed = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
-    absorbed |= {
+    folded = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
+    folded |= {
         f"blocks.{number}.{scale}.gamma": (size,) for number in range(_depth(wanted)) for scale in ("ls1", "ls2")
     }
-    shapes = {
-        name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in (PATCHES, POSITIONS)
-    } | absorbed
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in (PATCHES, POSITIONS)} | folded
     missing = [name for name in wanted if name not in tensors]
     needed = [name for name in missing if name != POSITIONS and not name.startswith("norm.")]
     misfits = [
@@ -182,15 +186,15 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
         faults = [f"missing: {_listed(needed)}"] if needed else []
         faults += [f"of another shape: {', '.join(misfits)}"] if misfits else []
         raise InputError(f"{source}: its ViT is of another kind than UNETR's; {'; '.join(faults)}. Give a plain ViT.")
-    unknown = [name for name in tensors if name not in wanted and name not in absorbed]
+    unknown = [name for name in tensors if name not in wanted and name not in folded]
     changing = [name for name in unknown if name.startswith("blocks.") and not UNREAD.fullmatch(name)]
     left_out = [name for name in unknown if not name.startswith("blocks.")]
     if changing:
-        encoder.notes.append(f"left out, and its blocks compute something else without them: {_listed(changing)}")
+        encoder.notes.append(f"left out, though its blocks compute something else without: {_listed(changing)}")
     if left_out:
         encoder.notes.append(f"left out: {_listed(left_out)}")
     if missing:
-        encoder.notes.append(f"not in {source}, and as in a new network: {_listed(missing)}")
+        encoder.notes.append(f"not in {source}, so as in a new network: {_listed(missing)}")
     for name in unknown:
         del tensors[name]
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -199,7 +203,7 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
 
 
 def _listed(names: list[str]) -> str:
-    """Names, those of a part of the network or of all blocks as one with their number."""
+    """Names for messages. Those of one part, or of one layer in all blocks, are joined to one with their number."""
     groups: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")
@@ -208,16 +212,20 @@ def _listed(names: list[str]) -> str:
 
 
 def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> bool:
-    """Make the weights that read a patch those of a convolution over volumes; whether they were of images.
+    """Convert the patch embedding to a convolution over volumes, (E, C, p, p, p).
 
     Args:
-        ours: what they become, (E, C, p, p, p) or (E, p³ · C).
+        ours: the network's own patch embedding, (E, C, p, p, p) or (E, p³ · C).
+        edge: p.
+
+    Returns:
+        Whether it was one for images.
     """
     kernel = encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
     channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.ndim == 2:
-        # a flattened patch doesn't tell its edge: it is taken for one of our channels, else of few
+        # the length of a flattened patch leaves its edge open: prefer one that gives our channels, then the longest
         sizes = [size for size in sorted(PATCH_SIZES, reverse=True) if kernel.shape[1] % size**3 == 0]
         exact = [size for size in sizes if kernel.shape[1] == size**3 * channels]
         theirs = next(iter([*exact, *sizes]), 1)
@@ -246,17 +254,17 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
 def _adapt_positions(
     encoder: _Encoder, of_images: bool, old: tuple[int, ...] | None, new: tuple[int, ...], source: str
 ) -> None:
-    """Make the position embeddings those of the window's grid of patches; of none in the file nothing is made.
+    """Interpolate the position embeddings to the window's grid of patches, if the file has any.
 
     Args:
-        old: the grid that they are of, where that is known.
-        new: the window's.
+        old: the grid that they were trained on, if that is known.
+        new: the window's grid.
     """
     positions = encoder.tensors.get(POSITIONS)
     if positions is None:
         return
     tokens = positions.shape[1] if positions.ndim == 3 else 0
-    no_patches = 0  # class tokens, which come first
+    no_patches = 0  # embeddings of class tokens, which come first
     if old is None and not of_images and tokens == math.prod(new):
         old = new
     elif old is None:
@@ -288,12 +296,14 @@ def _adapt_positions(
     encoder.tensors[POSITIONS] = positions
 
 
-def _absorb(encoder: _Encoder, block: str) -> bool:
-    """Put what ours has no place for, scales and biases of a block, into the tensors around it.
+def _fold(encoder: _Encoder, block: str) -> bool:
+    """Fold a block's scales and biases, which our blocks don't have, into the layers beside them.
 
-    A scale (Touvron et al. 2021, arXiv 2103.17239) multiplies what a layer puts out, so that the layer can have it.
-    A bias of keys adds the same to all that a softmax compares, and does nothing. Weights of attention add up to 1, so
-    that out_proj's bias can have what it makes of the bias of values. That of queries has nowhere to go.
+    - LayerScale (Touvron et al. 2021, arXiv 2103.17239) multiplies a layer's output, so it goes into that layer.
+    - The bias of keys adds the same number to all logits of a softmax, so it has no effect.
+    - The bias of values passes through the attention unchanged, since its weights add up to 1; so out_proj times that
+      bias goes into out_proj's bias.
+    - The bias of queries can't be folded and is lost.
 
     Returns:
         Whether a bias of queries was lost.

@@ -87,8 +87,6 @@ def _add_network_flags(
         own = one is architecture and not from_checkpoint
         for name, field in one.flags.items():
             if f"--{name}" in taken:
-                if one is architecture:
-                    raise InputError(f"`model_name` {one.file}: its field {name} is a flag of ours. Rename it.")
                 continue
             taken.add(f"--{name}")
             kind, rules = one.types[name], field.metadata
@@ -301,6 +299,22 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
                             help="tolerance of the normalised surface Dice"))  # fmt: skip
 
 
+def _architecture(name: str) -> Architecture:
+    """The network of that name, whose file, if it is one, declares no flag that a program has.
+
+    Raises:
+        InputError: if there is none.
+    """
+    architecture = find_architecture(name)
+    if architecture.file is not None:
+        flags = {flag for parser in (crossval_parser(), test_parser(None)) for flag in parser._option_string_actions}
+        shared = {f"--{field}" for one in NETWORKS.values() for field in one.flags}
+        for field in architecture.flags:
+            if f"--{field}" in flags - shared:
+                raise InputError(f"`model_name` {architecture.file}: its field {field} is a flag of ours. Rename it.")
+    return architecture
+
+
 def _model_name(flags: Sequence[str], default: str | None) -> str | None:
     parser = Parser(add_help=False)
     _add_model_flag(parser, default)
@@ -436,7 +450,7 @@ def _parsed(
     plain = make(NETWORKS["unetr"])
     given = plain.with_files(sys.argv[1:] if argv is None else argv)
     try:
-        architecture = find_architecture(str(_model_name(given, "unetr")))
+        architecture = _architecture(str(_model_name(given, "unetr")))
         parser = make(architecture)
     except InputError as error:
         plain.error(name_flags(str(error)).rstrip("."))
@@ -502,13 +516,14 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     name = _model_name(given, None)
     try:
         if name is not None:
-            parser = test_parser(find_architecture(name))
+            parser = test_parser(_architecture(name))
     except InputError as error:
         parser.error(name_flags(str(error)).rstrip("."))
     args, unknown = parser.parse_known_args(given)
     if unknown:
         flags = {word.partition("=")[0] for word in unknown if word.startswith("--")}
-        of_training = flags and flags <= train_parser()._option_string_actions.keys()
+        parser.known_elsewhere = train_parser()._option_string_actions.keys()
+        of_training = flags and flags <= parser.known_elsewhere
         advice = "; main.py takes them, and what test.py needs of them is in the weights: leave them out"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice if of_training else ''}")
     faults = _faults(vars(args))

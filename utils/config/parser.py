@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 # a comment in a file of flags; the first part keeps a # in quotes
@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self.known_elsewhere: Collection[str] = ()  # flags of another program, which are no misspellings
         if self.add_help:
             self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the rare flags too, and exit")
 
@@ -108,9 +109,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def _nearest(self, mistyped: Sequence[str]) -> str:
-        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        found = {flag: difflib.get_close_matches(flag, known, n=1) for flag in mistyped if flag not in known}
-        return "".join(f"; did you mean {near[0]} for {flag}?" for flag, near in found.items() if near)
+        known = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = [flag[2:] for flag in mistyped if flag not in self.known_elsewhere]
+        found = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown if name not in known}
+        return "".join(f"; did you mean --{near[0]} for --{name}?" for name, near in found.items() if near)
 
 
 def rare(action: argparse.Action) -> argparse.Action:

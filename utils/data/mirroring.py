@@ -60,7 +60,7 @@ def trained_mirrorings(flips: str | None, labels: Sequence[str]) -> tuple[Mirror
     """
     if flips == "none":
         raise InputError(
-            "`tta`: crops were not flipped in training, so that the network doesn't know mirrored scans. Leave it out."
+            "`tta`: crops were not flipped in training, so the network doesn't know mirrored scans. Leave it out."
         )
     if flips == "anatomical":
         return mirrorings(labels)

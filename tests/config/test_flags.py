@@ -1,22 +1,18 @@
 """The command line that users of the 2021 repository know, flag by flag."""
 
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.networks.test_registry import HEAD, NETWORK
+from utils import write_flags
 from utils.config import flags
-from utils.config.flags import (
-    as_flags,
-    network_options,
-    parse_crossval,
-    parse_test,
-    parse_train,
-    preprocessing,
-    recorded_flags,
-    train_parser,
-)
+from utils.config.flags import parse_crossval, parse_test, parse_train, recorded_flags, train_parser
+from utils.config.settings import description_from_args
+from utils.data.data_list import unlisted
 
 # name, default in 2021, in main.py, in test.py; what a checkpoint knows has no default in test.py here
 FLAGS_OF_2021 = """
@@ -88,7 +84,7 @@ def test_flags_keep_their_defaults(line: str) -> None:
         assert str(value[0] if isinstance(value, list) else value) == default  # test.py takes several weights files
     if "T" in programs:
         assert vars(parse_test([]))[name] is None
-        assert str(recorded_flags()[name]) == default
+        assert name in recorded_flags()
 
 
 COMMANDS_OF_2021 = {
@@ -130,18 +126,22 @@ def test_json_list_defaults_to_the_name_of_the_fold() -> None:
 
 
 def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
-    flags = {**recorded_flags(), "intensity": "zscore", "space_z": 3.5, "roi_y": 64, "res_block": False}
-    assert as_flags("unetr", network_options(flags), preprocessing(flags)) == flags
+    args = parse_train(["--intensity=zscore", "--space_z=3.5", "--roi_y=64", "--no-res_block"])
+    settings = description_from_args(args, unlisted(None)).settings()
+    assert settings == {name: getattr(args, name) for name in recorded_flags()}
+    assert (settings["intensity"], settings["space_z"], settings["roi_y"], settings["res_block"]) == (
+        "zscore", 3.5, 64, False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("--feature_size 0", "argument --feature_size: must be at least 1, not 0"),
-        ("--roi_x 90", "--roi_x must be a multiple of 16, not 90"),
+        ("--roi_x 90", "--roi_x, --roi_y, --roi_z must be multiples of 16 for unetr, not 90 × 96 × 96"),
         ("--optim_name adagrad", "argument --optim_name: invalid choice: 'adagrad'"),
         ("--lrschedule step", "argument --lrschedule: invalid choice: 'step'"),
-        ("--model_name vnet", "argument --model_name: invalid choice: 'vnet'"),
+        ("--model_name vnet", "or a .py file that defines one, not 'vnet'"),
         ("--optim_lr fast", "argument --optim_lr: must be a number, not 'fast'"),
         ("--optim_lr nan", "argument --optim_lr: must be above 0, not nan"),
         ("--space_z 0", "argument --space_z: must be above 0, not 0"),
@@ -149,10 +149,10 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--seed 99999999999999999999", "argument --seed: must be at least 0 and at most 9.22337e+18"),
         ("--infer_overlap 1", "--infer_overlap must be below 1"),
         ("--ema_decay 1", "--ema_decay must be below 1"),
-        ("--drop_path_rate 1", "--drop_path_rate must be below 1"),
-        ("--model_name segresnet --vit_lr 1", "--vit_lr: segresnet has no ViT; leave it out"),
-        ("--patch_size 4", "argument --patch_size: invalid choice: 4 (choose from"),
-        ("--patch_size 8 --roi_x 20", "--roi_x must be a multiple of 8, not 20"),
+        ("--drop_path_rate 1", "argument --drop_path_rate: must be at least 0 and below 1, not 1.0"),
+        ("--model_name segresnet --vit_lr 1", "--vit_lr is not for segresnet; leave it out"),
+        ("--patch_size 4", "argument --patch_size: must be one of 16, 8, not 4"),
+        ("--patch_size 8 --roi_x 20", "--roi_x, --roi_y, --roi_z must be multiples of 8 for unetr, not 20 × 96 × 96"),
         ("--ema_decay 0", "argument --ema_decay: must be above 0 and at most 1, not 0"),
         ("--clip_grad_norm 0", "argument --clip_grad_norm: must be above 0, not 0"),
         ("--num_heads 5", "--num_heads 5 must divide --hidden_size 768"),
@@ -175,99 +175,11 @@ def test_wrong_flags_end_with_one_line(flags: str, words: str, capsys: pytest.Ca
     assert output.count("\n") == 1
 
 
-def test_a_file_of_flags_is_read_as_a_shell_would(tmp_path: Path) -> None:
-    recipe = tmp_path / "some.args"
-    recipe.write_text(
-        "# a comment, isn't it\n\n--logdir 'two words'  # and another\n--optim_lr=3e-4 --noamp --data_dir x#1\n"
-    )
-    args = parse_train(["--optim_lr=1", f"@{recipe}", "--max_epochs=7"])
-    assert (args.logdir, args.optim_lr, args.noamp, args.max_epochs) == ("two words", 3e-4, True, 7)
-    assert args.data_dir == "x#1"
-    assert parse_train([f"@{recipe}", "--optim_lr=1"]).optim_lr == 1  # what comes last counts
-
-
-def test_quotes_keep_what_would_be_a_comment_and_a_mark_of_the_encoding_is_none(tmp_path: Path) -> None:
-    recipe = tmp_path / "some.args"
-    recipe.write_text("\ufeff--data_dir 'my scans # 3' # 'mine'\n--logdir \"a # b\"\n", encoding="utf-8")
-    args = parse_train([f"@{recipe}"])
-    assert (args.data_dir, args.logdir) == ("my scans # 3", "a # b")
-
-
 @pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "a/../.."])
 def test_a_run_without_a_folder_of_its_own_below_runs_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_train([f"--logdir={name}"])
     assert f"argument --logdir: must be a name below runs/, not {name!r}" in capsys.readouterr().err
-
-
-def test_a_file_of_flags_may_name_another_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "task.args").write_text("--fold 3 --optim_lr 0.5\n")
-    (tmp_path / "some.args").write_text("--fold 2\n@tasks/task.args --optim_lr 0.25\n")
-    args = parse_train([f"@{tmp_path}/some.args"])
-    assert (args.fold, args.optim_lr) == (3, 0.25)
-
-    (tmp_path / "tasks" / "task.args").write_text("--fold 3 @../some.args\n")
-    with pytest.raises(SystemExit):
-        parse_train([f"@{tmp_path}/some.args"])
-    words = (
-        f"@{tmp_path}/tasks/../some.args: comes back to itself by way of the files that it names. Take it out of one"
-    )
-    assert words in capsys.readouterr().err
-
-    (tmp_path / "tasks" / "task.args").unlink()
-    with pytest.raises(SystemExit):
-        parse_train([f"@{tmp_path}/some.args"])
-    words = f"@{tmp_path}/tasks/task.args, which @{tmp_path}/some.args names, can't be read as flags"
-    assert words in capsys.readouterr().err
-
-
-def test_test_py_says_that_flags_of_training_are_main_pys(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_test(["--roi_x=48", "--batch_size", "2", "--optim_lr=1"])
-    assert capsys.readouterr().err.startswith(
-        "error: unrecognized arguments: --batch_size 2 --optim_lr=1; main.py takes them, and what test.py needs of them"
-        " is in the weights: leave them out ("
-    )
-    with pytest.raises(SystemExit):
-        parse_test(["--batch_size", "2", "--nothing"])
-    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --batch_size 2 --nothing (")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (
-            "--noamp\n--logdir 'two words",
-            "some.args, line 2: can't be read as flags (No closing quotation). Give a text",
-        ),
-        (b"\xff\xfe\x00", "some.args: can't be read as flags ('utf-8' codec can't decode"),
-        ("--fold 1\n\n--nothing=3", "unrecognized arguments: --nothing=3; {file}, line 3 has --nothing (python"),
-        (
-            "--feature_size 0",
-            "--feature_size: must be at least 1, not 0; {file}, line 1 has --feature_size (python",
-        ),
-        (None, "some.args: can't be read as flags (No such file or directory). Give a text file of flags, as recipes/"),
-    ],
-)
-def test_a_bad_file_of_flags_ends_with_one_line(
-    content: str | bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if content is not None:
-        (tmp_path / "some.args").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SystemExit) as stop:
-        parse_train([f"@{tmp_path / 'some.args'}"])
-    output = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert words.format(file=f"@{tmp_path / 'some.args'}") in output
-    assert output.count("\n") == 1
-
-
-def test_a_flag_that_no_file_has_is_not_said_to_be_in_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "some.args").write_text("--fold 1 --roi_x 96")
-    with pytest.raises(SystemExit):
-        parse_train([f"@{tmp_path / 'some.args'}", "--roi_y=90"])
-    assert "some.args" not in capsys.readouterr().err
 
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.args"))
@@ -302,6 +214,71 @@ def test_btcv_2021_says_what_was_published_flag_by_flag() -> None:
     assert (said["patch_size"], said["drop_path_rate"], said["augment"]) == ("16", "0", "published")
 
 
+@pytest.fixture
+def bare_network(tmp_path: Path) -> str:
+    """The file of a network that declares nothing of what it can do but its output layers."""
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + NETWORK.format(name="mine", suffix=""))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            "--activation_checkpointing",
+            "--activation_checkpointing: mine can't be recomputed, since its class declares no",
+        ),
+        ("--compile", "--compile: mine can't be compiled, since its class declares no “blocks”"),
+        (
+            "--cuda_graph",
+            "--cuda_graph: mine can't be recorded as a CUDA graph, since its class declares no “",
+        ),
+        ("--vit_weights=vit.pt", "--vit_weights: mine has no ViT; leave it out"),
+        ("--vit_lr=1", "--vit_lr is not for mine; leave it out"),
+        ("--mlp_dim=1", "--mlp_dim is not for mine; leave it out"),
+        ("--width=0", "argument --width: must be at least 1, not 0"),
+        ("--rate=fast", "argument --rate: must be a number, not 'fast'"),
+        ("--roi_y=5", "--roi_x, --roi_y, --roi_z must be multiples of 4 × 2 × 1 for mine, not 96 × 5 × 96"),
+    ],
+)
+def test_what_a_network_can_not_do_is_an_error(
+    bare_network: str, given: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_train([f"--model_name={bare_network}", given])
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
+
+
+def test_flags_of_a_network_of_ones_own(bare_network: str) -> None:
+    args = parse_train([f"--model_name={bare_network}", "--width=3", "--wide"])
+    assert (args.width, args.rate, args.wide) == (3, 0.5, True)
+    args = parse_test([f"--model_name={bare_network}", "--rate=0.25", "--no-wide"])
+    assert (args.width, args.rate, args.wide) == (None, 0.25, False)  # which the checkpoint knows, but for those given
+
+
+@pytest.mark.parametrize("field", ["data_dir", "optim_lr", "vit_lr", "help", "folds", "fast", "split"])
+def test_a_field_that_is_a_flag_of_a_program_is_refused_by_all(
+    bare_network: str, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one of test.py by main.py: what is trained can be tested."""
+    Path(bare_network).write_text(Path(bare_network).read_text().replace("rate: float", f"{field}: float"))
+    for parse in (parse_train, parse_test, parse_crossval):
+        with pytest.raises(SystemExit):
+            parse([f"--model_name={bare_network}"])
+        message = capsys.readouterr().err
+        assert f"--model_name {bare_network}: its field {field} is a flag of ours. Rename it (" in message
+        assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [16, 24, 321])
+def test_test_py_takes_the_settings_of_any_network(size: int) -> None:
+    """Whose bounds differ: what the network can't be built from is found once it is known."""
+    assert parse_test([f"--feature_size={size}"]).feature_size == size
+
+
 def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_test([]).infer_overlap == 0.5
     assert parse_test(["--fast"]).infer_overlap == 0.25
@@ -310,35 +287,22 @@ def test_fast_is_a_smaller_overlap(capsys: pytest.CaptureFixture[str]) -> None:
     assert "argument --infer_overlap: not allowed with argument --fast" in capsys.readouterr().err
 
 
-def test_the_readme_names_every_flag() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`--([A-Za-z_0-9-]+)", readme))
-    flags = {name for name in {**vars(parse_train([])), **vars(parse_test([]))} if not name.startswith("dist_")}
-    assert flags <= documented, f"not in the README: {sorted(flags - documented)}"
-    assert {"dist-url", "dist-backend"} <= documented
+def test_the_page_of_flags_is_what_the_parsers_say() -> None:
+    """Else run ``python -m utils.write_flags``."""
+    assert write_flags.PAGE.read_text(encoding="utf-8") == write_flags.page()
+    assert write_flags.PAGE == REPOSITORY / "docs" / "flags.md"
 
 
-def test_the_readme_tells_each_flags_default_and_program() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(--[\w-]+)`.*? \| (.*?) \| (both|main|test|crossval) \|", readme, re.MULTILINE)
-    parsers = {"main": train_parser(), "test": flags.test_parser(), "crossval": flags.crossval_parser()}
-    options = {name: parser._option_string_actions for name, parser in parsers.items()}
-    values = {"main": vars(parse_train([])), "test": vars(parse_test([])), "crossval": vars(parse_crossval([])[0])}
-    having = {"both": {"main", "test"}, "main": {"main"}, "test": {"test"}, "crossval": set()}
-    words = {None: ("–", "all", "`--optim_lr`", "`--reg_weight`"), True: ("on",), False: ("off",)}
-    assert len(rows) > 90
-    for flag, text, program in rows:
-        if flag != "--overwrite":  # which two rows have
-            assert {name for name in ("main", "test") if flag in options[name]} == having[program], flag
-        first = "main" if program == "both" else program
-        value = values[first][options[first][flag].dest]
-        if value is None or isinstance(value, bool):
-            assert text in words[value], flag
-        elif value == []:
-            assert text == "–", flag
-        elif isinstance(value, str):
-            assert text.strip("`") == value, flag
-        elif flag == "--fast":  # stands for another one
-            assert text == "off"
-        else:
-            assert float(text.strip("`")) == value, flag
+def test_the_page_of_flags_has_every_flag_with_its_default() -> None:
+    rows = re.findall(r"^\| (`--.*?`) \| (.*?) \| (.+) \|$", write_flags.page(), re.MULTILINE)
+    # main.py's come first, with the defaults of unetr
+    defaults = {flag: default for names, default, _ in reversed(rows) for flag in re.findall(r"`(--[\w-]+)`", names)}
+    for parser in (train_parser(), flags.test_parser(None), flags.crossval_parser()):
+        actions = parser._option_string_actions
+        shown = {flag for flag in actions if flag.startswith("--") and actions[flag].help != argparse.SUPPRESS}
+        assert shown - {"--help", "--help-all"} <= defaults.keys(), sorted(shown - defaults.keys())
+    for line in FLAGS_OF_2021.split("\n")[1:-1]:
+        name, default, programs = line.split()
+        if "m" in programs:
+            flag = f"--{name.replace('dist_', 'dist-')}"
+            assert defaults[flag] == ("" if default in ("None", "False") else f"`{default}`"), flag
