@@ -16,10 +16,12 @@ from networks.layers import optimize_for_cpu
 from networks.precision import choose_precision
 from optimizers import averaged, build_optimizer, build_scheduler, parameter_groups
 from trainer import Learner, Plan, Run, run_training
+from utils.checkpoints.load import require_shapes
 from utils.checkpoints.progress import steps_for
 from utils.checkpoints.resume import initial_state
 from utils.config.flags import parse_train, run_flags
 from utils.config.messages import name_flags
+from utils.config.notes import training_notes
 from utils.config.settings import (
     augmentation_from_args,
     description_from_args,
@@ -28,8 +30,7 @@ from utils.config.settings import (
     start_settings,
 )
 from utils.data.check import check_scans
-from utils.data.crops import Augmentation
-from utils.data.data_list import DataList, read_data_list
+from utils.data.data_list import read_data_list
 from utils.data.loaders import Caching, training_loader, validation_loader
 from utils.distributed.launch import launch
 from utils.distributed.process import Process
@@ -60,6 +61,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     description = description_from_args(args, data)
     settings = description.preprocessing
     network = description.build()
+    if description.architecture.file is not None:
+        require_shapes(network, description, description.architecture.file)
     find = partial(find_checkpoint, folder, resume=args.resume, checkpoint=checkpoint, say=process.say)
     continued = process.on_main_then_broadcast("looking for a checkpoint", find)
     process.require_same_files(files_to_start_from(args, folder, continued))
@@ -125,7 +128,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
     )
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in [*start.notes, *notes(args, data, augmentation, progress.epoch, len(train_loader))]:
+    for note in [*start.notes, *training_notes(args, data, augmentation, progress.epoch, len(train_loader))]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
     record = partial(RunFolder, folder, description, vars(args), data.files(), progress, process.say)
@@ -140,51 +143,6 @@ def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path 
         return [Path(args.pretrained_dir) / args.pretrained_model_name]
     files = [continued or folder / LATEST] if args.resume or args.checkpoint else []
     return files if args.vit_weights is None or continued is not None else [*files, Path(args.vit_weights)]
-
-
-def notes(
-    args: argparse.Namespace, data: DataList, augmentation: Augmentation, epochs_done: int, batches: int
-) -> list[str]:
-    """What is allowed and may still surprise."""
-    fixed = [axis for number, axis in enumerate("xyz") if number not in augmentation.mirroring.axes]
-    both = sum(scan in data.training for scan in data.validation)
-    anatomical = args.flips == "anatomical" and args.RandFlipd_prob > 0
-    sided = ", ".join(augmentation.mirroring.pairs(data.label_names(args.out_channels)))
-    remarks = {
-        "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
-        "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
-        f'--fold {args.fold} changes nothing, since no entry of {data.path} has a "fold"': data.ignores(args.fold),
-        f"{both} of the validation scans train as well; their Dice tells nothing about other scans": both > 0,
-        f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (
-            args.lrschedule == "warmup_cosine" and args.warmup_epochs >= args.max_epochs
-        ),
-        "crops are not rotated by 90°, since --roi_x and --roi_y differ": (
-            args.roi_x != args.roi_y and args.RandRotate90d_prob > 0
-        ),
-        f"crops are not flipped along {' and '.join(fixed)}, which would mix labels up": (
-            bool(fixed) and args.RandFlipd_prob > 0
-        ),
-        "crops are not rotated by 90°, which would mix labels up": (
-            not augmentation.mirroring.allows_rotate90 and args.RandRotate90d_prob > 0
-        ),
-        f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (
-            anatomical and data.labels is None
-        ),
-        f"flips along x swap {sided}": anatomical and bool(sided),
-        "no label has a side by its name, and flips along x swap none": (
-            anatomical and data.labels is not None and 0 in augmentation.mirroring.axes and not sided
-        ),
-        "--flips anatomical does nothing, since --RandFlipd_prob is 0": (
-            args.flips == "anatomical" and args.RandFlipd_prob == 0
-        ),
-        f"an epoch is one step, since it has fewer batches of each process ({batches}) than --accumulate": (
-            args.accumulate > batches
-        ),
-        f"nothing is left to train: {epochs_done} epochs are done; a higher --max_epochs goes on": (
-            epochs_done >= args.max_epochs
-        ),
-    }
-    return [remark for remark, holds in remarks.items() if holds]
 
 
 def run(argv: Sequence[str] | None = None) -> None:

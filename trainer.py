@@ -87,7 +87,7 @@ class Learner:
     average: AveragedModel | None = None
 
     @property
-    def kept(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The network that is validated and saved: with the average of its weights where there is one."""
         return self.network if self.average is None else self.average.module
 
@@ -162,7 +162,7 @@ def run_training(run: Run, progress: Progress) -> None:
         with process.stop.deferred():
             if folder is not None and plan.save and not progress.at_start and not folder.latest.exists():
                 # the run came from another folder; without this a kill would lose all of it
-                folder.save_latest(learner.kept, learner.state(), progress)
+                folder.save_latest(learner.evaluated, learner.state(), progress)
             while progress.epoch < plan.epochs:
                 process.stop_together_if_requested()
                 run_epoch(run, progress)
@@ -182,7 +182,7 @@ def run_training(run: Run, progress: Progress) -> None:
         progress.unfinished.losses = process.all_reduce_mean(progress.unfinished.losses)
         if folder is not None and not plan.save:
             text += "nothing was kept, since `save_checkpoint` is off"
-        elif folder is not None and folder.save_latest(learner.kept, learner.state(), progress):
+        elif folder is not None and folder.save_latest(learner.evaluated, learner.state(), progress):
             text += f"{folder.latest} has it all: the same command with `resume`, and without `overwrite`, goes on"
         elif folder is not None:
             text += "that could not be saved, and `resume` will go on from the checkpoint before"
@@ -196,26 +196,26 @@ def run_epoch(run: Run, progress: Progress) -> None:
     """Train what is left of an epoch, validate where the plan says so, and record both."""
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
     train_epoch(run, progress)
-    epoch, done = progress.epoch + 1, progress.unfinished
-    loss = process.all_reduce_mean([sum(done.losses) / len(done.losses)])[0]
-    line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": done.lr, "seconds": done.seconds}
-    process.say(f"epoch {epoch}/{plan.epochs}: loss {loss:.4f}, rate {done.lr:.2e}, {done.seconds:.1f} s")
+    epoch, so_far = progress.epoch + 1, progress.unfinished
+    loss = process.all_reduce_mean([sum(so_far.losses) / len(so_far.losses)])[0]
+    line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": so_far.lr, "seconds": so_far.seconds}
+    process.say(f"epoch {epoch}/{plan.epochs}: loss {loss:.4f}, rate {so_far.lr:.2e}, {so_far.seconds:.1f} s")
 
     scores, example = None, None
     if plan.validates(epoch):
-        with process.stop_before_forward(learner.kept):
-            scores, example = run.validate(learner.kept)
+        with process.stop_before_forward(learner.evaluated):
+            scores, example = run.validate(learner.evaluated)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
     if scores is not None:
-        if process.on_main_then_broadcast("saving the best model", partial(_keep_if_best, run, progress, scores.mean)):
+        if process.on_main_then_broadcast("saving the best model", partial(_save_if_best, run, progress, scores.mean)):
             progress.best_score, progress.best_epoch = scores.mean, epoch
-        process.say(f"{organ_table(scores)}\n  {_best(progress)}")
+        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
     process.note_progress("saving")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
-            folder.save_latest(learner.kept, learner.state(), progress)
+            folder.save_latest(learner.evaluated, learner.state(), progress)
 
 
 def train_epoch(run: Run, progress: Progress) -> None:
@@ -227,40 +227,40 @@ def train_epoch(run: Run, progress: Progress) -> None:
     """
     plan, learner, loader, process = run.plan, run.learner, run.train_loader, run.process
     learner.wrapped.train()
-    done = progress.unfinished
-    loader.sampler.go_to(progress.epoch, done.scans)  # type: ignore[attr-defined]
+    so_far = progress.unfinished
+    loader.sampler.go_to(progress.epoch, so_far.scans)  # type: ignore[attr-defined]
     scans_in_batch = loader.batch_size * process.world_size  # type: ignore[operator]
     scans_in_epoch = len(loader.sampler) * process.world_size  # type: ignore[arg-type]
     start = time.perf_counter()
     bar = process.bar(loader, f"epoch {progress.epoch + 1}/{plan.epochs}")
     for batches in _groups(bar, plan.accumulate):
-        step = f"step {len(done.losses) + 1} of epoch {progress.epoch + 1}"
+        step = f"step {len(so_far.losses) + 1} of epoch {progress.epoch + 1}"
         # dropout, like the crops, is a function of the seed and the step, not of what happened before
-        scans = [done.scans + number * scans_in_batch for number in range(len(batches))]
+        scans = [so_far.scans + number * scans_in_batch for number in range(len(batches))]
         seeds = [_step_seed(plan.seed, progress.epoch, before, process.rank) for before in scans]
-        loss = add_gradients(learner, batches, seeds, process, step)
+        loss = accumulate_gradients(learner, batches, seeds, process, step)
         stop, broken = process.all_reduce_max(process.stop.number, not math.isfinite(loss))
         if broken:
             names = ", ".join(dict.fromkeys(name for batch in batches for name in batch["name"]))
             value, names = next(pair for pair in process.all_gather((loss, names)) if not math.isfinite(pair[0]))
             raise TrainingError(f"the loss is {value} in epoch {progress.epoch + 1}, in the batch of {names}.")
-        done.lr = learner.update()
+        so_far.lr = learner.update()
         now = time.perf_counter()
-        done.scans = min(scans[-1] + scans_in_batch, scans_in_epoch)
-        done.losses.append(loss)
-        done.seconds += now - start
+        so_far.scans = min(scans[-1] + scans_in_batch, scans_in_epoch)
+        so_far.losses.append(loss)
+        so_far.seconds += now - start
         if learner.compiling:
             bar.clear()
             process.say(f"the first step took {now - start:.1f} s, compilation included")
             learner.compiling = False
         start = now
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{done.lr:.1e}")
+        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{so_far.lr:.1e}")
         process.stop.raise_if_requested(stop)
     if not learner.is_finite():  # the next step's loss would tell, but they are saved before it
         raise TrainingError(f"the weights aren't finite after the last step of epoch {progress.epoch + 1}.")
 
 
-def add_gradients(
+def accumulate_gradients(
     learner: Learner, batches: Sequence[Batch], seeds: Sequence[int], process: Process, step: str
 ) -> float:
     """Add up the gradients of a step's batches, averaged over the processes while the last one's are computed.
@@ -289,17 +289,17 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _keep_if_best(run: Run, progress: Progress, score: float) -> bool:
+def _save_if_best(run: Run, progress: Progress, score: float) -> bool:
     """In the main process: whether the network is the best so far and, where weights are kept, could be saved."""
     assert run.folder is not None
-    return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.kept, progress))
+    return progress.improves(score) and (not run.plan.save or run.folder.save_best(run.learner.evaluated, progress))
 
 
 def _last_good(run: Run) -> str:
     return f"Last good checkpoint: {run.latest if run.latest.exists() else 'none'}."
 
 
-def _best(progress: Progress) -> str:
+def _best_text(progress: Progress) -> str:
     if progress.best_score is None:
         return "no best model was kept yet"
     return f"best {progress.best_score:.4f} after epoch {progress.best_epoch}"

@@ -48,7 +48,7 @@ def swin_divisor(config: SwinUNETRConfig) -> tuple[int, int, int]:
     """
     if all(edge == SWIN_DIVISOR for edge in config.img_size):
         raise ValueError(
-            f"one must be above {SWIN_DIVISOR} for swin_unetr, whose deepest level has a single voxel else"
+            f"one edge must be {2 * SWIN_DIVISOR} or more for swin_unetr, or its deepest level has a single voxel"
         )
     return (SWIN_DIVISOR,) * 3
 

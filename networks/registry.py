@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from utils.system.errors import InputError, first_line, size_text
 
+StateDict = Mapping[str, Tensor]
 Kind = TypeVar("Kind", bound=type)
 OF_THE_WINDOW = ("img_size", "spacing")  # fields that have no flag: they follow from --roi_* and --space_*
 
@@ -197,9 +198,10 @@ class Architecture:
         foreign = [name for name in settings if name not in fields]
         if foreign:
             raise ValueError("; ".join(f"`{name}` is not for {self.name}; leave it out" for name in foreign))
-        return self.config(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        )
+        fitting: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return self.config(**fitting)
 
     def build(self, config: NetworkConfig) -> nn.Module:
         """The network, with fresh weights. It knows what it was built from as ``network.config``."""
@@ -345,9 +347,6 @@ def lies_in(tensor: str, layers: Iterable[str]) -> bool:
     return any(tensor == layer or tensor.startswith(f"{layer}.") for layer in layers)
 
 
-StateDict = Mapping[str, Tensor]
-
-
 def file_given(name: str, file_name: str, sha256: str) -> Architecture:
     """The network ``name`` from a file with this hash, which has been given in this program before.
 
@@ -361,7 +360,7 @@ def file_given(name: str, file_name: str, sha256: str) -> Architecture:
     same_name = next((one for one in _FILES.values() if one.name == name), None)
     if same_name is None:
         raise InputError(
-            f"its network {name} is defined in {file_name} (SHA-256 {sha256}), which is code, and is not loaded unasked. "
+            f"its network {name} is defined in {file_name} (SHA-256 {sha256}). That is code, and isn't loaded unasked. "
             f"Give it as `model_name` PATH/{file_name} (in Python: network_file)."
         )
     raise InputError(

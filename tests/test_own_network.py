@@ -167,6 +167,25 @@ def test_a_changed_file_is_refused_with_both_hashes(
     assert after in message
 
 
+def test_the_run_keeps_a_copy_of_the_file(train: Any, file: Path, run_test: Run, phantoms: Path) -> None:
+    train("mine")
+    file.unlink()
+    run_test([f"--data_dir={phantoms}", "--pretrained_dir=runs/mine", "--pretrained_model_name=model.pt",
+              "--model_name=runs/mine/mynet.py"])  # fmt: skip
+    assert Path("runs/mine/scores/scores.json").exists()
+
+
+def test_a_network_with_another_number_of_outputs_ends_before_training(
+    train: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("config.out_channels, 1)", "2, 1)"))
+    with pytest.raises(SystemExit):
+        train("mine")
+    message = capsys.readouterr().err
+    assert "mynet.py: gives (1, 2, 16, 16, 16) for a window" in message
+    assert "not (1, 14, 16, 16, 16)" in message
+
+
 def test_it_is_cross_validated(file: Path, phantoms: Path, run_main: Run, run_test: Run, tmp_path: Path) -> None:
     content = json.loads((phantoms / "dataset_0.json").read_text())
     entries = [{**entry, "fold": number % 2} for number, entry in enumerate(content["training"])]

@@ -167,7 +167,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
     parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt")
-    parser.add_argument("--format", choices=tuple(WRITERS), default="torchscript", help="what to write")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="torchscript", help=", ".join(WRITERS))
     parser.add_argument("--output", metavar="FILE", help="the file to write (default: beside the checkpoint)")
     parser.add_argument(
         "--model_name", metavar="FILE", help="for a network of your own: its .py file, which is code and is run"

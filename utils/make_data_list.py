@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from utils.config.messages import name_flags
 from utils.config.parser import Parser, count, whole
 from utils.data.data_list import files_below, numbered_labels
 from utils.io.dicom_series import is_dicom
@@ -207,5 +208,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(name_flags):
         main(_parse())

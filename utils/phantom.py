@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from utils.config.messages import name_flags
 from utils.config.parser import Parser, count, positive, whole
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import write_json
@@ -304,5 +305,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(name_flags):
         main(_parse())

@@ -1,4 +1,4 @@
-"""Write ``docs/flags.md`` from the parsers: ``python -m utils.write_flags``. With ``--check``, say whether it is stale."""
+"""Write ``docs/flags.md`` from the parsers: ``python -m utils.write_flags``; ``--check`` says whether it is stale."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ HEAD = """# Flags
 
 Every flag of `main.py`, `test.py` and `python -m utils.crossval`, written by `python -m utils.write_flags`.
 
-`@FILE` on a command line stands for the flags in a file. `--help` shows the flags that most people need, and `--help-all`
-all of them. A flag of another network than `--model_name` is an error. What a checkpoint records, `test.py` needs no flag
-for, and a flag that contradicts it is an error; weights that describe nothing are taken by the defaults of `main.py`."""
+`@FILE` on a command line stands for the flags in a file. `--help` shows those that most people need, `--help-all` all
+of them. A flag of another network than that of `--model_name` is an error.
+
+`test.py` finds network and preprocessing in a checkpoint. Their flags are for weights that describe nothing, with the
+defaults of `main.py`; a flag that contradicts a checkpoint is an error."""
 
 
 def page() -> str:

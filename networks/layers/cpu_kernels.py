@@ -51,9 +51,14 @@ def conv3d(volume: Tensor, weight: Tensor, bias: Tensor | None, padding: str | t
     return result.contiguous(memory_format=layout)
 
 
+def is_traced() -> bool:
+    """Whether the computation is recorded for a compiler or another program, for batches of any size."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def _in_float32_on_cpu(x: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()  # compilers choose kernels themselves
+        not is_traced()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

@@ -9,7 +9,7 @@ from monai.networks.blocks import UnetOutBlock
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor
 
-from networks.layers.cpu_kernels import conv3d
+from networks.layers.cpu_kernels import conv3d, is_traced
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import in_layout_of
 
@@ -35,7 +35,7 @@ class ScanResBlock(UnetResBlock):
         convolution = self.conv3.conv
         with torch.autocast(scan.device.type, enabled=False):
             scan = scan.to(convolution.weight.dtype)
-            if not isinstance(self.norm3, InstanceNorm3d) or torch.compiler.is_compiling():
+            if not isinstance(self.norm3, InstanceNorm3d) or is_traced():
                 features: Tensor = self.norm3(convolution(scan))
                 return features
             centred, weights = normalised_kernels(scan, convolution.weight, self.norm3.eps)

@@ -16,7 +16,9 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of each sample of (B, C, D, H, W)."""
         channels_together = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last_3d)
-        if not channels_together and not self.training and not torch.is_grad_enabled():
+        # a trace must hold for batches of any size
+        without_gradient = torch.jit.is_tracing() or not torch.is_grad_enabled()
+        if not channels_together and not self.training and without_gradient:
             return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)  # copies nothing here
         if len(input) == 1:
             return self._normalised(input)

@@ -137,7 +137,7 @@ def test_dynunet_has_nnunets_filters() -> None:
         ("swin_unetr --roi_x 48", "--roi_x, --roi_y, --roi_z must be multiples of 32 for swin_unetr, not 48 × 96 × 96"),
         (
             "swin_unetr --roi_x 32 --roi_y 32 --roi_z 32",
-            "--roi_x, --roi_y, --roi_z 32 × 32 × 32: one must be above 32 for swin_unetr",
+            "--roi_x, --roi_y, --roi_z 32 × 32 × 32: one edge must be 64 or more for swin_unetr",
         ),
         ("segresnet --roi_y 100", "--roi_x, --roi_y, --roi_z must be multiples of 8 for segresnet, not 96 × 100 × 96"),
         # 90, 45, 22.5, 11.25, 5.6
@@ -313,7 +313,7 @@ def test_torchscript_gives_the_same_logits(name: str, tmp_path: Path) -> None:
 def test_swin_unetr_can_not_be_torchscript(tmp_path: Path) -> None:
     path, _ = saved("swin_unetr", tmp_path)
     with pytest.raises(
-        InputError, match=r"--format torchscript: torch can't write this network so\. Give --format onnx"
+        InputError, match=r"--format torchscript: torch can't write this network as TorchScript\. Give --format onnx"
     ):
         export.export(path, "torchscript", tmp_path / "script.pt")
     assert not (tmp_path / "script.pt").exists()

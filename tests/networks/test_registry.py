@@ -253,7 +253,7 @@ def test_the_code_of_a_checkpoint_has_to_be_given_and_be_the_same(tmp_path: Path
     with pytest.raises(InputError) as error:
         file_given("given", "network.py", sha256)
     assert sha256 in str(error.value)
-    assert "Give it as `model_name` PATH/network.py." in str(error.value)
+    assert "Give it as `model_name` PATH/network.py" in str(error.value)
     architecture = find_architecture(path)
     assert file_given("given", "network.py", sha256) is architecture
     with pytest.raises(InputError) as error:

@@ -30,10 +30,13 @@ from utils.training.blocks import compile_blocks, recompute_activations
 
 CHEAP = "aot_eager"  # a backend that takes a network apart as torch's own does, and generates no code
 RECOMPUTING = "--activation_checkpointing"
-CHANGES = {"recomputed": (recompute_activations,), "compiled": (compile_blocks,)}
-CHANGES["both"] = (compile_blocks, recompute_activations)  # in the order of main.py
-changes = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 Change = tuple[Callable[[nn.Module], None], ...]
+CHANGES: dict[str, Change] = {
+    "recomputed": (recompute_activations,),
+    "compiled": (compile_blocks,),
+    "both": (compile_blocks, recompute_activations),  # in the order of main.py
+}
+changes = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +68,7 @@ def training_step(network: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, d
 
 def built(kind: Callable[[Any], nn.Module]) -> nn.Module:
     """A network of a class that ``NETWORKS`` doesn't know, with tokens of 8 numbers."""
-    config = dataclass(frozen=True)(type("ToyConfig", (ViTConfig,), {}))
+    config: Any = dataclass(frozen=True)(type("ToyConfig", (ViTConfig,), {}))
     ARCHITECTURES[config] = Architecture("toy", config, kind, lambda _: (16, 16, 16))
     torch.manual_seed(0)
     return ARCHITECTURES[config].build(config(hidden_size=8, mlp_dim=8, num_heads=2))

@@ -1,14 +1,19 @@
 """Training steps that a GPU is given as a whole."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from networks import build_network
+from networks.layers import optimize_for_cpu
 from networks.precision import Precision
-from networks.unetr import UNETR
+from tests.conftest import TINY, Run
+from tests.networks.test_unetr import small
+from tests.training.test_training import error_of
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
 from utils.system.errors import InputError
@@ -82,7 +87,7 @@ def test_recording_leaves_running_statistics_as_they_were(replays: list[torch.Si
     [
         (
             RuntimeError("operation not permitted"),
-            r"can't be computed, or not be recorded .*not permitted.*with --nocuda_graph trains",
+            r"can't be computed, or not be recorded .*not permitted.*with `nocuda_graph` trains",
         ),
         (torch.OutOfMemoryError("out of memory"), r"^cpu: has no room for a step with 6 crops\. Give a smaller"),
     ],
@@ -96,14 +101,41 @@ def test_what_can_not_be_recorded_is_told(error: Exception, message: str, monkey
         cuda_graph.record(Doubled(), (6, 1, 4, 4, 4), CPU)
 
 
-def test_what_is_recorded() -> None:
-    alone = Process(GPU)
-    assert cuda_graph.can_record(alone, 1, "unetr", False, False)
-    assert not cuda_graph.can_record(alone, 2, "unetr", False, False)  # gradients of two batches add up
-    assert not cuda_graph.can_record(alone, 1, "swin_unetr", False, False)
-    assert not cuda_graph.can_record(alone, 1, "unetr", False, True)  # --compile and the like
-    assert not cuda_graph.can_record(Process(GPU, RankInfo(0, 2)), 1, "unetr", False, False)
-    assert not cuda_graph.can_record(Process(CPU.device), 1, "unetr", False, False)
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"process": Process(CPU.device)}, "cpu is no GPU"),
+        ({"process": Process(GPU, RankInfo(0, 2))}, "several processes would have to exchange gradients"),
+        ({"accumulate": 2}, "several batches make a step (`accumulate`)"),
+        ({"compiled": True}, "its blocks are compiled (`compile`)"),
+        ({"recomputed": True}, "its blocks are recomputed (`activation_checkpointing`)"),
+        ({"name": "segresnet"}, "segresnet doesn't declare that it can be (“cuda_graph” in its class)"),
+        ({"name": "swin_unetr"}, "swin_unetr doesn't declare that it can be"),
+    ],
+)
+def test_what_can_not_be_recorded_has_a_reason(changed: dict[str, Any], reason: str | None) -> None:
+    plain = {"name": "unetr", "process": Process(GPU), "accumulate": 1, "compiled": False, "recomputed": False}
+    settings = {**plain, **changed}
+    with torch.device("meta"):
+        network = build_network(settings.pop("name"))
+    found = cuda_graph.obstacle(network, **settings)
+    assert found is None if reason is None else str(found).startswith(reason)
+
+
+def test_a_run_that_asks_for_it_where_it_can_not_be_is_one_line(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [f"--data_dir={phantoms}", "--workers=0", "--device=cpu", "--max_epochs=1", *TINY]
+    message = error_of(run_main, [*argv, "--cuda_graph"], capsys)
+    assert message == "error: --cuda_graph: cpu is no GPU. Leave it out.\n"
+    message = error_of(run_main, [f"--data_dir={phantoms}", "--model_name=segresnet", "--cuda_graph"], capsys)
+    assert message.startswith(
+        "error: --cuda_graph: segresnet can't be recorded as a CUDA graph, since its class declares"
+    )
+    assert message.count("\n") == 1
+    message = error_of(run_main, [*argv, "--cuda_graph", "--nocuda_graph"], capsys)
+    assert "argument --nocuda_graph: not allowed with argument --cuda_graph" in message
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -112,11 +144,11 @@ def test_what_is_recorded() -> None:
 def test_a_recorded_step_has_the_gradients_of_one_that_is_not(norm_name: str, dtype: torch.dtype) -> None:
     """Also when weights have changed since, with dropout drawn by the seed of each step."""
     torch.manual_seed(0)
-    network = UNETR(
-        1, 3, 32, feature_size=4, hidden_size=24, mlp_dim=48, num_heads=2, norm_name=norm_name,
+    network = small(
+        out_channels=3, img_size=32, feature_size=4, hidden_size=24, mlp_dim=48, norm_name=norm_name,
         dropout_rate=0.1, drop_path_rate=0.2, deep_supervision=True,
     )  # fmt: skip
-    plain = Process(GPU).place(network).train()
+    plain = Process(GPU).place(optimize_for_cpu(network)).train()
     image = torch.rand(2, 1, 32, 32, 32, device=GPU)
     precision = Precision(GPU, dtype)
     recorded = cuda_graph.record(plain, image.shape, precision)

@@ -324,7 +324,14 @@ def test_a_run_that_is_done_stays_as_it_is(run_main: Run, phantoms: Path, whole:
 def test_more_epochs_and_another_rate_take_effect_and_are_said(
     run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--resume", "--max_epochs=6", "--optim_lr=5e-3", "--lrschedule=constant", "--augment=strong")
+    flags = (
+        "--resume",
+        "--max_epochs=6",
+        "--optim_lr=5e-3",
+        "--lrschedule=constant",
+        "--augment=strong",
+        "--loss=dice",
+    )
     capsys.readouterr()
     train(run_main, phantoms, "whole", *FLAGS, *flags)
     screen = capsys.readouterr().out
@@ -332,6 +339,7 @@ def test_more_epochs_and_another_rate_take_effect_and_are_said(
     assert "note: --optim_lr is 0.005 from here on; it was 0.01" in screen
     assert "note: --lrschedule is constant from here on; it was warmup_cosine" in screen
     assert "note: --augment is strong from here on; it was published" in screen
+    assert "note: --loss is dice from here on; it was dice_ce" in screen
     records = lines(whole)
     assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert [record["lr"] for record in records[4:]] == [0.005, 0.005]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from networks import build_network, precision
 from tests.conftest import TINY, Run
 from trainer import Learner
 from utils.phantom import LABELS
+from utils.training.losses import LOSSES
 
 LOUD = ["--optim_lr=1e-2", "--warmup_epochs=1"]
 
@@ -95,6 +97,24 @@ def test_runs_of_one_seed_are_identical(run_main: Run, phantoms: Path, in_tmp: P
     assert without_seconds(first) == without_seconds(second)
     assert equal(weights(first / "model_final.pt"), weights(second / "model_final.pt"))
     assert not equal(weights(first / "model_final.pt"), weights(other / "model_final.pt"))
+
+
+@pytest.mark.parametrize("deep_supervision", [(), ("--deep_supervision",)], ids=["one", "all"])
+def test_the_loss_that_is_named_is_minimised_at_one_resolution_or_all(
+    run_main: Run, phantoms: Path, in_tmp: Path, deep_supervision: tuple[str, ...]
+) -> None:
+    losses = {}
+    for name in LOSSES:
+        folder = train(run_main, phantoms, name, "--max_epochs=1", f"--loss={name}", *deep_supervision)
+        losses[name] = lines(folder)[0]["loss"]
+        assert json.loads((folder / "args.json").read_text())["loss"] == name
+    assert len(set(losses.values())) == len(LOSSES)
+    assert 0 < losses["dice"] < 1  # 1 - Dice
+    assert losses["dice_ce"] > losses["dice"] + 0.5 * math.log(14)  # the cross-entropy of 14 classes, hardly trained
+    assert losses["dice"] < losses["dice_focal"] < losses["dice"] + math.log(2)  # focal: below the sigmoid's of 0
+    assert (
+        losses["dice_ce"] == lines(train(run_main, phantoms, "plain", "--max_epochs=1", *deep_supervision))[0]["loss"]
+    )
 
 
 def test_a_run_is_not_overwritten_in_silence(

@@ -149,7 +149,7 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         faults = "; ".join(f"`{name}` is not for {description.network}; leave it out" for name in foreign)
         raise InputError(f"{path}: {faults}.")
     if module is not None:
-        _require_shapes(module, description, path)
+        require_shapes(module, description, path)
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
     # without weights until the file's are in it: to draw random ones takes longer than to read those
     with torch.device("meta"):
@@ -190,8 +190,8 @@ def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
     return f"\nnote: {data.path} calls {unknown[0]}{others}; labels are compared by value, with the weights' names"
 
 
-def _require_shapes(module: nn.Module, description: Description, path: Path) -> None:
-    """Let a TorchScript network predict one window, which shows its channels and classes.
+def require_shapes(module: nn.Module, description: Description, path: Path) -> None:
+    """Let a network that isn't ours predict one window, which shows whether it has the right channels and classes.
 
     Raises:
         InputError: if it can't, or has another number of classes.
@@ -201,8 +201,8 @@ def _require_shapes(module: nn.Module, description: Description, path: Path) -> 
     try:
         with torch.inference_mode():
             found = tuple(module.eval()(window).shape)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # whatever a stranger's code raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise InputError(
             f"{path}: can't predict a window of {tuple(window.shape)} ({reason}). "
             "Give the `in_channels`, `roi_x`, `roi_y` and `roi_z` that it was made for."

@@ -119,6 +119,7 @@ def initial_state(
 
 def _start_encoder(path: Path, description: Description, network: nn.Module) -> InitialState:
     """Start a new run with the encoder from a file's ViT."""
+    description.architecture.require("vit_encoder", "vit_weights", "started from a ViT")
     content = read_vit(path)
     recorded = describe(content, path)
     if recorded is not None:

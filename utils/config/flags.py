@@ -372,7 +372,7 @@ def test_parser(architecture: Architecture | None) -> Parser:
     """The parser of ``test.py``. What a checkpoint knows is None here unless it was given."""
     parser = Parser(
         description="Segment scans with a trained network, and score them where they have labels.",
-        usage="python test.py --input PATH … --output_dir DIR --pretrained_dir runs/NAME --pretrained_model_name FILE …",
+        usage="python test.py --input PATH … --output_dir DIR --pretrained_dir runs/NAME --pretrained_model_name FILE",
         epilog="A checkpoint knows its network and preprocessing. Their flags are for weights that don't. " + FILES,
     )
     weights = parser.add_argument_group("weights")

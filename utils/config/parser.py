@@ -111,7 +111,13 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, mistyped: Sequence[str]) -> str:
         known = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
         unknown = [flag[2:] for flag in mistyped if flag not in self.known_elsewhere]
-        found = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown if name not in known}
+        found = {}
+        for name in unknown:
+            if name not in known:
+                parts = [flag for flag in known if flag.startswith(name)] + [
+                    flag for flag in known if flag.endswith(name)
+                ]
+                found[name] = parts or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         return "".join(f"; did you mean --{near[0]} for --{name}?" for name, near in found.items() if near)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from networks.registry import OF_THE_WINDOW
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
@@ -28,9 +29,16 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     if not all(path.exists() for path in needed):
         return None
     record = read_record(job.record_file(scan.name))
-    if record is None or record["source"] != source_of(scan) or record["made_with"] != provenance(scan, job):
+    if record is None or record["source"] != source_of(scan):
         return None
-    return record
+    same = _comparable(record["made_with"]) == _comparable(provenance(scan, job))
+    return record if same else None
+
+
+def _comparable(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What results were made with, less what older records leave out of the network: preprocessing says it too."""
+    name, options = made_with["network"]
+    return {**made_with, "network": [name, {key: options[key] for key in options if key not in OF_THE_WINDOW}]}
 
 
 def require_replaceable(scan: Scan, job: SegmentationJob) -> None:

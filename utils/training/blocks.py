@@ -1,8 +1,8 @@
 """Recompute a network's blocks in the backward pass, or compile them, one by one.
 
-The network's class names its ``blocks`` (:mod:`networks.registry`). Each block gets a subclass of its class that calls it
-in another way where gradients are recorded. Parameters, buffers and names stay, and so do validation and exports, which
-record none.
+The network's class names its ``blocks`` (:mod:`networks.registry`). Each block gets a subclass of its class, which
+changes how it is called where gradients are recorded. Parameters, buffers and names stay the same. So do validation and
+exports, which record no gradients.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def recompute_activations(network: nn.Module) -> None:
         InputError: if the network names no blocks.
     """
     for block in _outermost(network, "activation_checkpointing", "recomputed"):
-        block.__class__ = _recomputed(type(block))
+        block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]  # mypy takes no class for hashable
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -40,7 +40,7 @@ def compile_blocks(network: nn.Module) -> None:
         InputError: if the network names no blocks.
     """
     for block in _outermost(network, "compile", "compiled"):
-        block.__class__ = _compiled(type(block))
+        block.__class__ = _compiled(type(block))  # type: ignore[arg-type]
 
 
 def _outermost(network: nn.Module, setting: str, what: str) -> list[nn.Module]:

@@ -37,7 +37,7 @@ def record(network: nn.Module, batch: Sequence[int], precision: Precision) -> nn
     """A network whose forward and backward pass in training is launched as a whole.
 
     Launching their thousand and more kernels one by one takes a CPU longer than a fast GPU needs to compute them.
-    Batches of another shape, and validation, are computed as before. The recording keeps the memory of a step. Call this
+    Batches of another shape, and validation, are computed as before. The recording keeps the memory of a step. Record
     before anything else, such as a loader, uses the GPU.
 
     Args:

@@ -73,6 +73,10 @@ class RunFolder:
         self.say = say
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
+        network_file = description.architecture.file
+        if network_file is not None and not (path / network_file.name).exists():
+            # a checkpoint is read with this very file alone, and its owner may go on changing the original
+            write_text(path / network_file.name, network_file.read_text(encoding="utf-8"))
         self.lock = _lock(path)
         if progress.at_start:
             for file in _own_files(path):
