@@ -114,10 +114,9 @@ class Parser(argparse.ArgumentParser):
         found = {}
         for name in unknown:
             if name not in known:
-                parts = [flag for flag in known if flag.startswith(name)] + [
-                    flag for flag in known if flag.endswith(name)
-                ]
-                found[name] = parts or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                ends = [flag for flag in known if flag.endswith(name)]
+                starts = [flag for flag in known if flag.startswith(name)]
+                found[name] = ends or starts or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         return "".join(f"; did you mean --{near[0]} for --{name}?" for name, near in found.items() if near)
 
 
