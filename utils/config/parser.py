@@ -114,9 +114,10 @@ class Parser(argparse.ArgumentParser):
         found = {}
         for name in unknown:
             if name not in known:
-                ends = [flag for flag in known if flag.endswith(name)]
+                near, nearest = (difflib.get_close_matches(name, known, n=1, cutoff=cutoff) for cutoff in (0.7, 0.9))
+                ends = [flag for flag in known if flag.endswith(f"_{name}")]
                 starts = [flag for flag in known if flag.startswith(name)]
-                found[name] = ends or starts or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                found[name] = nearest or ends or starts or near
         return "".join(f"; did you mean --{near[0]} for --{name}?" for name, near in found.items() if near)
 
 
