@@ -17,7 +17,7 @@ What a class may declare beside its layers, all of it optional:
 ``position_embeddings``  name of a parameter (1, N, E), one embedding for each patch of ``config.patch_size``; adapting
                        may interpolate it
 ``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` makes the flags ``vit_lr`` and
-                       ``vit_reg_weight``
+                       ``vit_reg_weight``; or a method that returns groups as torch's optimizers take them
 ``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill
 ``cuda_graph``         True if a training step can be recorded as a CUDA graph
 ``fast_layers``        True if all layers of :func:`networks.layers.optimize_for_cpu` were measured to pay
@@ -179,6 +179,12 @@ class Architecture:
         return getattr(self.network, name, default)
 
     @property
+    def groups(self) -> Mapping[str, tuple[str, ...]]:
+        """By name, the layers of each group of parameters that has flags of its own."""
+        declared = self.declared("parameter_groups", {})
+        return declared if isinstance(declared, Mapping) else {}
+
+    @property
     def flags(self) -> dict[str, dataclasses.Field[Any]]:
         """By name, the fields of its config that are flags."""
         return {field.name: field for field in dataclasses.fields(self.config) if field.name not in OF_THE_WINDOW}
@@ -329,7 +335,10 @@ def _load_file(path: Path) -> Architecture:
         )
     if found[0].name in NETWORKS:
         raise InputError(f"`model_name` {path}: calls its network {found[0].name}, as ours is called. Rename it.")
-    types = found[0].types
+    try:
+        types = found[0].types
+    except Exception as error:  # an annotation that names nothing
+        raise InputError(f"`model_name` {path}: its config's types can't be found ({first_line(error)}).") from error
     faults = [
         f"its field {name} must be an int, float, str or bool with a default"
         for name, field in found[0].flags.items()

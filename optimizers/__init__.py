@@ -25,10 +25,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The network's parameters for :func:`build_optimizer`: the groups that its class declares, then all others.
 
+    A network whose ``parameter_groups`` is a method returns all groups itself.
+
     Args:
         own: by group, its highest ``lr`` and its ``weight_decay``; None for those of the others.
     """
-    declared: Mapping[str, tuple[str, ...]] = getattr(network, "parameter_groups", {})
+    declared: Any = getattr(network, "parameter_groups", {})
+    if callable(declared):
+        own_groups: list[dict[str, Any]] = declared()
+        return own_groups
     groups: list[dict[str, Any]] = []
     rest = dict(network.named_parameters())
     for group, layers in declared.items():

@@ -1,6 +1,7 @@
 """Learning rates, steps and clipped gradients worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,22 @@ def test_a_vit_has_the_rate_and_decay_of_the_rest_by_default() -> None:
     groups = parameter_groups(network, {"vit": {"lr": None, "weight_decay": None}})
     optimizer = build_optimizer("adamw", groups, lr=0.2, weight_decay=0.3, momentum=0.0)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.2, 0.3)] * 2
+
+
+class OwnGroups(torch.nn.Module):
+    """A network that makes its groups itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.stem.parameters()), "lr": 0.5}, {"params": list(self.head.parameters())}]
+
+
+def test_a_network_may_make_its_groups_itself() -> None:
+    optimizer = build_optimizer("sgd", parameter_groups(OwnGroups()), lr=0.1, weight_decay=0.0, momentum=0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
 
 
 @pytest.mark.parametrize("scaled", [False, True])  # as with float16

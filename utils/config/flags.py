@@ -184,8 +184,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
 
 def _group_flags(architecture: Architecture) -> dict[str, str]:
     """By flag, the group of the network's parameters that it gives a rate or a decay of its own."""
-    groups = architecture.declared("parameter_groups", {})
-    return {f"{group}_{what}": group for group in groups for what in ("lr", "reg_weight")}
+    return {f"{group}_{what}": group for group in architecture.groups for what in ("lr", "reg_weight")}
 
 
 def _add_group_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:

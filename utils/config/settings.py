@@ -65,7 +65,7 @@ def group_settings(args: argparse.Namespace, architecture: Architecture) -> dict
     """Learning rate and weight decay of each group of parameters that a network declares."""
     return {
         group: {"lr": getattr(args, f"{group}_lr"), "weight_decay": getattr(args, f"{group}_reg_weight")}
-        for group in architecture.declared("parameter_groups", {})
+        for group in architecture.groups
     }
 
 
