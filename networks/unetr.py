@@ -25,11 +25,11 @@ FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 class UNETRConfig(ViTConfig):
     """The settings of UNETR; the defaults are those of the published weights."""
 
-    feature_size: int = flag(16, "channels at full resolution; doubled at each halving of it", at_least=1)
+    feature_size: int = flag(16, "channels at full resolution", at_least=1)
     norm_name: str = flag("instance", "the decoder's normalisation", choices=("instance", "batch"), rare=True)
     conv_block: bool = flag(True, "convolutions in the skip paths", rare=True)
     res_block: bool = flag(True, "residual connections in the blocks", rare=True)
-    deep_supervision: bool = flag(False, "also train the decoder's coarser resolutions by the labels", any_weights=True)
+    deep_supervision: bool = flag(False, "also train coarser resolutions by the labels", any_weights=True)
 
 
 @register("unetr", config=UNETRConfig, window_divisor=lambda config: (config.patch_size,) * 3)

@@ -22,7 +22,7 @@ class ViTConfig(NetworkConfig):
     """The settings of the transformer."""
 
     hidden_size: int = flag(768, "length of a token", at_least=1)
-    mlp_dim: int = flag(3072, "width of the transformer's perceptron", at_least=1)
+    mlp_dim: int = flag(3072, "width of its perceptron", at_least=1)
     num_heads: int = flag(12, "attention heads", at_least=1)
     pos_embed: str = flag("perceptron", "patch embedding", choices=("perceptron", "conv"), rare=True)
     patch_size: int = flag(16, "edge of a patch in voxels", choices=PATCH_SIZES)

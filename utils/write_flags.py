@@ -27,7 +27,10 @@ def page() -> str:
     parts = [HEAD, "## main.py", *_tables(train_parser())]
     for name, architecture in NETWORKS.items():
         if name != "unetr":
-            parts += [f"### network {name}", *_rows(train_parser(architecture), f"network {name}")]
+            parts += [
+                f"### network with --model_name {name}",
+                *_rows(train_parser(architecture), "network", {"--model_name"}),
+            ]
     known = set(train_parser()._option_string_actions)
     parts += ["## test.py", "These beside those of `main.py` for data, network, preprocessing, windows and machine:"]
     parts += _tables(test_parser(None), without=known)

@@ -50,8 +50,8 @@ def _run_name(text: str) -> str:
 
 def _add_list_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder that holds the scans")
-    group.add_argument("--json_list", help="data list, in --data_dir or elsewhere (default: dataset_FOLD.json)")
+    group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder of the scans")
+    group.add_argument("--json_list", help="data list (default: dataset_FOLD.json)")
     group.add_argument("--fold", type=whole, default=0, help="which fold validates")
     rare(group.add_argument("--workers", type=whole, default=8, help="threads or processes that load data, at most one "
                             "per core; 0 prepares nothing ahead"))  # fmt: skip
@@ -67,7 +67,7 @@ def _add_caching_flags(parser: argparse.ArgumentParser) -> None:
 def _add_model_flag(parser: argparse.ArgumentParser, default: str | None = "unetr") -> None:
     known = ", ".join(sorted(NETWORKS, key=lambda name: name != "unetr"))
     parser.add_argument_group("network").add_argument(
-        "--model_name", default=default, metavar="NAME", help=f"{known}, or a .py file that defines a network"
+        "--model_name", default=default, metavar="NAME", help=f"{known}, or a .py file"
     )
 
 
@@ -80,8 +80,7 @@ def _add_network_flags(
         from_checkpoint: whether a checkpoint says which network it is: then the flags of all are shown, none has a
             default, and values are checked where the network is built.
     """
-    title = "network" if architecture is None or from_checkpoint else f"network {architecture.name}"
-    group = parser.add_argument_group(title)
+    group = parser.add_argument_group("network")
     taken: set[str] = set(parser._option_string_actions)
     for one in dict.fromkeys([*([architecture] if architecture else []), *NETWORKS.values()]):
         own = one is architecture and not from_checkpoint
@@ -118,9 +117,7 @@ def _setting_type(kind: type, rules: Mapping[str, Any]) -> Callable[[str], Any]:
 
 def _add_preprocessing_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preprocessing")
-    group.add_argument("--intensity", choices=INTENSITIES, default="ct",
-                       help="ct: the window a_min … a_max becomes b_min … b_max; zscore (MR): each scan has mean 0 and "
-                       "deviation 1")  # fmt: skip
+    group.add_argument("--intensity", choices=INTENSITIES, default="ct", help="ct (the window below) or zscore (MR)")
     group.add_argument("--a_min", type=real, default=-175.0, metavar="HU", help="lower end of the CT window")
     group.add_argument("--a_max", type=real, default=250.0, metavar="HU", help="upper end of the CT window")
     rare(group.add_argument("--b_min", type=real, default=0.0, metavar="X", help="what a_min becomes"))
@@ -136,8 +133,8 @@ def _add_preprocessing_flags(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
     chance: dict[str, Any] = {"type": probability, "metavar": "P"}
-    group.add_argument("--RandFlipd_prob", default=0.2, help="how often to flip, along each axis", **chance)
-    group.add_argument("--RandRotate90d_prob", default=0.2, help="how often to rotate by 90° in x and y", **chance)
+    group.add_argument("--RandFlipd_prob", default=0.2, help="how often to flip each axis", **chance)
+    group.add_argument("--RandRotate90d_prob", default=0.2, help="how often to rotate by 90°", **chance)
     rare(
         group.add_argument("--RandScaleIntensityd_prob", default=0.1, help="how often to scale by 0.9 … 1.1", **chance)
     )
@@ -148,12 +145,8 @@ def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--flips", choices=FLIPS, default="published",
-                       help="published: along every axis, labels stay; anatomical: left and right labels swap along x, "
-                       "and what would mix labels up is left out")  # fmt: skip
-    group.add_argument("--augment", choices=AUGMENTATIONS, default="published",
-                       help="published: the above alone; strong: also nnU-Net's rotations, scaling, noise, blur, "
-                       "brightness, contrast, low resolution and gamma")  # fmt: skip
+    group.add_argument("--flips", choices=FLIPS, default="published", help="or anatomical: left and right swap")
+    group.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="or strong: as in nnU-Net")
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
@@ -216,9 +209,9 @@ def _add_window_flags(parser: argparse.ArgumentParser, fast: bool = False) -> No
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     group.add_argument("--noamp", action="store_true", help="float32 throughout, no mixed precision")
-    group.add_argument("--distributed", action="store_true", help="one process per GPU, or as torchrun starts them")
+    group.add_argument("--distributed", action="store_true", help="a process per GPU, or as torchrun starts them")
     rare(group.add_argument("--dist_timeout", type=positive, default=1800.0, metavar="S",
                             help="seconds for which processes wait for one that makes no headway"))  # fmt: skip
 
@@ -236,7 +229,7 @@ def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture
     group = parser.add_argument_group("weights to start from")
     group.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
     group.add_argument("--pretrained_dir", default="./pretrained_models/", metavar="DIR", help="its folder")
-    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", metavar="FILE", help="its name")
+    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", metavar="F", help="its name")
     group.add_argument("--adapt_weights", action="store_true", help="fit it to other classes, channels or windows")
     rare(group.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)"))
     rare(group.add_argument("--vit_weights", metavar="FILE",
@@ -259,7 +252,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--logdir", type=_run_name, default="test", metavar="NAME", help="its folder below runs/")
     group.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
-    group.add_argument("--resume", action="store_true", help="go on where the run of this name stopped, or begin it")
+    group.add_argument("--resume", action="store_true", help="go on where this run stopped, or begin it")
     group.add_argument("--overwrite", action="store_true", help="replace a run of this name")
     group.add_argument("--val_every", type=count, default=100, metavar="N", help="epochs between validations")
     rare(group.add_argument("--save_every", type=count, default=10, metavar="N",

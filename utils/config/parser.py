@@ -18,7 +18,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to a flag's help where there is one to tell."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27)
+        super().__init__(prog, max_help_position=29)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default is False or action.default == []
@@ -49,7 +49,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
         self.known_elsewhere: Collection[str] = ()  # flags of another program, which are no misspellings
         if self.add_help:
-            self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the rare flags too, and exit")
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help=argparse.SUPPRESS)  # the last line names it
+            self._actions[0].help = argparse.SUPPRESS
 
     def add_argument_group(self, title: str, **options: Any) -> Any:  # type: ignore[override]
         """The group of this title, be it new or there already."""
