@@ -315,8 +315,7 @@ def _load_file(path: Path) -> Architecture:
         raise InputError(f"`model_name` {path}: can't be read ({error.strerror}). Give a .py file.") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 in _FILES:
-        known = _FILES[sha256]
-        return known if known.file == path else _add_file(known, path, sha256)
+        return _FILES[sha256]
     module_name = f"{FILE_MODULE}{sha256[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -347,14 +346,8 @@ def _load_file(path: Path) -> Architecture:
     ]
     if faults:
         raise InputError(f"`model_name` {path}: {'; '.join(faults)}, to be a flag.")
-    return _add_file(found[0], path, sha256)
-
-
-def _add_file(architecture: Architecture, path: Path, sha256: str) -> Architecture:
-    """Note where a network's file lies; the same file may be given again from another place."""
-    found = dataclasses.replace(architecture, file=path, sha256=sha256)
-    _FILES[sha256] = ARCHITECTURES[architecture.config] = found
-    return found
+    _FILES[sha256] = ARCHITECTURES[found[0].config] = dataclasses.replace(found[0], file=path, sha256=sha256)
+    return _FILES[sha256]
 
 
 def lies_in(tensor: str, layers: Iterable[str]) -> bool:
