@@ -128,6 +128,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
         f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
     )
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
+    if process.device.type == "cuda" and obstacle is not None and not args.nocuda_graph:
+        process.say(f"note: steps aren't recorded as a CUDA graph: {obstacle}")
     for note in [*start.notes, *training_notes(args, data, augmentation, progress.epoch, len(train_loader))]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
