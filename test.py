@@ -53,8 +53,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":
         process.say(f"engine: {engine}")
-    untold = ["the weights don't say how crops were flipped in training; --tta takes the flips of 2021"]
-    for note in [*(untold if args.tta and description.flips is None else ()), *found.remarks, *found.faults.values()]:
+    if args.tta and description.flips is None:
+        process.say("note: the weights don't say how crops were flipped in training; --tta takes the flips of 2021")
+    for note in [*found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 
     outcome = segment_scans(

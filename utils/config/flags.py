@@ -445,7 +445,7 @@ def _parsed(
         architecture = _architecture(str(_model_name(given, "unetr")))
         parser = make(architecture)
     except InputError as error:
-        plain.error(name_flags(str(error)).rstrip("."))
+        plain.error(_in_flags(error))
     args = parser.parse_args(given)
     faults = _train_faults(args, architecture)
     if faults:
@@ -464,7 +464,7 @@ def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[
     try:
         config_from(architecture, vars(args), preprocessing_from(vars(args)))
     except InputError as error:
-        faults.append(name_flags(str(error)).rstrip("."))
+        faults.append(_in_flags(error))
     ways = ("resume_ckpt", "resume_jit", "vit_weights", "checkpoint")
     starts = [f"--{name}" for name in ways if getattr(args, name)]
     if len(starts) > 1:
@@ -482,7 +482,7 @@ def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[
             try:
                 architecture.require(declared, flag, what)
             except InputError as error:
-                faults.append(name_flags(str(error)).rstrip("."))
+                faults.append(_in_flags(error))
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
     if goes_on and args.overwrite:
         faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
@@ -510,7 +510,7 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if name is not None:
             parser = test_parser(_architecture(name))
     except InputError as error:
-        parser.error(name_flags(str(error)).rstrip("."))
+        parser.error(_in_flags(error))
     args, unknown = parser.parse_known_args(given)
     if unknown:
         flags = {word.partition("=")[0] for word in unknown if word.startswith("--")}
@@ -524,6 +524,11 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if faults:
         parser.error("; ".join(faults))
     return args
+
+
+def _in_flags(error: InputError) -> str:
+    """An error about settings in terms of flags, without its full stop."""
+    return name_flags(str(error)).rstrip(".")
 
 
 def _faults(flags: Mapping[str, Any]) -> list[str]:
