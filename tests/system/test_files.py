@@ -11,6 +11,9 @@ from utils.system.files import (
     atomic_write,
     content_hash,
     file_state,
+    lock,
+    open_regular,
+    read_json,
     text_hash,
     writable_folder,
     write_json,
@@ -109,3 +112,51 @@ def test_the_state_of_a_file(tmp_path: Path) -> None:
     path.write_text("abc")
     os.utime(path, ns=(1, 2_000_000_003))
     assert file_state(path) == [str(path), 2_000_000_003, 3]
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.txt.part").symlink_to(tmp_path / "victim")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_a_name_may_have_all_255_bytes(tmp_path: Path) -> None:
+    path = tmp_path / ("m" * 255)
+    write_text(path, "long")
+    assert [file.name for file in tmp_path.iterdir()] == ["m" * 255]
+    assert path.read_text() == "long"
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"\.lock: can't be opened"):
+        lock(tmp_path, "taken")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_is_no_program(tmp_path: Path) -> None:
+    os.close(lock(tmp_path, "taken"))
+    assert not (tmp_path / ".lock").stat().st_mode & 0o111
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match=f"{path}: is a pipe, a socket or a device"):
+            open_regular(path)
+
+
+@pytest.mark.parametrize(("content", "expected"), [(b'\xef\xbb\xbf{"a": 1}', {"a": 1}), ('["é"]'.encode(), ["é"])])
+def test_json_with_and_without_a_byte_order_mark(tmp_path: Path, content: bytes, expected: object) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") == expected
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff\xfe", b""])
+def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")

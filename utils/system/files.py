@@ -1,23 +1,83 @@
-"""Atomic writes, locks, fingerprints of files, and folders."""
+"""Regular files and JSON, atomic writes, locks, fingerprints of files, and folders."""
 
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from utils.system.errors import InputError, WriteError
 
 UNFINISHED = ".part"
 LOCK = ".lock"
 HASH_DIGITS = 12
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 
 FileState = list[str | int]  # name, modification time in nanoseconds, size in bytes
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file to read. A pipe would wait for its writer for ever, and a device has no end.
+
+    Raises:
+        InputError: if it is a pipe, a socket or a device.
+        OSError: if it can't be opened, or is a folder.
+    """
+    require_regular(path)
+    # should a pipe have taken its place since then, opening doesn't wait for its writer
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_regular(path)
+    return file
+
+
+def require_regular(path: Path) -> None:
+    """Check that a path is a regular file, or a link to one.
+
+    Raises:
+        InputError: if it is a pipe, a socket or a device.
+        OSError: if it isn't there, or is a folder.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise _not_regular(path)
+
+
+def _not_regular(path: Path) -> InputError:
+    return InputError(f"{path}: is a pipe, a socket or a device, not a file. Give a file.")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8; a byte order mark, as some editors write it, is passed over.
+
+    Raises:
+        InputError: if it is no regular file.
+        OSError: if it can't be read.
+        ValueError: if it holds something else than JSON.
+    """
+    with open_regular(path) as file:
+        return parse_json(file.read().decode("utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:
+    """The content of a JSON text.
+
+    Raises:
+        ValueError: if it isn't JSON, or nested deeper than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its lists are nested too deep") from None
 
 
 @contextmanager
@@ -32,8 +92,11 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
     Raises:
         WriteError: if the disk is full or refuses for another reason; ``path`` and ``previous`` stay as they were.
     """
-    temporary = path.with_name(path.name + UNFINISHED)
+    temporary = _unfinished(path)
     try:
+        # made anew: a link of that name, wherever it points, is removed and not followed
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         _flush_to_disk(temporary)
         if previous is not None and path.exists():
@@ -48,6 +111,13 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
         raise
 
 
+def _unfinished(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    name = path.name + UNFINISHED
+    too_long = len(os.fsencode(name)) > LONGEST_NAME
+    return path.with_name(f".{text_hash(path.name)}{UNFINISHED}" if too_long else name)
+
+
 def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -58,7 +128,7 @@ def _flush_to_disk(path: Path) -> None:
 
 def _move(path: Path, target: Path) -> None:
     """Replace ``target`` by the file at ``path``, which keeps its old name too if the file system has hard links."""
-    link = target.with_name(target.name + UNFINISHED)
+    link = _unfinished(target)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
@@ -76,7 +146,8 @@ def write_text(path: Path, text: str) -> None:
         WriteError: if it can't be written.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a file's name that isn't UTF-8 has characters that UTF-8 can't hold
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -92,9 +163,13 @@ def lock(folder: Path, message: str) -> int:
     """Lock a folder against other programs until the returned file descriptor is closed.
 
     Raises:
-        InputError: with ``message``, if another program has locked the folder.
+        InputError: with ``message``, if another program has locked the folder; or if the lock is a link.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    path = folder / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise InputError(f"{path}: can't be opened ({error.strerror}). Remove it.") from error
     try:
         # processes that load data don't inherit this kind of lock; they may outlive a run that is killed
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +192,7 @@ def content_hash(path: Path) -> str | None:
 
 def text_hash(text: str) -> str:
     """First 12 hex digits of the text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:HASH_DIGITS]
 
 
 def file_state(file: Path) -> FileState:
