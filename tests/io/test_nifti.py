@@ -203,7 +203,11 @@ def test_pixdim_may_be_0_beside_an_sform(tmp_path: Path) -> None:
     made = nib.Nifti1Image(VOXELS, AFFINE)
     made.header.set_qform(AFFINE, 1)
     nib.save(made, tmp_path / "scan.nii")
-    assert_is_the_phantom(read(patch(tmp_path / "scan.nii", PIXDIM, "f", 0, 0, 0)))
+    path = patch(tmp_path / "scan.nii", PIXDIM, "f", 0, 0, 0)
+    volume = read(path)
+    np.testing.assert_array_equal(volume.voxels, VOXELS[None])
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-6)
+    assert volume.remarks == [f"{path}: its pixdim has a size of 0; the sform is taken."]
 
 
 def two_forms(folder: Path, qform: np.ndarray, sform: np.ndarray, qform_code: int = 1) -> Path:
@@ -228,24 +232,36 @@ def test_an_sform_with_other_voxel_sizes_than_pixdim_yields_to_the_qform(tmp_pat
 
 
 def test_a_qform_without_a_code_is_none(tmp_path: Path) -> None:
-    volume = read(two_forms(tmp_path, QFORM, np.eye(4), qform_code=0))
+    path = two_forms(tmp_path, QFORM, np.eye(4), qform_code=0)
+    volume = read(path)
     np.testing.assert_array_equal(volume.affine, np.eye(4))
-    assert volume.remarks == []
+    words = "its pixdim says voxels of 1.3 × 1.3 × 10, its sform 1 × 1 × 1; the sform is taken."
+    assert volume.remarks == [f"{path}: {words}"]
 
 
 def test_an_sform_that_turns_the_axes_otherwise_is_taken_with_a_remark(tmp_path: Path) -> None:
     path = two_forms(tmp_path, QFORM, QFORM @ np.diag([-1, -1, 1, 1]))
     volume = read(path)
     np.testing.assert_allclose(volume.affine, QFORM @ np.diag([-1, -1, 1, 1]), atol=1e-6)
-    words = "its sform and its qform turn an axis in directions that differ by over 45°; the sform is taken."
+    sizes = "its qform has voxels of 1.3 × 1.3 × 10, its sform of 1.3 × 1.3 × 10"
+    words = f"{sizes}, and they turn an axis in directions that differ by over 45°; the sform is taken."
     assert volume.remarks == [f"{path}: {words}"]
 
 
-def test_an_sform_that_is_only_moved_or_tilted_is_taken_without_a_word(tmp_path: Path) -> None:
+def test_an_sform_that_is_moved_or_tilted_is_taken_with_a_remark(tmp_path: Path) -> None:
     tilted = QFORM @ np.array([[0.995, -0.1, 0, 7], [0.1, 0.995, 0, 5], [0, 0, 1, 3], [0, 0, 0, 1]])
-    volume = read(two_forms(tmp_path, QFORM, tilted))
+    path = two_forms(tmp_path, QFORM, tilted)
+    volume = read(path)
     np.testing.assert_allclose(volume.affine, tilted, atol=1e-6)
-    assert volume.remarks == []
+    sizes = "its qform has voxels of 1.3 × 1.3 × 10, its sform of 1.3 × 1.3 × 10"
+    assert volume.remarks == [f"{path}: {sizes}, and they place it differently; the sform is taken."]
+
+
+def test_forms_that_differ_by_less_than_half_a_voxel_are_the_same(tmp_path: Path) -> None:
+    """Headers hold 32-bit numbers, and a qform's angles are rounded otherwise than an sform's."""
+    moved = QFORM.copy()
+    moved[:3, 3] += 0.3  # by 0.52 mm in all, of voxels of 1.3 mm
+    assert read(two_forms(tmp_path, QFORM, moved)).remarks == []
 
 
 def test_a_damaged_sform_yields_to_the_qform(tmp_path: Path) -> None:
@@ -268,6 +284,37 @@ def test_endings_in_capitals(tmp_path: Path, name: str) -> None:
 # ---- what can't be read
 
 
+def pair_with_voxels_of(other: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        nib.save(nib.Nifti1Pair(VOXELS, AFFINE), folder / "scan.img")
+        (folder / "scan.img").unlink()
+        (folder / "scan.img").symlink_to(other)
+        return folder / "scan.hdr"
+
+    return make
+
+
+def with_slices(folder: Path, count: int) -> Path:
+    """A packed file whose header says another number of slices than its 4."""
+    content = bytearray(gzip.decompress(save(folder / "scan.nii.gz").read_bytes()))
+    struct.pack_into("<h", content, 46, count)
+    return text(folder, content=gzip.compress(bytes(content)))
+
+
+def with_fewer_slices(folder: Path) -> Path:
+    return with_slices(folder, 3)
+
+
+def with_more_slices(folder: Path) -> Path:
+    return with_slices(folder, 5)
+
+
+def bomb_of_zeros(folder: Path) -> Path:
+    content = bytearray(gzip.decompress(save(folder / "scan.nii.gz").read_bytes()))
+    struct.pack_into("<3h", content, 42, 30000, 20000, 50)
+    return text(folder, content=gzip.compress(bytes(content)))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half a gzip": (lambda folder: cut(save(folder / "scan.nii.gz"), 250), f"{CUT} (Compressed file ended before"),
     "gzip without its end": (lambda folder: cut(save(folder / "scan.nii.gz"), -4), f"{CUT} (Compressed file ended"),
@@ -284,7 +331,12 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: cut(save(folder / "scan.nii"), 346),
         f"{CUT} (346 of its header's 348 bytes are there). Copy it again.",
     ),
-    "huge": (huge, "is too large for this machine's memory, or its header is damaged."),
+    "huge": (huge, f"{CUT} (592 bytes can't hold the "),
+    "voxels of a device": (pair_with_voxels_of("/dev/zero"), "isn't below the header's folder"),
+    "voxels of a file elsewhere": (pair_with_voxels_of("/etc/passwd"), "isn't below the header's folder"),
+    "a gzip with more than its header says": (with_fewer_slices, "holds more than the 180 bytes of voxels that its "),
+    "a gzip with less than its header says": (with_more_slices, f"{CUT} ("),
+    "a gzip that can't hold what its header says": (bomb_of_zeros, "can't hold the 60000000000 of its voxels"),
     "negative size": (lambda folder: patch(save(folder / "scan.nii"), 44, "h", -5), "can't be read as NIfTI ("),
     "unknown type": (lambda folder: patch(save(folder / "scan.nii"), 70, "h", 3), "can't be read as NIfTI ("),
     "colours": (colours, "has colours or other compound voxels ("),

@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "cut off, packed NRRD": (
         lambda folder: cut(save_with_simpleitk(folder / "scan.nrrd", packed=True), -40),
-        "can't be read (expected 240 bytes but received",
+        f"{CUT} (",
     ),
     "cut off, MetaImage": (
         lambda folder: cut(save_with_simpleitk(folder / "scan.mha"), -40),

@@ -5,12 +5,15 @@ Where headers leave a choice, training and testing make the same one:
 - Lengths in metres and microns become mm; a unit that the standard doesn't know is taken for mm.
 - The sform places the voxels. Only if its voxel sizes differ from ``pixdim`` by more than 1 %, and there is a qform
   (which takes its sizes from ``pixdim``), does the qform, as in ITK: in ACDC's files the sform is a mere identity.
+  Wherever the two place a corner of the scan more than half a voxel apart, a remark says so.
 - The signs in ``pixdim`` mean nothing beside an sform or a qform, as in nibabel and ITK. If a header has neither, a
   negative size is an error, since it may be meant as a mirrored axis. Without an sform a size of 0 is one too.
-- Bytes behind the end of a gzip stream are left alone, as gunzip does.
+- Bytes behind the end of a gzip stream are left alone, as gunzip does. A stream that holds more or less than the header
+  says is an error.
 """
 
 import gzip
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,11 @@ from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from utils.io.scan import Volume, volume_from_array
+from utils.io.scan import Volume, memory_error, stream_error, volume_from_array
+from utils.io.voxel_files import require_below
 from utils.system.errors import InputError, first_line
+from utils.system.files import open_regular
+from utils.system.hardware import available_memory
 
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this number
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
@@ -29,6 +35,8 @@ SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
 FORM_CODES_AT = {NIFTI_1: (252, "i2"), NIFTI_2: (344, "i4")}  # qform_code and sform_code
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
 SAME_SIZE = 0.01  # as a share of the voxel size
+SAME_PLACE = 0.5  # in voxels
+BEST_DEFLATE = 1032  # a gzip stream holds at most this many times its own bytes
 
 nib.imageglobals.logger.setLevel("CRITICAL")  # it would print lines of its own beside ours
 
@@ -80,13 +88,19 @@ def read_nifti(path: Path, head: bytes) -> Volume:
     try:
         if head[MAGIC_AT[size] : MAGIC_AT[size] + 2] == b"ni":
             image: Any = nib.load(path)  # a pair of files, which nibabel finds by their names
+            file_of_voxels = Path(image.file_map["image"].filename)
+            require_below(path, file_of_voxels)
+            _require_room(file_of_voxels, image)
             voxels = np.asanyarray(image.dataobj)
         else:
             with _open_unpacked(path) as file:
                 image = (nib.Nifti1Image if size == NIFTI_1 else nib.Nifti2Image).from_stream(file)
+                _require_room(path, image)
                 voxels = np.asanyarray(image.dataobj)
                 if isinstance(file, gzip.GzipFile):
-                    _verify_checksum(file)
+                    _require_end(path, file, image)
+    except InputError:
+        raise
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: can't be read as NIfTI ({first_line(error)}). Copy or convert it again.") from error
     if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
@@ -103,7 +117,10 @@ def _affine(image: Any, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
     header = image.header
     affine, remark = image.affine, None
     if header["qform_code"] != 0 and header["sform_code"] != 0:
-        affine, remark = _choose_form(affine, header, spacing)
+        affine, remark = _choose_form(affine, header, spacing, image.shape)
+    elif header["sform_code"] != 0 and not np.allclose(voxel_sizes(affine), spacing, rtol=SAME_SIZE, atol=0):
+        of_pixdim, of_sform = (" × ".join(f"{value:.4g}" for value in each) for each in (spacing, voxel_sizes(affine)))
+        remark = f"its pixdim says voxels of {of_pixdim}, its sform {of_sform}; the sform is taken."
     elif header["qform_code"] == header["sform_code"] == 0:
         remark = "its header doesn't tell how it lies, so that left and right are a guess."
     affine = affine.copy()
@@ -111,21 +128,27 @@ def _affine(image: Any, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
     return affine, remark
 
 
-def _choose_form(sform: np.ndarray, header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
+def _choose_form(
+    sform: np.ndarray, header: nib.Nifti1Header, spacing: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, str | None]:
     """The sform or the qform of a header that has both, and how they disagree."""
     try:
         qform = header.get_qform()
-    except (HeaderDataError, ValueError):  # of numbers that make no rotation
-        return sform, None
+    except (HeaderDataError, ValueError):
+        return sform, "its qform is no rotation; the sform is taken."
     if not (spacing > 0).all():
-        return sform, None
+        return sform, "its pixdim has a size of 0; the sform is taken."
     sizes = voxel_sizes(sform)
+    of_qform, of_sform = (" × ".join(f"{value:.4g}" for value in each) for each in (spacing, sizes))
+    both = f"its qform has voxels of {of_qform}, its sform of {of_sform}"
     if not np.allclose(sizes, spacing, rtol=SAME_SIZE, atol=0):
-        of_qform, of_sform = (" × ".join(f"{value:.4g}" for value in each) for each in (spacing, sizes))
-        return qform, f"its qform has voxels of {of_qform}, its sform of {of_sform}; the qform is taken, as in ITK."
+        return qform, f"{both}; the qform is taken, as in ITK."
     cosines = (qform[:3, :3] / spacing * sform[:3, :3] / sizes).sum(0)  # of the angles between each axis's directions
     if cosines.min() < np.sqrt(0.5):
-        return sform, "its sform and its qform turn an axis in directions that differ by over 45°; the sform is taken."
+        return sform, f"{both}, and they turn an axis in directions that differ by over 45°; the sform is taken."
+    corners = np.array([[*corner, 1] for corner in itertools.product(*((0, size) for size in shape[:3]))])
+    if np.linalg.norm(corners @ (qform - sform).T, axis=1).max() > SAME_PLACE * sizes.min():
+        return sform, f"{both}, and they place it differently; the sform is taken."
     return sform, None
 
 
@@ -144,21 +167,60 @@ def _stored(head: bytes, place: tuple[int, str], count: int) -> np.ndarray:
 
 def _open_unpacked(path: Path) -> Any:
     """A file to read bytes from, unpacked where they are packed, whatever its name says."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else open(path, "rb")
+    file = open_regular(path)
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return _Unpacked(file) if packed else file
 
 
-def _verify_checksum(file: gzip.GzipFile) -> None:
-    """Read a gzip stream to its end, where its checksum is.
+class _Unpacked(gzip.GzipFile):
+    """A gzip stream that closes the file that it is read from."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(fileobj=file)
+        self.file = file
+
+    def close(self) -> None:
+        super().close()
+        self.file.close()
+
+
+def _voxel_bytes(image: Any) -> int:
+    return int(np.prod(image.shape, dtype=object)) * int(image.get_data_dtype().itemsize)
+
+
+def _require_room(path: Path, image: Any) -> None:
+    """Check that a file can hold the voxels that its header says, and this machine's memory too.
 
     Raises:
+        InputError: if not.
+    """
+    needed = _voxel_bytes(image)
+    # a file of other integers with a scale becomes float64 on the way
+    scaled = 8 * int(np.prod(image.shape, dtype=object)) if image.dataobj.slope != 1 or image.dataobj.inter != 0 else 0
+    size = path.stat().st_size
+    with open_regular(path) as file:
+        most = size * BEST_DEFLATE if file.read(2) == b"\x1f\x8b" else size
+    if most < needed:
+        raise InputError(
+            f"{path}: is cut off or damaged ({size} bytes can't hold the {needed} of its voxels). Copy it again."
+        )
+    if needed + max(needed, scaled) > available_memory():
+        raise memory_error(path, needed + scaled)
+
+
+def _require_end(path: Path, file: gzip.GzipFile, image: Any) -> None:
+    """Check that a gzip stream ends behind the voxels, and its checksum.
+
+    Raises:
+        InputError: if it holds more.
         EOFError, OSError, zlib.error: if it is cut off, or the checksum is another.
     """
     try:
-        while file.read(1 << 20):
-            pass
+        more = file.read(1)
     except gzip.BadGzipFile as error:
         if not str(error).startswith("Not a gzipped file"):
             raise
-        # all members were read and verified; what follows is none
+        return  # all members were read and verified; what follows is none
+    if more:
+        raise stream_error(path, _voxel_bytes(image) + 1, _voxel_bytes(image))

@@ -19,7 +19,11 @@ from utils.system.errors import InputError, first_line, size_text
 
 # files with voxels only, and how those end that describe them
 HEADERS = {".img": (".hdr",), ".img.gz": (".hdr.gz",), ".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",)}
+NAMED_IN_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # formats whose headers name the files with voxels
 FEW_VALUES = 20  # that a message shows
+NEARLY_WHOLE = 1e-3  # a label may lie this far from a whole number, as after resampling or a scale in the header
+LABELS = np.iinfo(np.int16)
+LARGEST = float(np.finfo(np.float32).max)
 
 Part = tuple[Path, Volume]  # of a scan: a channel's file, or the folder of a series
 
@@ -64,7 +68,7 @@ def read_label(path: Path, image_path: Path, image: Volume, classes: int | None 
     faults += label_faults(path, label, classes)
     if faults:
         raise InputError(faults[0])
-    return label.voxels[0].astype(np.int16)
+    return np.rint(label.voxels[0]).astype(np.int16)
 
 
 def read_file(path: Path) -> Volume:
@@ -102,9 +106,17 @@ def content_faults(path: Path, volume: Volume) -> list[str]:
     """What keeps a volume from being an image, each fault in a sentence: its place in space, or its values."""
     faults = affine_faults(path, volume.affine)
     voxels = volume.voxels
-    if voxels.dtype.kind == "f" and not np.isfinite([voxels.min(), voxels.max()]).all():  # NaN of any NaN
+    if voxels.dtype.kind != "f":
+        return faults
+    low, high = float(voxels.min()), float(voxels.max())
+    if not np.isfinite([low, high]).all():  # NaN of any NaN
         count = voxels.size - int(np.isfinite(voxels).sum())
         faults.append(f"{path}: has NaN or infinite voxels ({count}). Replace them.")
+    elif low < -LARGEST or high > LARGEST:
+        count = int((np.abs(voxels) > LARGEST).sum())
+        faults.append(
+            f"{path}: has voxels that 32-bit numbers can't hold ({count}, from {low:g} to {high:g}). Replace them."
+        )
     return faults
 
 
@@ -130,7 +142,8 @@ def label_faults(path: Path, label: Volume, classes: int | None = None) -> list[
     """What keeps a volume from being a label map, in a sentence; none if it is one.
 
     Args:
-        classes: how many values there may be, 0 … ``classes`` - 1; by default any whole numbers.
+        classes: how many values there may be, 0 … ``classes`` - 1; by default any that int16 holds. A value within
+            :data:`NEARLY_WHOLE` of a whole number counts as that.
     """
     values = label.voxels
     if len(values) != 1:
@@ -139,8 +152,9 @@ def label_faults(path: Path, label: Volume, classes: int | None = None) -> list[
     lowest, highest = values.min(), values.max()
     if not np.isfinite([lowest, highest]).all():
         return [f"{path}: has NaN or infinite values, but labels are {allowed}. Replace them."]
-    whole = values.dtype.kind in "iub" or bool((values == np.round(values)).all())
-    if whole and (classes is None or (lowest >= 0 and highest < classes)):
+    whole = values.dtype.kind in "iub" or bool((np.abs(values - np.rint(values)) <= NEARLY_WHOLE).all())
+    least, most = (0, classes - 1) if classes is not None else (LABELS.min, LABELS.max)
+    if whole and least <= np.rint(lowest) and np.rint(highest) <= most:
         return []
     found = np.unique(values)
     shown = ", ".join(f"{value:g}" for value in found[:FEW_VALUES]) + (", …" if len(found) > FEW_VALUES else "")
@@ -150,7 +164,7 @@ def label_faults(path: Path, label: Volume, classes: int | None = None) -> list[
 def scan_files(scan: Scan) -> list[Path]:
     """All files that a scan is read from: those of its image and its label, and the voxels beside a header."""
     named = [*scan.image, *([scan.label] if scan.label is not None else [])]
-    return [file for path in named for file in (path, *_voxel_files(path))]
+    return [file for path in named for file in (path, *voxel_files(path))]
 
 
 def header_file(path: Path) -> Path:
@@ -161,8 +175,15 @@ def header_file(path: Path) -> Path:
     return path
 
 
-def _voxel_files(path: Path) -> list[Path]:
-    """The files beside a header that may have its voxels."""
+def voxel_files(path: Path) -> list[Path]:
+    """The files that a header has its voxels in; none if it can't be read, which reading the scan will tell."""
+    if path.name.lower().endswith(NAMED_IN_HEADERS):
+        from utils.io.simpleitk_formats import files_of_header
+
+        try:
+            return list(files_of_header(path))
+        except (InputError, OSError):
+            return []
     return [
         file
         for voxels, headers in HEADERS.items()

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from utils.system.errors import InputError, size_text
+from utils.system.hardware import available_memory
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 
@@ -90,6 +91,33 @@ def volume_from_array(
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
     channels = voxels.reshape(*shape[:3], -1)  # (X, Y, Z, C)
     return Volume(np.moveaxis(channels, -1, 0), np.asarray(affine, float), shape, header)
+
+
+def memory_error(path: Path, size: int) -> InputError:
+    """The error about a file whose voxels, by its header, take more memory than there is.
+
+    Args:
+        size: bytes of the voxels.
+    """
+    free = available_memory()
+    return InputError(
+        f"{path}: says that its voxels take {size / 1e9:.3g} GB, and this machine has {free / 1e9:.3g} GB free. Mend "
+        "its header if it is wrong, or take a larger machine."
+    )
+
+
+def stream_error(path: Path, found: int, needed: int) -> InputError:
+    """The error about a packed file that holds more or less than its header says.
+
+    Args:
+        found: bytes that it holds; of one that holds more, where counting stopped.
+        needed: bytes that its header says.
+    """
+    if found < needed:
+        return InputError(
+            f"{path}: is cut off or damaged ({found} of {needed} bytes of its voxels are there). Copy it again."
+        )
+    return InputError(f"{path}: holds more than the {needed} bytes of voxels that its header says. Convert it again.")
 
 
 def without_endings(name: str) -> str:

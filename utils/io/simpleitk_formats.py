@@ -2,29 +2,57 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 
 from utils.io.dicom_series import is_dicom
 from utils.io.geometry import LPS_TO_RAS
-from utils.io.scan import Volume, volume_from_array
-from utils.system.errors import InputError, first_line
+from utils.io.itk_process import ask_itk
+from utils.io.scan import Volume, memory_error, stream_error, volume_from_array
+from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, unpacked_size
+from utils.system.errors import InputError
+from utils.system.files import open_regular, require_regular
 
-META_IMAGE = "MetaImageIO"
-META_DATA_FILE = re.compile(rb"^ElementDataFile *= *(?P<name>[^\r\n]+?) *\r?\n", re.MULTILINE)
-META_PACKED_SIZE = re.compile(rb"^CompressedDataSize *= *(\d+)", re.MULTILINE)
-
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it would print lines of its own beside ours
+META_IMAGE, NRRD = "MetaImageIO", "NrrdImageIO"
+# their files can name others to be read, in ways that only their own libraries know
+NAMES_OTHERS = {
+    "HDF5ImageIO": "HDF5",
+    "MINCImageIO": "MINC",
+    "StimulateImageIO": "Stimulate",
+    "Bruker2dseqImageIO": "Bruker",
+}
+META_PACKED = re.compile(rb"^CompressedData *= *True", re.MULTILINE)
+META_PACKED_SIZE = re.compile(rb"^CompressedDataSize *= *(\d{1,18})", re.MULTILINE)
+META_TEXT = re.compile(rb"^BinaryData *= *False", re.MULTILINE)
+NRRD_PACKED = re.compile(rb"^encoding: *(gz|gzip)\s*$", re.MULTILINE)
+NRRD_SKIPS = re.compile(rb"^(line|byte) ?skip:", re.MULTILINE)
 
 
 def image_kind(path: Path) -> str:
-    """The name of the ITK class that reads a file; empty if none does."""
-    kind: str = sitk.ImageFileReader.GetImageIOFromFileName(str(path))
+    """The name of the ITK class that reads a file; empty if none does.
+
+    Raises:
+        InputError: if SimpleITK crashes on it.
+    """
+    kind: str = ask_itk(path, None)[0].get("kind", "")
     if not kind and path.name.lower().endswith((".mha", ".mhd")):  # which ITK knows in small letters alone
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             kind = META_IMAGE if b"NDims" in file.read(1 << 10) else ""
     return kind
+
+
+def files_of_header(path: Path) -> tuple[Path, ...]:
+    """The files that a header of these formats names for its voxels; none if they follow the header.
+
+    Raises:
+        InputError: if it names one that must not be read.
+        OSError: if a file isn't there or can't be read.
+    """
+    name = path.name.lower()
+    if name.endswith((".mha", ".mhd")):
+        return meta_image_files(path).files
+    return nrrd_files(path).files if name.endswith((".nrrd", ".nhdr")) else ()
 
 
 def read_with_simpleitk(path: Path) -> Volume:
@@ -32,8 +60,9 @@ def read_with_simpleitk(path: Path) -> Volume:
 
     Raises:
         InputError: if it is damaged, or no 3D volume.
-        OSError: if it can't be opened.
+        OSError, EOFError, zlib.error: if it can't be opened, or its stream is damaged.
     """
+    require_regular(path)
     if is_dicom(path):
         raise InputError(f"{path}: is a single DICOM file. Give the folder of its series.")
     kind = image_kind(path)
@@ -43,53 +72,78 @@ def read_with_simpleitk(path: Path) -> Volume:
         raise InputError(f"{path}: is DICOM without the preamble that its files begin with. Export the series again.")
     if kind == "NiftiImageIO":
         raise InputError(f"{path}: is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(kind)
-    try:
-        reader.ReadImageInformation()
-        if kind == META_IMAGE:
-            _require_meta_data(path, reader)
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(f"{path}: can't be read ({_itk_reason(error)}). Copy or convert it again.") from error
-    dimensions = image.GetDimension()
-    if dimensions == 4 and image.GetSize()[3] == 1:
-        image = image[..., 0]
-    if image.GetDimension() != 3:
-        raise InputError(f"{path}: has {dimensions} dimensions; a scan has 3.")
+    if kind in NAMES_OTHERS:
+        raise InputError(
+            f"{path}: is {NAMES_OTHERS[kind]}, whose files can name others to be read, and isn't opened. Convert it to "
+            "NIfTI."
+        )
+    files = {META_IMAGE: meta_image_files, NRRD: nrrd_files}.get(kind, lambda _: None)(path)
+    header = _ask(path, kind)[0]
+    size = header["size"]
+    if len(size) != 3 and not (len(size) == 4 and size[3] == 1):
+        raise InputError(f"{path}: has {len(size)} dimensions; a scan has 3.")
+    if files is not None:
+        (_require_meta_data if kind == META_IMAGE else _require_nrrd_data)(path, files, header["bytes"])
+    header, array = _ask(path, kind, voxels=True)
+    if array is None:
+        raise memory_error(path, header["bytes"])
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    voxels = np.moveaxis(sitk.GetArrayFromImage(image), (0, 2), (2, 0))  # (Z, Y, X[, C]) -> (X, Y, Z[, C])
+    affine[:3, :3] = np.reshape(header["direction"], (3, 3)) * header["spacing"]
+    affine[:3, 3] = header["origin"]
+    voxels = np.moveaxis(array, (0, 2), (2, 0))  # (Z, Y, X[, C]) -> (X, Y, Z[, C])
     return volume_from_array(path, voxels, LPS_TO_RAS @ affine)
 
 
-def _require_meta_data(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Raise InputError unless a MetaImage's voxels are all there; ITK would tell it on stderr, and only half of it."""
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    named = META_DATA_FILE.search(head)
-    if named is None or named["name"].startswith(b"LIST") or b"%" in named["name"]:
-        return  # a file for each slice
-    local = named["name"].upper() == b"LOCAL"
-    data = path if local else path.with_name(named["name"].decode(errors="replace"))
-    voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
-    packed = META_PACKED_SIZE.search(head)
-    needed = int(packed[1]) if packed else int(np.prod(reader.GetSize())) * sitk.GetArrayViewFromImage(voxel).nbytes
-    if packed is None and re.search(rb"^CompressedData *= *True", head, re.MULTILINE):
-        needed = 1  # older files don't tell how many
-    found = data.stat().st_size - (named.end() if local else 0)
-    if found < needed:
+def _ask(path: Path, kind: str, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
+    header, array = ask_itk(path, kind, voxels)
+    if "error" in header:
+        raise InputError(f"{path}: can't be read ({_itk_reason(header['error'])}). Copy or convert it again.")
+    return header, array
+
+
+def _require_meta_data(path: Path, files: VoxelFiles, needed: int) -> None:
+    """Check that a MetaImage's voxels are all there; ITK tells only half of what can be wrong.
+
+    Args:
+        needed: bytes of the voxels.
+
+    Raises:
+        InputError: if they aren't.
+    """
+    if len(files.files) > 1 or META_TEXT.search(files.header):
+        return  # a file for each slice, or numbers in words
+    data = files.files[0] if files.files else path
+    found = data.stat().st_size - files.start
+    packed, packed_size = META_PACKED.search(files.header), META_PACKED_SIZE.search(files.header)
+    least = needed if packed is None else int(packed_size[1]) if packed_size else 1  # older files don't tell how many
+    if found < least:
         raise InputError(
-            f"{path}: is cut off or damaged ({found} of {needed} bytes of its voxels are there). Copy it again."
+            f"{path}: is cut off or damaged ({found} of {least} bytes of its voxels are there). Copy it again."
         )
+    if packed:
+        _require_stream(path, data, files.start, needed)
 
 
-def _itk_reason(error: RuntimeError) -> str:
+def _require_nrrd_data(path: Path, files: VoxelFiles, needed: int) -> None:
+    """Check that an NRRD's packed voxels are as many as its header says.
+
+    Raises:
+        InputError: if they are more or less.
+    """
+    if len(files.files) <= 1 and NRRD_PACKED.search(files.header) and not NRRD_SKIPS.search(files.header):
+        _require_stream(path, files.files[0] if files.files else path, files.start, needed)
+
+
+def _require_stream(path: Path, data: Path, start: int, needed: int) -> None:
+    found = unpacked_size(data, start, needed)
+    if found != needed:
+        raise stream_error(path, found, needed)
+
+
+def _itk_reason(text: str) -> str:
     """The reason in an error of ITK, whose text also says where in ITK's code it is."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[-1].startswith("[nrrd]"):  # from the outermost function to the one that found the fault
+    lines = text.strip().splitlines() or ["it gives no reason"]
+    if lines[-1].startswith("[nrrd]"):  # from the outermost function to the one that found the fault
         return lines[-1].split(": ", 1)[-1].strip()
-    reason = next((line for line in lines if "ERROR: " in line), first_line(error))
-    return reason.split("): ")[-1].partition(" Refusing")[0].strip(" .")
+    reason = next((line for line in lines if "ERROR: " in line), lines[0])
+    return reason.split("): ")[-1].partition(" Refusing")[0].strip(" .:")

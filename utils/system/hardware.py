@@ -1,10 +1,20 @@
-"""Names of the processor and the GPUs, for records and benchmarks."""
+"""Names of the processor and the GPUs, for records and benchmarks; and how much memory there is."""
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
+
+# how much memory a container may take, and has taken: of cgroups in version 2 and 1
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
 
 
 def processor() -> str:
@@ -20,3 +30,21 @@ def machine(gpu: bool) -> str:
     cores = f"{os.cpu_count()} cores of {processor()}"
     count = torch.cuda.device_count() if gpu else 0
     return f"{count} × {torch.cuda.get_device_name()}, {cores}" if count else cores
+
+
+def total_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int:
+    """The bytes that this process can still take before the machine, or the container that it runs in, is full."""
+    free = [total_memory()]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable: +(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        free += [int(found[1]) * 1024] if found else []
+    for limit, used in CGROUPS:
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
+            free.append(int(text) - int(used.read_text()))
+    return max(0, min(free))

@@ -1,0 +1,121 @@
+"""SimpleITK in processes of its own, which may crash: that costs the file that they read, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.system.errors import InputError
+from utils.system.hardware import available_memory, total_memory
+
+PROGRAM = Path(__file__).with_name("itk_child.py")
+READ_SECONDS = 600  # for one file; the largest take some seconds
+
+
+class _Child:
+    """A process that answers one request after the other."""
+
+    def __init__(self) -> None:
+        # -P: the modules beside the program aren't meant
+        command = [sys.executable, "-P", str(PROGRAM), str(total_memory())]
+        self.process = subprocess.Popen(
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | None]:
+        """The reply to a request, with voxels if it has some.
+
+        Raises:
+            EOFError: if the process ends before it has replied.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        except BrokenPipeError:
+            raise EOFError from None
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self._read(1)
+        reply: dict[str, Any] = json.loads(line)
+        if "shape" not in reply:
+            return reply, None
+        voxels = np.empty(reply["shape"], reply["dtype"])
+        rest = memoryview(voxels.reshape(-1).view(np.uint8))
+        while rest:
+            count = self.process.stdout.readinto(rest)  # type: ignore[attr-defined]
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+        return reply, voxels
+
+    def _read(self, count: int) -> bytes:
+        assert self.process.stdout is not None
+        found = self.process.stdout.read(count)
+        if not found:
+            raise EOFError
+        return found
+
+    def why_it_ended(self) -> str:
+        """What ended the process, in words."""
+        self.process.kill()
+        status = self.process.wait()
+        if status == -signal.SIGALRM:
+            return f"SimpleITK didn't come to an end within {READ_SECONDS} s"
+        return f"SimpleITK crashed ({signal.Signals(-status).name if status < 0 else f'status {status}'})"
+
+
+_idle: list[_Child] = []
+_at_work = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
+def _after_fork() -> None:
+    """Leave the parent's processes alone, in a process that loads data."""
+    global _at_work
+    _idle.clear()
+    _at_work = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def ask_itk(path: Path, kind: str | None, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What SimpleITK says of a file.
+
+    Args:
+        kind: the ITK class that is to read it; None to ask which class does.
+        voxels: whether its voxels are wanted.
+
+    Returns:
+        For no class ``kind``. For a class ``size``, ``components``, ``dtype`` and ``bytes``. With ``voxels``, if it is
+        a 3D volume that fits into memory, also ``shape``, ``direction``, ``spacing``, ``origin``, and its voxels (Z, Y,
+        X[, C]). In any case ``error`` alone, with ITK's text, if the file can't be read.
+
+    Raises:
+        InputError: if SimpleITK crashes on it, or can't open such a name.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: has a name that isn't UTF-8, which SimpleITK can't open. Rename it.") from None
+    # the voxels are there twice for a moment, in that process and in this one
+    room = available_memory() // 2 if voxels else 0
+    request = {"path": f"{folder}/{name}", "kind": kind, "room": room, "seconds": READ_SECONDS}
+    with _at_work:
+        child = _idle.pop() if _idle else _Child()
+        try:
+            reply = child.ask(request)
+        except (EOFError, json.JSONDecodeError):
+            raise InputError(f"{path}: can't be read: {child.why_it_ended()}. Copy or convert it again.") from None
+        except BaseException:
+            child.process.kill()  # in the middle of a reply
+            raise
+        _idle.append(child)
+    return reply
