@@ -66,9 +66,10 @@ def main(process: Process, args: argparse.Namespace) -> None:
     if process.is_main:
         write_results(outcome, job, engine, process)
         if outcome.faults:
+            log = f" ({job.error_log} has the tracebacks)" if job.error_log.exists() else ""
             raise InputError(
                 f"{len(outcome.faults)} failed and {len(outcome.records)} done; launch the same command again for the "
-                "rest when these are mended:\n       " + "\n       ".join(outcome.faults.values())
+                f"rest when these are mended{log}:\n       " + "\n       ".join(outcome.faults.values())
             )
 
 

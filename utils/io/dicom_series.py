@@ -22,6 +22,7 @@ from pydicom.uid import UID
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.scan import Volume
 from utils.system.errors import InputError, first_line
+from utils.system.files import open_regular
 
 VOLUME_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -111,7 +112,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file's content is DICOM, whatever its name."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(132)[128:] == b"DICM"
 
 

@@ -1,6 +1,5 @@
 """Find the scans in files and folders: volumes and DICOM series."""
 
-import gzip
 import os
 import re
 import zlib
@@ -9,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.io.dicom_series import find_series, is_dicom
-from utils.io.reader import header_file, is_image
+from utils.io.reader import header_file, is_image, voxel_files
 from utils.io.scan import ENDINGS, Scan, without_endings
 from utils.system.errors import InputError
+from utils.system.files import PipeError
 
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
 NO_SCAN = "holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
@@ -44,19 +44,31 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
     volumes: dict[str, Path] = {}
     for text in paths:
         path = Path(text)
-        given = header_file(path) if path.is_file() else None
+        given = header_file(path) if path.exists() and not path.is_dir() else None
         before, empty = len(found.faults), True
         for file in _files_below(path, found) if given is None else [given]:
             try:
-                kind = slices if is_dicom(file) else volumes if file == given or _is_volume(file) else None
-                if kind is not None:
-                    kind.setdefault(os.path.abspath(file), file)
-                    empty = False
-            except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                kind = slices if is_dicom(file) else volumes if file == given or is_volume(file) else None
+            except PipeError as error:
+                if given is None:
+                    found.remarks.append(f"{file}: left out, a pipe, a socket or a device.")
+                else:
+                    found.faults[str(file)] = str(error)
+                continue
+            except InputError as error:
+                found.faults[str(file)] = str(error)
+                continue
+            except (OSError, EOFError, zlib.error) as error:
                 reason = getattr(error, "strerror", None) or "it is cut off or damaged"
                 found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
+                continue
+            if kind is not None:
+                kind.setdefault(os.path.abspath(file), file)
+                empty = False
         if empty and len(found.faults) == before:
             found.faults[text] = f"`input` {path}: {NO_SCAN}"
+    named = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
+    volumes = {name: file for name, file in volumes.items() if os.path.realpath(file) not in named}
     series, remarks = find_series(list(slices.values()))
     found.remarks += remarks
     found.scans = [Scan(one.name, one.files, None, is_series=True) for one in series]
@@ -102,7 +114,8 @@ def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _is_volume(path: Path) -> bool:
+def is_volume(path: Path) -> bool:
+    """Whether a file is called like a volume or holds one, and isn't the voxels of a header beside it."""
     name = path.name.lower()
     if header_file(path) != path:
         return False  # the header of a pair stands for both

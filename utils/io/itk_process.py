@@ -47,7 +47,7 @@ class _Child:
         if "shape" not in reply:
             return reply, None
         voxels = np.empty(reply["shape"], reply["dtype"])
-        rest = memoryview(voxels.reshape(-1).view(np.uint8))
+        rest = voxels.reshape(-1).view(np.uint8).data  # complex numbers have no bytes otherwise
         while rest:
             count = self.process.stdout.readinto(rest)  # type: ignore[attr-defined]
             if not count:

@@ -19,7 +19,7 @@ class Scan:
     """One entry of a data list, its paths absolute.
 
     Attributes:
-        name: what tables call it, such as ``img0035``.
+        name: what tables and results call it, such as ``img0035``. It is made :func:`printable`.
         image: its file, or one file for each channel, or the files of a DICOM series. In the folder of a series there
             may also be files that are no slices, such as a DICOMDIR.
         label: the file of its label map, where it has one.
@@ -30,6 +30,9 @@ class Scan:
     image: tuple[Path, ...]
     label: Path | None
     is_series: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
 
     @property
     def path(self) -> Path:
@@ -91,6 +94,18 @@ def volume_from_array(
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
     channels = voxels.reshape(*shape[:3], -1)  # (X, Y, Z, C)
     return Volume(np.moveaxis(channels, -1, 0), np.asarray(affine, float), shape, header)
+
+
+def printable(name: str) -> str:
+    """A name with %0A and the like for what is no letter: line breaks, and bytes that aren't UTF-8."""
+    if name.isprintable():
+        return name
+    return "".join(
+        letter
+        if letter.isprintable()
+        else "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogateescape"))
+        for letter in name
+    )
 
 
 def memory_error(path: Path, size: int) -> InputError:

@@ -10,6 +10,7 @@ from utils.data.preprocessing import Preprocessing
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
 from utils.system.errors import InputError
+from utils.system.files import fitting_name
 
 RECORDS = "records"
 
@@ -44,31 +45,37 @@ class SegmentationJob:
 
     def mask_file(self, name: str) -> Path:
         """The mask of a scan."""
-        return self.folder / f"{_stem(name)}.nii.gz"
+        return self.folder / fitting_name(_stem(name), ".nii.gz")
 
     def record_file(self, name: str) -> Path:
         """The record of a scan: see :mod:`utils.segmentation.records`."""
-        return self.folder / RECORDS / f"{_stem(name)}.json"
+        return self.folder / RECORDS / fitting_name(_stem(name), ".json")
 
     def picture_file(self, name: str) -> Path:
         """The picture of a scan for the report."""
-        return self.folder / RECORDS / f"{_stem(name)}.png"
+        return self.folder / RECORDS / fitting_name(_stem(name), ".png")
 
     def probability_file(self, name: str) -> Path:
         """The class probabilities of a scan."""
-        return self.folder / f"{_stem(name)}_probabilities.nii.gz"
+        return self.folder / fitting_name(_stem(name), "_probabilities.nii.gz")
 
     def dicom_file(self, name: str) -> Path:
         """The DICOM segmentation of a series."""
-        return self.folder / f"{_stem(name)}.dcm"
+        return self.folder / fitting_name(_stem(name), ".dcm")
 
     def organ_folder(self, name: str) -> Path:
         """The folder with one mask per organ of a scan."""
-        return self.folder / _stem(name)
+        return self.folder / fitting_name(_stem(name))
 
     def organ_file(self, name: str, organ: str) -> Path:
         """The mask of one organ of a scan."""
-        return self.organ_folder(name) / f"{organ.replace(' ', '_').replace('/', '_')}.nii.gz"
+        stem = "".join("_" if letter in " /" or not letter.isprintable() else letter for letter in organ)
+        return self.organ_folder(name) / fitting_name(stem, ".nii.gz")
+
+    @property
+    def error_log(self) -> Path:
+        """The tracebacks of the scans that failed."""
+        return self.folder / "errors.log"
 
     def result_files(self, scan: Scan) -> list[Path]:
         """All files that a scan can get, except those in the folder of records."""

@@ -1,12 +1,16 @@
 """Segment scan after scan: while one is predicted, the next is read and the one before is written."""
 
+import os
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from utils.distributed.process import Process
@@ -16,7 +20,15 @@ from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.records import CHANGED, finished, require_replaceable, was_changed
 from utils.segmentation.steps import PreparedScan, SegmentedScan, predict, prepare, segment, write_scan
-from utils.system.errors import InputError, Stopped, WriteError, is_out_of_memory
+from utils.system.errors import (
+    InputError,
+    LostError,
+    ReportedElsewhereError,
+    Stopped,
+    WriteError,
+    first_line,
+    is_out_of_memory,
+)
 from utils.system.signals import StopRequest
 from utils.system.threads import SuccessiveThreads
 
@@ -58,8 +70,8 @@ def segment_scans(
     outcome = Outcome()
     todo = []
     for scan in scans:
-        earlier = None if overwrite else finished(scan, job)
-        with _faults_noted(outcome, scan, process):
+        with _faults_noted(outcome, scan, job, process):
+            earlier = None if overwrite else finished(scan, job)
             if earlier is not None:
                 outcome.records[scan.name] = earlier
                 mask = job.mask_file(scan.name)
@@ -72,7 +84,7 @@ def segment_scans(
     outcome.earlier = len(outcome.records)
 
     def finish(scan: Scan, writing: Future[dict[str, Any]]) -> None:
-        with _faults_noted(outcome, scan, process):
+        with _faults_noted(outcome, scan, job, process):
             record = outcome.records[scan.name] = writing.result()
             for remark in record["remarks"]:
                 process.write(f"note: {remark}")
@@ -86,7 +98,7 @@ def segment_scans(
         for scan, reading in _prepared(todo, job, read_ahead):
             process.stop.raise_if_requested()
             segmented = None
-            with _faults_noted(outcome, scan, process):
+            with _faults_noted(outcome, scan, job, process):
                 segmented = _segmented(reading, job, ensemble, predictor, process)
             bar.update()
             if segmented is None:
@@ -135,20 +147,40 @@ def _prepared(scans: Iterable[Scan], job: SegmentationJob, ahead: bool) -> Itera
 
 
 @contextmanager
-def _faults_noted(outcome: Outcome, scan: Scan, process: Process) -> Iterator[None]:
-    """Note and print what is wrong with a scan, instead of ending the program."""
+def _faults_noted(outcome: Outcome, scan: Scan, job: SegmentationJob, process: Process) -> Iterator[None]:
+    """Note, log and print what is wrong with a scan, instead of ending the program, whatever it is."""
     try:
         yield
-    except (InputError, WriteError) as error:
-        fault = str(error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fault = f"{scan.image[0]}: this machine has no memory for it. Free some, or take a larger machine."
+    except (LostError, ReportedElsewhereError):
+        raise  # of another process
+    except Exception as error:
+        fault = _fault(scan, error)
+        try:
+            _log(job.error_log, scan, error)
+        except OSError as log_error:
+            fault += f" ({job.error_log}: can't be written: {log_error.strerror})"
+        outcome.faults[scan.name] = fault
+        process.write(f"failed, and passed over: {fault}")
+
+
+def _fault(scan: Scan, error: Exception) -> str:
+    """What is wrong with a scan, in one line."""
+    if isinstance(error, InputError | WriteError):
+        text = str(error)
+    elif is_out_of_memory(error):
+        text = f"{scan.path}: this machine has no memory for it. Free some, or take a larger machine."
     else:
-        return
-    outcome.faults[scan.name] = fault
-    process.write(f"failed, and passed over: {fault}")
+        text = f"{scan.path}: failed ({type(error).__name__}: {first_line(error)}). See the log for where."
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _log(path: Path, scan: Scan, error: Exception) -> None:
+    """Add the traceback of a scan's error to a log, which several processes may write."""
+    lines = "".join(traceback.format_exception(error))
+    # never through a link, nor into a pipe
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(path, flags, 0o666), "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')} {scan.name}\n{lines}\n")
 
 
 @contextmanager

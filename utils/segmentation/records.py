@@ -6,38 +6,90 @@ and everything the results were made with.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from annotated_types import Len
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from networks.registry import OF_THE_WINDOW
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
 from utils.system.errors import InputError
-from utils.system.files import content_hash, file_state, remove, write_json
+from utils.system.files import LONGEST_NAME, content_hash, file_state, read_json, remove, write_json
 
 IN_PROGRESS = "begun"  # the key, in the record of an unfinished scan, of the files that may exist
 CHANGED = "was changed after it was written"
+
+STRICT = ConfigDict(strict=True)  # further keys are for people, or of other versions
+Numbers = Annotated[list[float], Len(3, 3)]
+
+
+class _Organ(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    volume_ml: float
+    mean: float | None
+    std: float | None
+    bounding_box_mm: Annotated[list[Numbers], Len(2, 2)] | None
+    touches_edge: bool
+    dice: NotRequired[float | None]
+    hd95_mm: NotRequired[float | None]
+    nsd: NotRequired[float | None]
+    dice_network_grid: NotRequired[float | None]
+
+
+class _MadeWith(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    network: Annotated[list[Any], Len(2, 2)]
+    one_file_per_organ: NotRequired[bool]
+    save_probabilities: NotRequired[bool]
+
+
+class _Record(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    scan: str
+    source: str
+    shape: Annotated[list[int], Len(3, 3)]
+    spacing_mm: Numbers
+    labelled: bool
+    seconds: float
+    remarks: list[str]
+    organs: dict[str, _Organ]
+    made_with: _MadeWith
+    mask: NotRequired[str | None]
+
+
+RECORD = TypeAdapter(_Record)
 
 
 def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     """The record of a scan whose results are complete and made by this very job, else None."""
     # the DICOM segmentation can be impossible, so its absence means nothing
     needed = {*job.result_files(scan), job.picture_file(scan.name)} - {job.dicom_file(scan.name)}
-    if not all(path.exists() for path in needed):
+    if not all(path.is_file() and not path.is_symlink() for path in needed):
         return None
     record = read_record(job.record_file(scan.name))
-    if record is None or record["source"] != source_of(scan):
+    if record is None or record["source"] != source_of(scan) or record["scan"] != scan.name:
+        return None
+    if list(record["organs"]) != list(job.organs.values()) or not _has_scores(record):
         return None
     same = _comparable(record["made_with"]) == _comparable(provenance(scan, job))
     return record if same else None
 
 
+def _has_scores(record: Mapping[str, Any]) -> bool:
+    scores = {"dice", "hd95_mm", "nsd", "dice_network_grid"} if record["labelled"] else set()
+    return all(scores <= organ.keys() for organ in record["organs"].values())
+
+
 def _comparable(made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What results were made with, less what older records leave out of the network: preprocessing says it too."""
     name, options = made_with["network"]
+    options = options if isinstance(options, dict) else {}
     return {**made_with, "network": [name, {key: options[key] for key in options if key not in OF_THE_WINDOW}]}
 
 
@@ -70,7 +122,11 @@ def was_changed(mask: Path, record: Mapping[str, Any]) -> bool:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record of a finished scan; None if the file is missing, damaged or of an unfinished scan."""
     record = _read_json(path)
-    return record if {"source", "made_with", "organs"} <= record.keys() else None
+    try:
+        RECORD.validate_python(record)
+    except ValidationError:
+        return None
+    return record
 
 
 def source_of(scan: Scan) -> str:
@@ -84,10 +140,14 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
     Leave files alone that no record lists.
 
     Raises:
+        InputError: if the folder for its organs is a link.
         WriteError: if the record can't be written, or a file can't be removed.
     """
     path = job.record_file(scan.name)
-    earlier = {job.folder / name for name in _read_json(path).get(IN_PROGRESS, [])}
+    folder = job.organ_folder(scan.name)
+    if job.one_file_per_organ and folder.is_symlink():
+        raise InputError(f"{folder}: is a link, and masks are written below `output_dir` alone. Remove it.")
+    earlier = set(_begun(scan, job))
     if (record := read_record(path)) is not None:
         earlier_job = replace(
             job,
@@ -96,14 +156,30 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
             save_probabilities=record["made_with"].get("save_probabilities", False),
         )
         earlier = {*earlier_job.result_files(scan), job.dicom_file(scan.name)}
+    if folder.is_symlink():
+        earlier = {result for result in earlier if result.parent != folder}
     to_come = {result for result in job.result_files(scan) if not result.exists()}
     in_progress = sorted(str(result.relative_to(job.folder)) for result in earlier | to_come)
     write_json(path, {"scan": scan.name, IN_PROGRESS: in_progress})
     for result in earlier - {job.mask_file(scan.name)}:
         remove(result)
-    folder = job.organ_folder(scan.name)
-    if folder.is_dir() and not any(folder.iterdir()):
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _begun(scan: Scan, job: SegmentationJob) -> Iterator[Path]:
+    """The files that the record of an unfinished scan lists, as far as this program can have made them."""
+    names = _read_json(job.record_file(scan.name)).get(IN_PROGRESS)
+    own = {job.mask_file(scan.name), job.dicom_file(scan.name), job.probability_file(scan.name)}
+    folder = job.organ_folder(scan.name)
+    for name in names if isinstance(names, list) else []:
+        if not isinstance(name, str) or "\0" in name:
+            continue
+        path = job.folder / name
+        # organs of other weights have other names
+        is_organ = path.parent == folder and path.name.endswith(".nii.gz") and ".." not in path.parts
+        if path in own or (is_organ and len(os.fsencode(path.name)) <= LONGEST_NAME):
+            yield path
 
 
 def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:
@@ -114,9 +190,9 @@ def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if the file is missing or holds no JSON object."""
+    """The object in a file; empty if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
+        content = read_json(path)
+    except (OSError, ValueError):  # not there, or no record of ours: the scan counts as not done
         return {}
     return content if isinstance(content, dict) else {}

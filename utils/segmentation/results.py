@@ -16,8 +16,8 @@ from utils.evaluation.tables import save_scores, scan_table, volume_table
 from utils.segmentation.job import RECORDS, SegmentationJob
 from utils.segmentation.masks import write_label_tables
 from utils.segmentation.pipeline import Outcome
-from utils.system.errors import Spell
-from utils.system.files import lock, writable_folder
+from utils.system.errors import InputError, Spell
+from utils.system.files import lock, remove, writable_folder
 
 GRIDS = {"dice_network_grid": "the network's grid", "dice": "the scan's own grid"}
 
@@ -27,13 +27,20 @@ def claim_results(job: SegmentationJob) -> None:
 
     Raises:
         InputError: if it isn't writable, or another program has locked it.
+        WriteError: if the log of an earlier launch can't be removed.
     """
     writable_folder(job.folder, "`output_dir`")
+    if (job.folder / RECORDS).is_symlink():
+        raise InputError(
+            f"`output_dir` {job.folder}: {job.folder / RECORDS} is a link, and results are written below the folder "
+            "alone. Remove it, or give another folder."
+        )
     records = writable_folder(job.folder / RECORDS, "`output_dir`")
     lock(
         records,
         f"`output_dir` {job.folder}: another program is writing there. Wait for its end, or give another folder.",
     )
+    remove(job.error_log)
 
 
 def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: Process) -> None:

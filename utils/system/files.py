@@ -22,11 +22,15 @@ LONGEST_NAME = 255  # bytes, on nearly all file systems
 FileState = list[str | int]  # name, modification time in nanoseconds, size in bytes
 
 
+class PipeError(InputError):
+    """A path is a pipe, a socket or a device, not a file."""
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file to read. A pipe would wait for its writer for ever, and a device has no end.
 
     Raises:
-        InputError: if it is a pipe, a socket or a device.
+        PipeError: if it is a pipe, a socket or a device.
         OSError: if it can't be opened, or is a folder.
     """
     require_regular(path)
@@ -42,7 +46,7 @@ def require_regular(path: Path) -> None:
     """Check that a path is a regular file, or a link to one.
 
     Raises:
-        InputError: if it is a pipe, a socket or a device.
+        PipeError: if it is a pipe, a socket or a device.
         OSError: if it isn't there, or is a folder.
     """
     mode = path.stat().st_mode
@@ -52,8 +56,8 @@ def require_regular(path: Path) -> None:
         raise _not_regular(path)
 
 
-def _not_regular(path: Path) -> InputError:
-    return InputError(f"{path}: is a pipe, a socket or a device, not a file. Give a file.")
+def _not_regular(path: Path) -> PipeError:
+    return PipeError(f"{path}: is a pipe, a socket or a device, not a file. Give a file.")
 
 
 def read_json(path: Path) -> Any:
@@ -184,10 +188,19 @@ def lock(folder: Path, message: str) -> int:
 def content_hash(path: Path) -> str | None:
     """First 12 hex digits of the file's SHA-256; None if there is no file that can be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
-    except OSError:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]  # type: ignore[arg-type]
+    except (OSError, PipeError):
         return None
+
+
+def fitting_name(stem: str, ending: str = "") -> str:
+    """A file's name that file systems take: of one that is too long a part, told apart by the stem's hash."""
+    name = stem + ending
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    ending = f"_{text_hash(stem)}{ending}"
+    return os.fsencode(stem)[: LONGEST_NAME - len(ending.encode())].decode(errors="ignore") + ending
 
 
 def text_hash(text: str) -> str:
