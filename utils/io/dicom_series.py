@@ -7,22 +7,28 @@ Posterior, Superior); affines here are RAS+ as in nibabel, so x and y change sig
 
 import os
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from utils.io.geometry import LPS_TO_RAS
-from utils.io.scan import Volume
+from utils.io.scan import Volume, memory_error
 from utils.system.errors import InputError, first_line
 from utils.system.files import open_regular
+from utils.system.hardware import available_memory
 
 VOLUME_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -51,6 +57,7 @@ OFF_GRID_MM, OFF_GRID_SHARE = 0.1, 0.02
 MISSING_SLICE = 1.5  # a gap of this many usual ones misses a slice
 
 EXPORT_AGAIN = "Export the series again from its source."
+MOSAIC = (0x0019, 0x100A)  # where Siemens keeps the number of slices that are tiles of one picture
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,9 @@ def is_dicom(path: Path) -> bool:
 def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Group DICOM files by the series that their headers name.
 
+    A damaged file stays with its series, so that reading that series tells of it. If it doesn't say which series it is
+    of, it stays with each one that has files in its folder.
+
     Returns:
         The series by name, no name twice; and remarks, a sentence for what was left out of each folder and why:
         localizers, files without pixels (a DICOMDIR, a report), files of other kinds than CT, MR and PET images.
@@ -127,19 +137,31 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     grouped: dict[str, list[Path]] = defaultdict(list)
     numbers: dict[str, int | None] = {}
     left_out: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    damaged: list[Path] = []
     tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns"]
     for path in sorted(set(files)):
         try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-            reason = _why_no_slice(header)
-            uid = str(header.get("SeriesInstanceUID") or path.parent)
-        except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
-            reason = f"its header can't be read ({first_line(error)})"
-        if reason:
+            header = read_dicom(path, stop_before_pixels=True, specific_tags=list(tags))
+            is_damaged, reason = _is_cut_off(path, header), _why_no_slice(header)
+            uid = str(header.get("SeriesInstanceUID") or "")
+            number = _whole_number(header, "SeriesNumber")
+        except InvalidDicomError as error:
+            is_damaged, uid, number, reason = False, "", None, f"its header can't be read ({first_line(error)})"
+        except Exception:  # damaged bytes raise whatever they happen to break in pydicom; reading it will tell
+            is_damaged, uid, number = True, "", None
+        if is_damaged and not uid:
+            damaged.append(path)
+        elif reason and not is_damaged:
             left_out[path.parent, reason].append(path)
-            continue
-        grouped[uid].append(path)
-        numbers.setdefault(uid, _whole_number(header, "SeriesNumber"))
+        else:
+            uid = uid or str(path.parent)
+            grouped[uid].append(path)
+            numbers.setdefault(uid, number)
+    for path in damaged:
+        beside = [uid for uid, paths in grouped.items() if any(other.parent == path.parent for other in paths)]
+        for uid in beside or [str(path.parent)]:
+            grouped[uid].append(path)
+            numbers.setdefault(uid, None)
     names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = [
         f"{paths[0]}: left out, {reason}." if len(paths) == 1 else f"{folder}: {len(paths)} files left out, {reason}."
@@ -149,18 +171,67 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     return sorted(series, key=lambda one: one.name), remarks
 
 
+def read_dicom(path: Path, **options: Any) -> Dataset:
+    """A file's data set. A deflated one is unpacked as far as there is memory for it.
+
+    Args:
+        options: of ``pydicom.dcmread``.
+
+    Raises:
+        InputError: if it is no regular file, or takes more memory than there is.
+        Exception: whatever pydicom raises for a damaged file.
+    """
+    with open_regular(path) as file:
+        may_be_deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(1 << 10)
+    if may_be_deflated and read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        _require_room_for_deflated(path)
+    return dcmread(path, **options)
+
+
+def _require_room_for_deflated(path: Path) -> None:
+    """Check that what follows the first group of elements isn't more than there is memory for when unpacked."""
+    meta = read_file_meta_info(path)
+    with open_regular(path) as file:
+        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))  # preamble, the length, and what it counts
+        room, size, unpacker = available_memory() // 4, 0, zlib.decompressobj(-zlib.MAX_WBITS)
+        while packed := file.read(1 << 16):
+            while packed and size <= room:
+                size += len(unpacker.decompress(packed, 1 << 20))
+                packed = unpacker.unconsumed_tail
+    if size > room:
+        raise memory_error(path, size)
+
+
+def _is_cut_off(path: Path, header: Dataset) -> bool:
+    """Whether the header of an image ends before its size, or that of any file before it says what it is."""
+    kind = _kind(header)
+    if kind in VOLUME_CLASSES:
+        return not header.get("Rows") or not header.get("Columns")
+    # behind the preamble a group of elements says what the file is, and itself how long it is
+    length = header.file_meta.get("FileMetaInformationGroupLength")
+    return (not kind and not header.get("Rows")) or (
+        length is not None and path.stat().st_size < 132 + 12 + int(length)
+    )
+
+
+def _kind(header: Dataset) -> UID:
+    return UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
 def _why_no_slice(header: Dataset) -> str | None:
     """Why a file is no part of a volume, if it isn't."""
-    kind = UID(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
-    kind_name = kind.name or "of no stated kind"
+    kind = _kind(header)
     if not header.get("Rows") or not header.get("Columns"):
-        return f"no pixels in it ({kind_name})"
+        return f"no pixels in it ({kind.name or 'of no stated kind'})"
     if kind not in VOLUME_CLASSES:
-        return f"not a CT, MR or PET image ({kind_name})"
-    image_type = header.get("ImageType") or ()
-    if {"LOCALIZER", "SCOUT"} & {str(value).strip().upper() for value in np.atleast_1d(image_type)}:
+        return f"not a CT, MR or PET image ({kind.name or 'of no stated kind'})"
+    if {"LOCALIZER", "SCOUT"} & _image_types(header):
         return "a localizer"
     return None
+
+
+def _image_types(header: Dataset) -> set[str]:
+    return {str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or ())}
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
@@ -226,9 +297,15 @@ def read_series(series: Series) -> Volume:
 
 def _header(path: Path) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True)
+        header = read_dicom(path, stop_before_pixels=True)
+        is_cut_off = _is_cut_off(path, header)
+    except InputError:
+        raise
     except Exception as error:  # damaged bytes raise whatever they happen to break in pydicom
         raise InputError(f"{path}: its header can't be read ({first_line(error)}). Copy the file again.") from error
+    if is_cut_off:
+        raise InputError(f"{path}: is cut off or damaged: it ends before its header does. Copy it again.")
+    return header
 
 
 def planes_of(path: Path, header: Dataset) -> list[Plane]:
@@ -239,7 +316,9 @@ def planes_of(path: Path, header: Dataset) -> list[Plane]:
     """
     try:
         return _split_into_planes(path, header)
-    except NotImplementedError as error:  # pydicom converts an element at its first use
+    except InputError:
+        raise
+    except Exception as error:  # pydicom converts an element at its first use, and raises what damaged bytes break
         raise InputError(f"{path}: its header can't be read ({first_line(error)}). Copy the file again.") from error
 
 
@@ -247,12 +326,22 @@ def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
     colours, kind = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
     if colours != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
+    if _has_tiles(header) or "MOSAIC" in _image_types(header):
+        raise InputError(
+            f"{path}: is a Siemens mosaic, with many slices as tiles of one picture. Convert it to NIfTI with dcm2niix."
+        )
     if "PerFrameFunctionalGroupsSequence" not in header:
         if (_whole_number(header, "NumberOfFrames") or 1) > 1:
             raise InputError(
                 f"{path}: has {header.NumberOfFrames} frames, but doesn't say where each lies. Convert it to NIfTI."
             )
         return [_plane(path, None, header, header)]
+    frames = _whole_number(header, "NumberOfFrames")
+    if frames != len(header.PerFrameFunctionalGroupsSequence):
+        raise InputError(
+            f"{path}: says that it has {frames} frames, and where {len(header.PerFrameFunctionalGroupsSequence)} lie. "
+            f"{EXPORT_AGAIN}"
+        )
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     planes = []
     for index, own in enumerate(header.PerFrameFunctionalGroupsSequence):
@@ -262,6 +351,17 @@ def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
                 frame.update(item)
         planes.append(_plane(path, index, header, frame))
     return planes
+
+
+def _has_tiles(header: Dataset) -> bool:
+    """Whether Siemens' own elements say that the picture has several slices as its tiles."""
+    owner = header.get((0x0019, 0x0010))
+    tiles = header.get(MOSAIC)
+    if owner is None or tiles is None or not str(owner.value).startswith("SIEMENS MR"):
+        return False
+    # a file with implicit types doesn't tell that it is a number
+    number = int.from_bytes(tiles.value[:2], "little") if isinstance(tiles.value, bytes) else tiles.value
+    return isinstance(number, int) and number > 1
 
 
 def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Plane:
@@ -398,7 +498,12 @@ def _affine(slices: Sequence[Plane]) -> np.ndarray:
 
 def _read_slices(name: str, stack: Sequence[Sequence[Plane]]) -> tuple[np.ndarray, list[str]]:
     """The voxels (columns, rows, slices), and a remark if slices are there twice."""
-    frames = lru_cache(maxsize=1)(_pixels)  # decode a multi-frame file once
+    counts = Counter(plane.file for twins in stack for plane in twins)
+
+    @lru_cache(maxsize=1)  # decode a multi-frame file once
+    def frames(path: Path) -> np.ndarray:
+        return _pixels(path, counts[path])
+
     slices: list[np.ndarray] = []
     duplicates: list[Plane] = []
     for first, *others in stack:
@@ -422,15 +527,31 @@ def _read_slices(name: str, stack: Sequence[Sequence[Plane]]) -> tuple[np.ndarra
     return voxels, [f"{name}: {duplicates[0].short}{more} left out: another file holds the same slice."]
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """The stored values of a file, (frames, rows, columns)."""
+def _pixels(path: Path, count: int) -> np.ndarray:
+    """The stored values of a file, (frames, rows, columns).
+
+    Args:
+        count: how many frames its header places.
+    """
     try:
-        pixels = pixel_array(path, raw=True)
+        dataset = read_dicom(path)
+        needed = get_expected_length(dataset)
+        if needed > available_memory():
+            raise memory_error(path, needed)
+        native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        more = len(dataset.PixelData) - needed if native else 0
+        pixels = pixel_array(dataset, raw=True)
+    except InputError:
+        raise
     except Exception as error:  # each of the decoders has its own kinds
         raise InputError(
             f"{path}: its pixels can't be decoded ({first_line(error)}); the file may be cut off. Copy it again."
         ) from error
-    return pixels.reshape(-1, *pixels.shape[-2:])
+    pixels = pixels.reshape(-1, *pixels.shape[-2:])
+    found = len(pixels) + more // (needed // len(pixels))  # fewer bytes than a frame has are padding
+    if found != count:
+        raise InputError(f"{path}: has the pixels of {found} frames, but its header places {count}. {EXPORT_AGAIN}")
+    return pixels
 
 
 def _rescaled(pixels: np.ndarray, slope: float, intercept: float) -> np.ndarray:

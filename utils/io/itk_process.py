@@ -1,5 +1,6 @@
 """SimpleITK in processes of its own, which may crash: that costs the file that they read, and nothing else."""
 
+import atexit
 import json
 import os
 import signal
@@ -62,6 +63,12 @@ class _Child:
             raise EOFError
         return found
 
+    def end(self) -> None:
+        """End the process, which waits for requests."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
     def why_it_ended(self) -> str:
         """What ended the process, in words."""
         self.process.kill()
@@ -73,6 +80,14 @@ class _Child:
 
 _idle: list[_Child] = []
 _at_work = threading.BoundedSemaphore(os.cpu_count() or 1)
+
+
+def _end_idle() -> None:
+    while _idle:
+        _idle.pop().end()
+
+
+atexit.register(_end_idle)
 
 
 def _after_fork() -> None:
