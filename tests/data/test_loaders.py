@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,37 @@ def test_a_cached_scan_of_which_a_part_is_there_is_made_anew(
     assert same(first, epoch(loader(phantoms, caching=caching), 0))
     assert len(read) == 5
     assert file.stat().st_size == len(whole)
+
+
+def test_a_cached_scan_with_a_flipped_bit_is_made_anew(
+    phantoms: Path, tmp_path: Path, loads: Iterator[list[str]]
+) -> None:
+    read = next(loads)
+    caching = Caching(folder=str(tmp_path / "cache"))
+    first = epoch(loader(phantoms, caching=caching), 0)
+    file = next((tmp_path / "cache").glob("*/*.pt"))
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        voxels = max(archive.infolist(), key=lambda member: member.file_size)
+    # behind a member's header of 30 bytes come its name, and what fills it up to a multiple of 64
+    middle = voxels.header_offset + 30 + len(voxels.filename) + 64 + voxels.file_size // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    assert same(first, epoch(loader(phantoms, caching=caching), 0))
+    assert len(read) == 5
+    assert file.read_bytes() == whole
+
+
+def test_a_planted_link_in_the_cache_is_neither_read_nor_followed(phantoms: Path, tmp_path: Path) -> None:
+    caching = Caching(folder=str(tmp_path / "cache"))
+    first = epoch(loader(phantoms, caching=caching), 0)
+    file = next((tmp_path / "cache").glob("*/*.pt"))
+    file.rename(tmp_path / "victim.pt")
+    torch.save({"image": "no scan"}, tmp_path / "victim.pt")
+    victim = (tmp_path / "victim.pt").read_bytes()
+    file.symlink_to(tmp_path / "victim.pt")
+    assert same(first, epoch(loader(phantoms, caching=caching), 0))
+    assert not file.is_symlink()
+    assert (tmp_path / "victim.pt").read_bytes() == victim
 
 
 def test_a_scan_that_another_program_removed_from_the_cache_is_made_again(

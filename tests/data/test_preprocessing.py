@@ -23,7 +23,7 @@ def write(folder: Path, voxels: np.ndarray, label: np.ndarray, affine: np.ndarra
 
 
 def process(scan: Scan, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    result = Compose([ReadScan(), *scan_transforms(settings)])(scan)
+    result = Compose([ReadScan(settings), *scan_transforms(settings)])(scan)
     return np.asarray(result["image"]), np.asarray(result["label"])
 
 
@@ -138,7 +138,7 @@ def test_numbers_are_those_of_monais_reader(
         image.header.set_slope_inter(0.37, -3)
         nib.save(image, scan.image[0])
     settings = Preprocessing(intensity=intensity)
-    found = Compose([ReadScan(), *scan_transforms(settings)])(scan)
+    found = Compose([ReadScan(settings), *scan_transforms(settings)])(scan)
     paths = {"image": str(scan.image[0]), "label": str(scan.label)}
     monais = LoadImaged(("image", "label"), reader="NibabelReader", ensure_channel_first=True)
     expected = Compose([monais, *scan_transforms(settings)])(paths)
@@ -150,7 +150,7 @@ def test_numbers_are_those_of_monais_reader(
 def test_training_and_testing_see_one_scan_alike(tmp_path: Path, random: np.random.Generator) -> None:
     voxels = random.integers(0, 200, (13, 18, 11)).astype(np.int16)
     scan = write(tmp_path, voxels, random.integers(0, 3, voxels.shape).astype("u1"), OBLIQUE)
-    trained = Compose([ReadScan(), *scan_transforms(Preprocessing())])(scan)
+    trained = Compose([ReadScan(Preprocessing()), *scan_transforms(Preprocessing())])(scan)
     volume = read_scan(scan, 1)
     tested = to_network_grid(volume.voxels, volume.affine, None, Preprocessing())
     torch.testing.assert_close(trained["image"].as_tensor(), tested.image)

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from utils.data.preprocessing import Preprocessing, window_fault
+from utils.data.preprocessing import Preprocessing, intensity_remarks, size_fault, window_fault
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
 from utils.io.reader import Part, alignment_faults, channel_fault, content_faults, label_faults, read_file, read_parts
@@ -59,6 +59,12 @@ def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Prepro
     complete = not found.faults
     found.remarks += [remark for _, volume in parts for remark in volume.remarks]
     _check_intensities(parts, settings if complete else None, found)
+    if not found.faults:
+        path, first = parts[0]
+        volumes = sum(len(volume.voxels) for _, volume in parts) + 1  # and the label
+        fault = size_fault(path, first.shape, first.affine, settings, volumes)
+        found.faults += [fault] if fault is not None else []
+        found.remarks += [text for path, volume in parts for text in intensity_remarks(path, volume.voxels, settings)]
     if not found.faults and (fault := channel_fault(parts, in_channels)) is not None:
         channels = sum(len(volume.voxels) for _, volume in parts)
         found.faults.append(f"{fault} Give `in_channels` {channels}, or a scan that has {in_channels}.")

@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +33,11 @@ from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.system.errors import InputError, LostError, WriteError, first_line
 from utils.system.files import file_state, text_hash
+
+# what zipfile and torch raise on files that are damaged or of another kind
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+              ArithmeticError, NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+              struct.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,9 +84,12 @@ class PreprocessedScans(Dataset):
             ) from error
 
     def _read_or_redo(self, index: int) -> Any:
-        """The scan, made again if its file holds only a part of it, as after a kill while it was written."""
+        """The scan, made again if its file isn't what was written, as after a kill or with a flipped bit."""
         file = None if self.scans.cache_dir is None else self.file(index)
-        kept = file if file is not None and file.is_file() else None
+        kept = file if file is not None and (file.is_file() or file.is_symlink()) else None
+        if kept is not None and not _is_as_written(kept):
+            kept.unlink(missing_ok=True)
+            kept = None
         try:
             return self.scans[index]
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -99,6 +110,25 @@ class PreprocessedScans(Dataset):
         """The file of scan ``index`` in the folder for preprocessed scans."""
         assert self.scans.cache_dir is not None
         return self.scans.cache_dir / f"{_hash_files(self.scans.data[index]).decode()}.pt"
+
+
+def _is_as_written(file: Path) -> bool:
+    """Whether a file of ``torch.save`` agrees with the checksums in it, and holds an image with a label.
+
+    torch checks neither: it would train on what a disk made of the voxels.
+    """
+    try:
+        if file.is_symlink():
+            return False
+        with zipfile.ZipFile(file) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                return False
+            if archive.testzip() is not None:
+                return False
+        content = torch.load(file, mmap=True, weights_only=True)
+        return all(isinstance(content[key], torch.Tensor) and content[key].ndim == 4 for key in KEYS)
+    except UNREADABLE:
+        return False
 
 
 Scans = PreprocessedScans | list[Any]  # read at each use, or kept in memory
@@ -167,7 +197,7 @@ def training_loader(
     tissue_above = settings.b_min if settings.intensity == "ct" else None
     crops = RandomCrops(settings.roi, crops_per_scan, augmentation, tissue_above, settings.spacing, settings.padding)
     fixed = [
-        ReadScan(),
+        ReadScan(settings),
         *scan_transforms(settings),
         transforms.SpatialPadd("image", spatial_size=settings.roi, value=settings.padding),
         transforms.SpatialPadd("label", spatial_size=settings.roi),
@@ -196,7 +226,7 @@ def validation_loader(
     scans: Sequence[Scan], settings: Preprocessing, caching: Caching, process: Process, *, workers: int
 ) -> DataLoader:
     """This process's share of whole scans, one at a time, preprocessed and otherwise as they are."""
-    fixed = [ReadScan(), *scan_transforms(settings), *_compact_transforms()]
+    fixed = [ReadScan(settings), *scan_transforms(settings), *_compact_transforms()]
     shard = process.shard(list(scans))
     preprocessed = _preprocessed(shard, fixed, {**asdict(settings), "padded": False}, caching.folder)
     cached = _load(preprocessed, process, workers) if caching.in_memory else preprocessed

@@ -1,6 +1,6 @@
 """From a scan to the voxels that the network sees: the same for training, validation and testing."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,8 +16,14 @@ from torch import Tensor
 from utils.data.resampling import AxisMap, interpolate
 from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan
+from utils.system.errors import InputError
+from utils.system.hardware import available_memory
 
 INTENSITIES = ("ct", "zscore")
+LONGEST_MM = 5000.0
+# what a few voxels do to a standardisation: the farthest is that many standard deviations away (of a normal
+# distribution's million voxels it is 5), and those beyond FAR_STD make up that share of the variance
+DOMINANT_STD, FAR_STD, DOMINANT_SHARE = 50.0, 10.0, 0.5
 KEYS = ("image", "label")
 
 
@@ -58,6 +64,58 @@ def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -
     )
 
 
+def size_fault(
+    path: Path, shape: Sequence[int], affine: np.ndarray, settings: Preprocessing, volumes: int
+) -> str | None:
+    """A sentence if a scan would be longer than a person, or take more memory than there is, else None.
+
+    A header that is wrong about its voxel size says so; resampling would then not come to an end.
+
+    Args:
+        shape: (X, Y, Z).
+        affine: (4, 4), from voxel indices to mm.
+        volumes: how many volumes in float32 there will be at once on the network's grid.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = spacing * shape
+    sizes = " × ".join(f"{size:.4g}" for size in spacing)
+    if lengths.max() > LONGEST_MM:
+        return (
+            f"{path}: is {lengths.max() / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
+        )
+    voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
+    if 4 * voxels * volumes > available_memory():
+        return (
+            f"{path}: would have {voxels:.3g} voxels of {' × '.join(map(str, settings.spacing))} mm, which this machine's memory "
+            f"doesn't hold; its own are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
+        )
+    return None
+
+
+def intensity_remarks(path: Path, voxels: np.ndarray, settings: Preprocessing) -> list[str]:
+    """A remark for each channel of which a few voxels would make up most of the standard deviation.
+
+    Args:
+        voxels: (C, X, Y, Z).
+    """
+    if settings.intensity != "zscore":
+        return []
+    remarks = []
+    for channel in voxels:
+        mean, std = channel.mean(dtype=np.float64), channel.std(dtype=np.float64)
+        distance = max(channel.max() - mean, mean - channel.min())
+        if not std > 0 or distance < DOMINANT_STD * std:
+            continue
+        far = channel[np.abs(channel - mean) > FAR_STD * std].astype(np.float64)
+        share = ((far - mean) ** 2).sum() / (std**2 * channel.size)
+        if share > DOMINANT_SHARE:
+            remarks.append(
+                f"{path}: {far.size} of its voxels, up to {far[np.abs(far).argmax()]:g}, make up {share:.0%} of its "
+                "variance, so that all others look alike once it is standardised. Are they artefacts?"
+            )
+    return remarks
+
+
 def above_minimum(image: Tensor) -> Tensor:
     """The foreground of a scan: every voxel above the lowest value (for a CT: above the window's lower end)."""
     return image > image.min()
@@ -66,10 +124,16 @@ def above_minimum(image: Tensor) -> Tensor:
 class ReadScan(Transform):
     """Read a labelled scan for the transforms below.
 
+    Args:
+        settings: how it will be preprocessed.
+
     Returns:
         ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z) as MetaTensors in float32 with the image's affine, and the
         scan's ``name``.
     """
+
+    def __init__(self, settings: Preprocessing) -> None:
+        self.settings = settings
 
     def __call__(self, scan: Scan) -> dict[Hashable, Any]:
         """Read its files.
@@ -80,6 +144,9 @@ class ReadScan(Transform):
         assert scan.label is not None
         volume = read_scan(scan)
         label = read_label(scan.label, scan.path, volume)
+        fault = size_fault(scan.path, volume.shape, volume.affine, self.settings, len(volume.voxels) + 1)
+        if fault is not None:
+            raise InputError(fault)
         return {
             # z last in memory, as in MONAI: the order in which voxels are added up shows in the last bit of a mean
             "image": _with_affine(volume.voxels, volume.affine, order="C"),

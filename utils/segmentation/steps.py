@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from nibabel.orientations import apply_orientation, io_orientation
 from torch import Tensor
 
-from utils.data.preprocessing import OnNetworkGrid, to_network_grid, window_fault
+from utils.data.preprocessing import OnNetworkGrid, intensity_remarks, size_fault, to_network_grid, window_fault
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.metrics import dice_per_label, nan_to_none
@@ -75,6 +75,10 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
         raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")
     if (fault := window_fault(scan.image[0], low, high, job.preprocessing)) is not None:
         raise InputError(fault)
+    volumes = len(volume.voxels) + len(job.labels)  # the image, and the probability of each class
+    if (fault := size_fault(scan.image[0], volume.shape, volume.affine, job.preprocessing, volumes)) is not None:
+        raise InputError(fault)
+    volume.remarks.extend(intensity_remarks(scan.image[0], volume.voxels, job.preprocessing))
     try:
         preprocessed = to_network_grid(volume.voxels, volume.affine, label, job.preprocessing)
     except (RuntimeError, ValueError) as error:
