@@ -48,7 +48,7 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
         before, empty = len(found.faults), True
         for file in _files_below(path, found) if given is None else [given]:
             try:
-                kind = slices if is_dicom(file) else volumes if file == given or _is_volume(file) else None
+                kind = slices if is_dicom(file) else volumes if file == given or is_volume(file) else None
                 if kind is not None:
                     kind.setdefault(os.path.abspath(file), file)
                     empty = False
@@ -102,7 +102,12 @@ def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _is_volume(path: Path) -> bool:
+def is_volume(path: Path) -> bool:
+    """Whether a file is a volume by its name, or else by its content; the voxels beside a header are none.
+
+    Raises:
+        OSError, EOFError, zlib.error: if its bytes can't be read or unpacked.
+    """
     name = path.name.lower()
     if header_file(path) != path:
         return False  # the header of a pair stands for both
