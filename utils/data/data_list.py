@@ -96,9 +96,9 @@ def clean_labels(names: Sequence[str]) -> tuple[str, ...]:
     """
     cleaned = tuple(one_line(name) for name in names)
     if not all(cleaned):
-        raise ValueError('"labels" has an empty name')
+        raise ValueError("has an empty name")
     if len(set(cleaned)) < len(cleaned):
-        raise ValueError('"labels" has a name twice')
+        raise ValueError("has a name twice")
     return cleaned
 
 
@@ -339,4 +339,7 @@ def _read_labels(labels: Any) -> tuple[str, ...] | None:
     names = {0: "background", **dict(named)}
     if len(dict(named)) < len(named) or sorted(names) != list(range(len(names))):
         raise ValueError(problem)
-    return clean_labels([names[value] for value in range(len(names))])
+    try:
+        return clean_labels([names[value] for value in range(len(names))])
+    except ValueError as error:
+        raise ValueError(f'"labels" {error}') from error
