@@ -236,6 +236,25 @@ def test_content_tells_a_volume_where_the_name_does_not(tmp_path: Path) -> None:
     assert notes == []
 
 
+def test_the_case_of_endings_in_capitals_and_of_another_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``upper_case_endings`` of the shared cases: 2 labelled scans of 4 were listed."""
+    for folder in ("imagesTr", "labelsTr"):
+        for number in range(4):
+            save(tmp_path / folder / f"case_{number}.nii.gz")
+        (tmp_path / folder / "case_0.nii.gz").rename(tmp_path / folder / "case_0.NII.GZ")
+        image = sitk.ReadImage(str(tmp_path / folder / "case_1.nii.gz"))
+        sitk.WriteImage(image, str(tmp_path / folder / "case_1.nrrd"))
+        (tmp_path / folder / "case_1.nii.gz").unlink()
+    run(tmp_path, monkeypatch)
+    screen = capsys.readouterr().out
+    assert screen.startswith("4 labelled scans in 2 folds")
+    assert "note" not in screen
+    data = read_data_list(str(tmp_path), None, 0)
+    assert sorted(scan.name for scan in data.training + data.validation) == [f"case_{number}" for number in range(4)]
+
+
 def test_label_values_that_no_label_has(tmp_path: Path) -> None:
     """Else names for a billion labels would be made."""
     for name, value in (("a", 1_000_000_000), ("b", -1), ("c", 32768)):
