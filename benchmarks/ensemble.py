@@ -22,7 +22,7 @@ from utils.data.data_list import find_data_list
 from utils.evaluation.measurements import scores_of
 from utils.evaluation.metrics import Scores
 from utils.system.errors import TrainingError, one_line_errors
-from utils.system.files import write_json
+from utils.system.files import read_json, write_json
 from utils.system.hardware import machine
 from utils.training.run_folder import LATEST, RUNS
 
@@ -36,7 +36,7 @@ def split(data_dir: str) -> dict[str, Any]:
     Raises:
         InputError: if there is no data list.
     """
-    content: dict[str, Any] = json.loads(find_data_list(data_dir, None, 0).read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(find_data_list(data_dir, None, 0))
     training = [{**entry, "fold": number % FOLDS} for number, entry in enumerate(content["training"])]
     return {"labels": content["labels"], "training": training, "test": content["validation"]}
 

@@ -181,3 +181,27 @@ def test_a_remark_about_several_files_is_printed_once(
     check_scans([scan], 1, 3, SETTINGS, 2, Process(torch.device("cpu")))
     words = "and 1 more: its header doesn't tell how it lies, so that left and right are a guess."
     assert capsys.readouterr().out == f"note: {scan.image[0]} {words}\n"
+
+
+def test_a_label_that_is_the_image_is_noted(
+    scan: Scan, tmp_path: Path, random: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same file, a link to it, and a copy of another type beside a sound channel."""
+    voxels = random.integers(0, 3, (8, 9, 10)).astype(np.uint8)
+    image, copy = save(tmp_path / "a.nii.gz", voxels), save(tmp_path / "b.nii", voxels.astype(np.float32))
+    (tmp_path / "link.nii.gz").symlink_to(image)
+    words = "has the voxels of its image: nothing to learn. Is it the label map?"
+    for label in (image, tmp_path / "link.nii.gz", copy):
+        assert check_scan(Scan("a", (image,), label), 1, 3, SETTINGS).remarks == [f"{label}: {words}"]
+        assert check_scan(Scan("a", (*scan.image, image), label), 2, 3, SETTINGS).remarks == [f"{label}: {words}"]
+    check_scans([Scan("a", (image,), image)], 1, 3, SETTINGS, 2, Process(torch.device("cpu")))
+    assert capsys.readouterr().out == f"note: {image}: {words}\n"
+
+
+def test_a_label_that_differs_from_the_image_in_one_voxel_is_not_noted(scan: Scan, tmp_path: Path) -> None:
+    voxels = np.zeros((8, 9, 10), np.uint8)
+    voxels[4:] = 1
+    image = save(tmp_path / "a.nii.gz", voxels)
+    voxels[7, 8, 9] = 0
+    assert check_scan(Scan("a", (image,), save(tmp_path / "b.nii.gz", voxels)), 1, 3, SETTINGS).remarks == []
+    assert check_scan(scan, 1, 3, SETTINGS).remarks == []

@@ -1,13 +1,18 @@
 """Data lists: the meaning of --fold, label names, and BTCV's published split."""
 
 import json
+import os
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.conftest import REPOSITORY
-from utils.data.data_list import find_folds, read_data_list, unlisted
+from utils.data.data_list import DataList, find_folds, read_data_list, unlisted
 from utils.system.errors import InputError
 
 BTCV = REPOSITORY / "dataset" / "btcv"
@@ -218,3 +223,174 @@ def test_fewer_than_two_folds_are_refused(tmp_path: Path) -> None:
         find_folds(str(tmp_path), "dataset_0.json")
     with pytest.raises(InputError, match="no such folder"):
         find_folds(str(tmp_path / "nothing"), None)
+
+
+ODD_NAMES = ["", ".", "..", "/", "a\0b", "\ud800", "a\udcff.nii.gz", "x" * 5000, "a/" * 3000, "a\nb", "\u202eb"]
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(ODD_NAMES),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=4), values, max_size=3),
+    max_leaves=6,
+)
+SOUND: dict[str, Any] = {
+    "labels": {"0": "background", "1": "liver", "2": "spleen"},
+    "training": [entry(1, fold=0), entry(2, fold=1), {"image": ["t1.nii", "t2.nii"], "label": "l.nii"}],
+    "validation": [entry(3)],
+    "test": ["imagesTs/img9.nii.gz", {"image": "imagesTs/img8.nii.gz"}],
+}
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The path of keys to each value inside a JSON value, and to itself."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in inner for place in places(one, (*path, key)))]
+
+
+def put(content: Any, place: Sequence[str | int], value: Any) -> Any:
+    """A copy of ``content`` with another value, or another key, at a place."""
+    if not place:
+        return value
+    changed = json.loads(json.dumps(content))
+    holder = changed
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    return changed
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(places(SOUND)), value=JSON_VALUES, key=st.none() | st.sampled_from(["1.5", "-1", "9" * 9]))
+def test_any_value_at_any_place_is_a_list_or_one_line(tmp_path: Path, place: Any, value: Any, key: str | None) -> None:
+    """Whatever a list says, all that reads it gives a result or an InputError of one line."""
+    content = put(SOUND, place, value)
+    if key is not None and isinstance(content, dict) and isinstance(content.get("labels"), dict):
+        content = {**content, "labels": {**content["labels"], key: value}}
+    write(tmp_path, content)
+    for read in (
+        lambda: read_data_list(str(tmp_path), None, 0),
+        lambda: find_folds(str(tmp_path), "dataset_0.json"),
+        lambda: unlisted(str(tmp_path / "dataset_0.json")),
+    ):
+        try:
+            found = read()
+        except InputError as error:
+            assert str(error).splitlines() == [str(error)]  # noqa: PT017
+            continue
+        if isinstance(found, DataList):
+            labels = found.labels or ("background",)
+            assert not any(unicodedata.category(letter) in ("Cc", "Zl", "Zp", "Cs") for letter in "".join(labels))
+            assert all(labels)
+            assert len(set(labels)) == len(labels)
+            for scan in (*found.training, *found.validation, *found.test):
+                for path in (*scan.image, *([scan.label] if scan.label else [])):
+                    path.exists()  # the system takes its name
+
+
+def test_label_names_are_one_line_each(tmp_path: Path) -> None:
+    labels = {
+        "0": " back\tground",
+        "1": "left\r\n kidney",
+        "2": "\x1b[31mliver\x07",
+        "3": "a\u2028b\u202ec",
+        "4": "\udcff",
+    }
+    write(tmp_path, {"training": [entry(1)], "labels": labels})
+    expected = ("back ground", "left kidney", "[31mliver", "a b c", "\\udcff")
+    assert read_data_list(str(tmp_path), None, 0).labels == expected
+    assert unlisted(str(tmp_path / "dataset_0.json")).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"1": "\n\t"}, '"labels" has an empty name'),
+        ({"1": "left kidney", "2": "left\nkidney"}, '"labels" has a name twice'),
+        ({"1": "liver", "01": "spleen"}, '"labels" must name the values'),
+        ({"1": "liver", "-1": "spleen"}, '"labels" must name the values'),
+        ({"999999999": "liver"}, '"labels" must name the values'),
+        ({"1": ["liver"]}, '"labels" must name the values'),
+        ({"1": None}, '"labels" must name the values'),
+        ({"liver": True}, '"labels" must name the values'),
+        (["background", 1], '"labels" must name the values'),
+        ("liver", '"labels" must name the values'),
+    ],
+)
+def test_labels_that_name_no_values_are_named(tmp_path: Path, labels: Any, words: str) -> None:
+    path = write(tmp_path, {"training": [entry(1)], "labels": labels})
+    for read in (lambda: read_data_list(str(tmp_path), None, 0), lambda: unlisted(str(path))):
+        with pytest.raises(InputError, match=words):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"image": {"a": 1}}, '"image" and "label" must be file names'),
+        ({"image": ""}, '"image" and "label" must be file names'),
+        ({"image": ["a.nii", 1]}, '"image" and "label" must be file names'),
+        ({"label": 0}, '"image" and "label" must be file names'),
+        ({"image": "a\0b"}, r"'a\\x00b' can't be a file's name"),
+        ({"label": "\ud800"}, "can't be a file's name"),
+        ({"image": "x" * 300}, "'xxx.*' is too long for a file's name"),
+        ({"image": ["a.nii", "a/" * 5000]}, "is too long for a file's name"),
+        ({"fold": 1e99}, r'"fold" must be a whole number, not 1e\+99'),
+        ({"fold": -1}, '"fold" must be a whole number, not -1'),
+        ({"fold": float("nan")}, '"fold" must be a whole number, not nan'),
+    ],
+)
+def test_an_entry_of_wrong_types_or_names_is_named(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    write(tmp_path, {"training": [entry(1), {**entry(2), **changed}]})
+    with pytest.raises(InputError, match=f'dataset_0.json: "training" entry 1: .*{words}'):
+        read_data_list(str(tmp_path), None, 0)
+
+
+def test_a_folder_around_all_data_is_no_series(tmp_path: Path) -> None:
+    """Else all files of the machine would be looked at."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for image in ("..", "/"):
+        write(folder, {"training": [{**entry(1), "image": image}]})
+        with pytest.raises(InputError, match="is a folder around all data"):
+            read_data_list(str(folder), None, 0)
+
+
+def test_a_file_name_that_is_not_utf_8_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [{**entry(1), "image": os.fsdecode(b"m\xff.nii.gz")}]})
+    (scan,) = read_data_list(str(tmp_path), None, 0).training
+    assert os.fsencode(scan.image[0].name) == b"m\xff.nii.gz"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    content = {"labels": {"1": "liver"}, "training": [entry(1, fold=0), entry(2, fold=1)]}
+    path = tmp_path / "dataset_0.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    assert names(read_data_list(str(tmp_path), None, 0).validation) == ["img1"]
+    assert find_folds(str(tmp_path), "dataset_0.json") == [0, 1]
+    assert unlisted(str(path)).labels == ("background", "liver")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "its lists are nested too deep"),
+        (lambda path: path.write_text('{"training": ' + "[" * 100_000), "its lists are nested too deep"),
+        (lambda path: path.write_text(json.dumps(SOUND), encoding="utf-16"), "isn't text in UTF-8"),
+        (lambda path: path.write_bytes(b'{"training": "\xff"}'), "isn't text in UTF-8"),
+        (lambda path: path.write_bytes(b""), "not readable as JSON"),
+        (lambda path: path.write_text('{"training": ' + "9" * 5000 + "}"), "not readable as JSON"),
+        (os.mkfifo, "is a pipe, a socket or a device"),
+        (Path.mkdir, "not readable as JSON (Is a directory)"),
+    ],
+)
+def test_a_file_that_holds_no_list_is_one_line(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    path = tmp_path / "list.json"
+    make(path)
+    for read in (
+        lambda: read_data_list(str(tmp_path), "list.json", 0),
+        lambda: find_folds(str(tmp_path), "list.json"),
+        lambda: unlisted(str(path)),
+    ):
+        with pytest.raises(InputError) as error:
+            read()
+        assert str(error.value).startswith(f"{path}: ")
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 """Measurements of boxes worked out by hand, and of random masks compared with other programs."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,14 @@ def test_scores_are_of_labelled_scans_only() -> None:
     assert absent is not None
     assert np.isnan(absent.dice[0, 0])
     assert scores_of([record("b", labelled=False)], ("spleen",), "dice") is None
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    values = record("=scan", labelled=True)
+    values["organs"] = {"@organ": values["organs"]["spleen"]}  # type: ignore[index]
+    save_measurements(tmp_path, [values, record("m\udcff", labelled=False)], {})
+    with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["scan"], row["organ"]) for row in rows] == [("'=scan", "'@organ"), ("m\\udcff", "spleen")]
+    scans = json.loads((tmp_path / "measurements.json").read_text())["scans"]
+    assert [(scan["scan"], *scan["organs"]) for scan in scans] == [("=scan", "@organ"), ("m\udcff", "spleen")]

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from utils.evaluation.pictures import curves, orthogonal, overlay, pixels
+from utils.evaluation.pictures import caption, curves, orthogonal, overlay, pixels
 from utils.evaluation.validation import Example
 
 LABELS = ("background", "liver", "spleen")
@@ -79,3 +80,22 @@ def test_orthogonal_slices_of_an_empty_prediction_are_the_middle_ones() -> None:
     assert [np.asarray(panel.images[0].get_array()).max() for panel in figure.axes] == [1] * 6
     assert figure.legends == []
     assert pixels(figure).std() > 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["a\tb\nc", r"$\foo$", "a$b", "x" * 300, "m\udcff", "\x1b[0m", "\u202ea", "_hidden"])
+def test_any_name_can_be_drawn(name: str, random: np.random.Generator) -> None:
+    mask = np.zeros((20, 16, 12), np.uint8)
+    mask[4:9, 4:9, 4:9] = 1
+    image, labels, spacing = random.random(mask.shape), ("background", name), (1.0, 1.0, 1.0)
+    pixels(orthogonal(image, mask, None, labels, spacing, (0.0, 1.0), name))
+    tensor = torch.from_numpy(mask).int()
+    pixels(overlay(Example(name, torch.from_numpy(image), tensor, tensor), labels, spacing))
+    dice = {"mean": 0.5, "organs": {name: 0.5}}
+    pixels(curves([{"epoch": 1, "loss": 2.0, "dice": dice}]))
+
+
+def test_captions_are_one_short_line() -> None:
+    assert caption("left\n\tkidney") == "left kidney"
+    assert caption("x" * 300) == "x" * 47 + "…"
+    assert caption(r"$\foo$") == r"\$\foo\$"  # how matplotlib draws dollar signs as such

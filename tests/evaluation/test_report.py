@@ -207,6 +207,19 @@ def test_all_text_is_escaped(tmp_path: Path, picture: Path) -> None:
     assert page.tables[1][2][0] == nasty
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_kind_break_no_table(tmp_path: Path, picture: Path) -> None:
+    names = {"a\nb\tc": "a b c", "x" * 300: "x" * 300, "m\udcff": "m\\udcff", "\u202eabc\0": "abc", "شعب": "شعب"}
+    organs = {name: organ(20.0, dice=0.5) for name in names}
+    records = [{**scan(name), "source": f"in/{name}.nii", "organs": organs} for name in names]
+    page = Page(report(tmp_path, records, picture, {"command": "test.py 'a\nb'"}).read_text())
+    assert [row[0] for row in page.tables[0][1:-1]] == list(names.values())
+    for table in page.tables[1:]:
+        assert [row[0] for row in table[2:]] == list(names.values())
+    assert set(names.values()) <= set(page.words)
+    assert "test.py 'a b'" in page.words
+
+
 def test_a_report_that_cannot_be_drawn_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")

@@ -258,6 +258,16 @@ def test_the_table_for_itk_snap(tmp_path: Path) -> None:
     ]
 
 
+def test_label_tables_have_a_line_for_each_label_whatever_its_name(tmp_path: Path) -> None:
+    names = ["a\nb", "c\r\n\td", "\x1b[0m", "x" * 300, "m\udcff", "\u202eabc", 'left "kidney"\v']
+    write_label_tables(tmp_path, dict(enumerate(names, 1)))
+    shown = ["a b", "c d", "[0m", "x" * 300, "m\\udcff", "abc", "left 'kidney'"]
+    snap = (tmp_path / "labels_itksnap.txt").read_text(encoding="utf-8").split("\n")[2:-1]
+    assert [line.split('"')[1] for line in snap] == shown
+    slicer = (tmp_path / "labels_slicer.ctbl").read_text(encoding="utf-8").split("\n")[2:-1]
+    assert [line.split(" ")[1].replace('"', "'") for line in slicer] == [name.replace(" ", "_") for name in shown]
+
+
 # ---- the largest component
 
 

@@ -1,5 +1,7 @@
 """After a crash a file is the old one or the new one, never a part and never missing."""
 
+import errno
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from utils.system.files import (
     text_hash,
     writable_folder,
     write_json,
+    write_json_together,
     write_text,
 )
 
@@ -160,3 +163,39 @@ def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"."):
         read_json(tmp_path / "a.json")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """All that is in a folder, by name."""
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("before", [{}, {"a.json": "1", "b.json": "2", "c.json": "3"}, {"b.json": "2"}])
+@pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_files_that_belong_together_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, str], failing: int, call: str
+) -> None:
+    """Whichever of them the disk refuses, and when: in the middle of a file, as it is flushed, or as it is renamed."""
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    real, seen = getattr(os, call), []
+
+    def refuses(*arguments: object, **more: object) -> object:
+        about = str(arguments[0]) if call != "fsync" else os.readlink(f"/proc/self/fd/{arguments[0]}")
+        if about.endswith(".json.part"):
+            seen.append(about)
+            if len(seen) == failing + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **more)
+
+    new = {tmp_path / name: {"new": name} for name in ("a.json", "b.json", "c.json")}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, refuses)
+        with pytest.raises(WriteError, match=r"^\S+/[abc]\.json: can't be written \(No space left on device\)$"):
+            write_json_together(new)
+    assert contents(tmp_path) == before
+    write_json_together(new)
+    assert {name: json.loads(text) for name, text in contents(tmp_path).items()} == {
+        path.name: content for path, content in new.items()
+    }

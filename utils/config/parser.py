@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
+from utils.system.text import one_line
+
 # a comment in a file of flags; the first part keeps a # in quotes
 COMMENT = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*')|(?:^|(?<=\s))#.*""", re.MULTILINE)
 
@@ -166,7 +168,7 @@ probability = number(float, 0, 1)
 
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
-    found = tuple(name.strip() for name in text.split(","))
+    found = tuple(map(one_line, text.split(",")))  # as the names in a data list
     if not all(found):
         raise argparse.ArgumentTypeError(f"must be names with commas between, not {text!r}")
     return found

@@ -10,7 +10,7 @@ from utils.data.preprocessing import Preprocessing, intensity_remarks, size_faul
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
 from utils.io.reader import Part, alignment_faults, channel_fault, content_faults, label_faults, read_file, read_parts
-from utils.io.scan import Scan
+from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError
 
 
@@ -102,10 +102,18 @@ def _check_label(scan: Scan, parts: Sequence[Part], out_channels: int, found: Fi
     if parts:
         path, image = parts[0]
         found.faults += grid_faults(scan.label, label.shape, label.affine, path, image.shape, image.affine)
+    if any(_same_voxels(channel, label) for _, volume in parts for channel in volume.voxels):
+        found.remarks.append(f"{scan.label}: has the voxels of its image: nothing to learn. Is it the label map?")
     for fault in label_faults(scan.label, label, out_channels):
         if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
-            fault = f"{fault.removesuffix('.')}, or give `out_channels` {int(label.voxels.max()) + 1}."
+            fault = f"{fault.removesuffix('.')}, or give `out_channels` {round(float(label.voxels.max())) + 1}."
         found.faults.append(fault)
+
+
+def _same_voxels(channel: np.ndarray, label: Volume) -> bool:
+    """Whether a channel (X, Y, Z) is a label, compared slice by slice: the first ones mostly tell."""
+    same_shape = label.voxels.shape == (1, *channel.shape)
+    return same_shape and all(map(np.array_equal, channel.T, label.voxels[0].T))
 
 
 def _summary(remarks: Iterable[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Data lists in the decathlon's format: which scans train, which validate, and what their labels mean."""
 
+import errno
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 
 from utils.io.scan import Scan, without_endings
 from utils.system.errors import InputError
-from utils.system.files import text_hash
+from utils.system.files import read_json, text_hash
+from utils.system.text import one_line
 
 PARTS = ("training", "validation", "test")
 
@@ -85,6 +88,20 @@ def numbered_labels(classes: int) -> tuple[str, ...]:
     return ("background", *(f"label {value}" for value in range(1, classes)))
 
 
+def clean_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Labels' names as tables can show them, each in one line.
+
+    Raises:
+        ValueError: if one is empty, or there twice.
+    """
+    cleaned = tuple(one_line(name) for name in names)
+    if not all(cleaned):
+        raise ValueError("has an empty name")
+    if len(set(cleaned)) < len(cleaned):
+        raise ValueError("has a name twice")
+    return cleaned
+
+
 def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
     """The file of ``json_list``, relative to ``data_dir`` or else to the working directory; or dataset_FOLD.json.
 
@@ -93,9 +110,10 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
     """
     folder = _existing_folder(data_dir)
     name = json_list if json_list is not None else f"dataset_{fold}.json"
-    for path in (folder / name, Path(name)):
-        if path.is_file():
-            return path
+    for is_there in (os.path.isfile, os.path.exists):  # what is no file is named when it is read
+        for path in (folder / name, Path(name)):
+            if is_there(path):
+                return path
     others = _numbered_lists(folder) if json_list is None else []
     if others:
         raise InputError(f"{folder / name}: no such data list. `fold` can be one of {', '.join(map(str, others))}.")
@@ -115,7 +133,7 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
         path = find_data_list(data_dir, json_list, 0)
         entries = _read_content(path).get("training", [])
         try:
-            folds = {_read_fold(entry) for entry in entries if isinstance(entry, dict)}
+            folds = {_read_fold(entry) for entry in _entries(entries, "training") if isinstance(entry, dict)}
         except ValueError as error:
             raise InputError(f"{path}: {error}. Mend the list.") from error
         found = sorted(fold for fold in folds if fold is not None)
@@ -139,7 +157,7 @@ def _numbered_lists(folder: Path) -> list[int]:
 
 def _existing_folder(data_dir: str) -> Path:
     folder = Path(data_dir)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"`data_dir` {data_dir}: no such folder. Give the folder that holds the scans.")
     return folder
 
@@ -153,10 +171,11 @@ def unlisted(json_list: str | None) -> DataList:
     if json_list is None:
         return DataList(Path("`input`"), Path("."), [], [], [], None)
     path = Path(json_list)
+    content = _load(path)
     try:
-        labels = _read_labels(json.loads(path.read_text(encoding="utf-8")).get("labels"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"`json_list` {path}: can't be read as a data list ({error}).") from error
+        labels = _read_labels(content.get("labels")) if isinstance(content, dict) else None
+    except ValueError as error:
+        raise InputError(f"`json_list` {path}: {error}. Mend the list.") from error
     if labels is None:
         raise InputError(f'`json_list` {path}: names no labels. Give one with "labels", or none.')
     return DataList(path, path.parent, [], [], [], labels)
@@ -179,9 +198,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     folds: set[int] = set()
     faults = []
     for part in PARTS:
-        entries = content.get(part, [])
-        if not isinstance(entries, list):
-            faults.append(f'"{part}" must be a list')
+        try:
+            entries = _entries(content.get(part, []), part)
+        except ValueError as error:
+            faults.append(str(error))
             continue
         for number, entry in enumerate(entries):
             try:
@@ -208,13 +228,28 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}). Mend it or write it anew.") from error
+    content = _load(path)
     if not isinstance(content, dict) or not any(part in content for part in PARTS):
         raise InputError(f'{path}: not a data list: it needs "training" and "validation" lists of scans.')
     return content
+
+
+def _load(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: isn't text in UTF-8. Save it as UTF-8, or write it anew.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: not readable as JSON ({reason}). Mend it or write it anew.") from error
+
+
+def _entries(entries: Any, part: str) -> list[Any]:
+    if not isinstance(entries, list):
+        raise ValueError(f'"{part}" must be a list')
+    return entries
 
 
 def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, list[Scan]]:
@@ -235,51 +270,76 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
     if not isinstance(entry, dict) or "image" not in entry:
         raise ValueError('needs an "image"')
     images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-    label = entry.get("label")
-    if needs_label and not label:
+    label = "" if entry.get("label") is None else entry["label"]
+    if needs_label and label == "":
         raise ValueError('needs a "label"')
-    if not images or not all(isinstance(name, str) for name in [*images, label or ""]):
+    if not images or not all(isinstance(name, str) for name in [*images, label]) or "" in images:
         raise ValueError('"image" and "label" must be file names')
     fold = _read_fold(entry)
-    paths = tuple(folder / name for name in images)
-    files = files_below(paths[0]) if paths[0].is_dir() else ()
+    paths = tuple(_path(folder, name) for name in images)
+    label_path = _path(folder, label) if label else None
+    files: tuple[Path, ...] = ()
+    if os.path.isdir(paths[0]):
+        if Path(os.path.realpath(paths[0])) in Path(os.path.realpath(folder)).parents:
+            raise ValueError(f'"image" {images[0]!r} is a folder around all data. Give the folder of one DICOM series')
+        files = files_below(paths[0])
     if files and len(paths) > 1:
         raise ValueError('"image" must be one folder of a DICOM series, or files')
-    name = without_endings(paths[0].name)
-    return Scan(name, files or paths, folder / label if label else None, is_series=bool(files)), fold
+    return Scan(without_endings(paths[0].name), files or paths, label_path, is_series=bool(files)), fold
+
+
+def _path(folder: Path, name: str) -> Path:
+    """The path of a file, which needn't be there.
+
+    Raises:
+        ValueError: if no file can have that name.
+    """
+    path = folder / name
+    shown = reprlib.repr(name)
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{shown} is too long for a file's name") from error
+    except ValueError as error:  # NUL, or half of a surrogate pair
+        raise ValueError(f"{shown} can't be a file's name") from error
+    return path
 
 
 def files_below(folder: Path) -> tuple[Path, ...]:
     """All files below a folder but hidden ones, in order of their paths."""
-    below = (path for path in folder.rglob("*") if path.is_file())
+    below = (path for path in folder.rglob("*") if os.path.isfile(path))
     return tuple(sorted(path for path in below if not any(p.startswith(".") for p in path.relative_to(folder).parts)))
 
 
 def _read_fold(entry: Mapping[str, Any]) -> int | None:
     fold = entry.get("fold")
-    if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool)):
-        raise ValueError(f'"fold" must be a whole number, not {fold!r}')
+    if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or fold < 0):
+        raise ValueError(f'"fold" must be a whole number, not {reprlib.repr(fold)}')
     return fold
 
 
 def _read_labels(labels: Any) -> tuple[str, ...] | None:
-    """Names by value, from the decathlon's ``{"1": "spleen"}`` or nnU-Net v2's ``{"spleen": 1}``."""
-    if not labels:
+    """Names by value, from the decathlon's ``{"1": "spleen"}``, nnU-Net v2's ``{"spleen": 1}`` or a list."""
+    if labels is None or labels in ({}, []):
         return None
-    if isinstance(labels, Sequence) and not isinstance(labels, str):
-        return tuple(str(name) for name in labels)
     problem = '"labels" must name the values 0, 1, 2, … one by one, as in {"0": "background", "1": "spleen"}'
-    if not isinstance(labels, Mapping):
+    if isinstance(labels, list):
+        labels = {str(value): name for value, name in enumerate(labels)}
+    if not isinstance(labels, dict):
         raise ValueError(problem)
     by_name = all(isinstance(value, int) for value in labels.values())
     pairs = [(value, name) for name, value in labels.items()] if by_name else list(labels.items())
+    if any(isinstance(value, bool) or not isinstance(name, str) for value, name in pairs):
+        raise ValueError(problem)
     try:
-        names = {int(value): str(name) for value, name in pairs}
+        named = [(int(value), name) for value, name in pairs]
     except ValueError as error:
         raise ValueError(problem) from error
-    names.setdefault(0, "background")
-    if sorted(names) != list(range(len(names))):
+    names = {0: "background", **dict(named)}
+    if len(dict(named)) < len(named) or sorted(names) != list(range(len(names))):
         raise ValueError(problem)
-    if len(set(names.values())) < len(names):
-        raise ValueError('"labels" has a name twice')
-    return tuple(names[value] for value in range(len(names)))
+    try:
+        return clean_labels([names[value] for value in range(len(names))])
+    except ValueError as error:
+        raise ValueError(f'"labels" {error}') from error

@@ -78,7 +78,7 @@ def size_fault(
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     lengths = spacing * shape
-    sizes = " × ".join(f"{size:.4g}" for size in spacing)
+    sizes, new_sizes = (" × ".join(f"{size:.4g}" for size in each) for each in (spacing, settings.spacing))
     if lengths.max() > LONGEST_MM:
         return (
             f"{path}: is {lengths.max() / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
@@ -86,8 +86,8 @@ def size_fault(
     voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
     if 4 * voxels * volumes > available_memory():
         return (
-            f"{path}: would have {voxels:.3g} voxels of {' × '.join(map(str, settings.spacing))} mm, which this machine's memory "
-            f"doesn't hold; its own are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
+            f"{path}: would have {voxels:.3g} voxels of {new_sizes} mm, which this machine's memory doesn't hold; its own "
+            f" are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
         )
     return None
 

@@ -1,6 +1,5 @@
 """Volume, intensity and position of each organ in a mask, and the mask's agreement with a label."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from scipy import ndimage
 
 from utils.evaluation.metrics import Scores, dice_per_label, nan_to_none
 from utils.evaluation.surface_distances import surface_scores
+from utils.evaluation.tables import save_csv
 from utils.io.scan import Volume
-from utils.system.files import atomic_write, write_json
+from utils.system.files import write_json
 
 NUMBERS = ("volume_ml", "mean", "std")
 BOX = ("x_min_mm", "y_min_mm", "z_min_mm", "x_max_mm", "y_max_mm", "z_max_mm")
@@ -98,17 +98,13 @@ def save_measurements(folder: Path, records: Sequence[Mapping[str, Any]], facts:
     Args:
         facts: further entries of the JSON, such as the weights' files.
     """
-    with (
-        atomic_write(folder / "measurements.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["scan", "organ", *NUMBERS, *BOX, "touches_edge", *SCORES])
-        for record in records:
-            for organ, values in record["organs"].items():
-                box = values["bounding_box_mm"]
-                corners = [""] * len(BOX) if box is None else [*box[0], *box[1]]
-                scores = [values.get(name) for name in SCORES]
-                numbers = [values[name] for name in NUMBERS]
-                writer.writerow([record["scan"], organ, *numbers, *corners, values["touches_edge"], *scores])
+    rows: list[list[Any]] = [["scan", "organ", *NUMBERS, *BOX, "touches_edge", *SCORES]]
+    for record in records:
+        for organ, values in record["organs"].items():
+            box = values["bounding_box_mm"]
+            corners = [""] * len(BOX) if box is None else [*box[0], *box[1]]
+            scores = [values.get(name) for name in SCORES]
+            numbers = [values[name] for name in NUMBERS]
+            rows.append([record["scan"], organ, *numbers, *corners, values["touches_edge"], *scores])
+    save_csv(folder / "measurements.csv", rows)
     write_json(folder / "measurements.json", {**facts, "scans": list(records)})

@@ -14,8 +14,10 @@ from matplotlib.patches import Patch
 
 from utils.evaluation.validation import Example
 from utils.system.files import atomic_write
+from utils.system.text import one_line
 
 TRANSPARENT = (0.0, 0.0, 0.0, 0.0)
+LONGEST_CAPTION = 48
 
 
 def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float, float]) -> Figure:
@@ -33,7 +35,7 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
-    titles = (example.name, "label", "prediction")
+    titles = (caption(example.name), "label", "prediction")
     for panel, title, volume in zip(panels, titles, (None, example.label, example.prediction), strict=True):
         look = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
         panel.imshow(_section(example.image.numpy(), 2, plane), cmap="gray", **look)
@@ -41,7 +43,7 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
             panel.imshow(_section(volume.numpy(), 2, plane), **_overlay_style(colours), **look)
         panel.set_title(title)
         panel.set_axis_off()
-    patches = [Patch(color=colour, label=name) for colour, name in zip(colours[1:], labels[1:], strict=True)]
+    patches = [Patch(color=colour, label=caption(name)) for colour, name in zip(colours[1:], labels[1:], strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), frameon=False)
     return figure
 
@@ -96,8 +98,8 @@ def orthogonal(
             if column == 0:
                 panel.set_ylabel(name, **letters)
         panels[0, column].set_title(direction, **letters)
-    figure.suptitle(title, parse_math=False, **letters)
-    patches = [Patch(color=colours[value], label=labels[value]) for value in sorted(visible - {0})]
+    figure.suptitle(caption(title), **letters)
+    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(visible - {0})]
     if patches:
         look = {"ncols": 3, "frameon": False, "fontsize": letters["fontsize"], "labelcolor": letters["color"]}
         figure.legend(handles=patches, loc="outside lower center", **look)
@@ -121,7 +123,9 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     organs = list(dict.fromkeys(organ for record in validated for organ in record["dice"]["organs"]))
     for number, organ in enumerate(organs):
         values = np.array([record["dice"]["organs"].get(organ) for record in validated], dtype=float)  # None: NaN
-        dice.plot(epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=organ)
+        dice.plot(
+            epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=caption(organ)
+        )
     mean = np.array([record["dice"]["mean"] for record in validated], dtype=float)
     dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")
     dice.set(xlabel="epoch", title="validation Dice", xlim=loss.get_xlim(), ylim=(0, 1))
@@ -146,6 +150,14 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
     """
     with atomic_write(path) as temporary:
         imsave(temporary, picture, format="png")
+
+
+def caption(name: str) -> str:
+    """A name as it is drawn: in one line, shortened, and without formulas between dollar signs."""
+    shown = one_line(name)
+    if len(shown) > LONGEST_CAPTION:
+        shown = f"{shown[: LONGEST_CAPTION - 1]}…"
+    return shown.replace("$", r"\$")
 
 
 def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:

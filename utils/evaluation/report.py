@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import nan_mean
+from utils.evaluation.pictures import caption
 from utils.system.files import write_text
+from utils.system.text import one_line
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 
@@ -57,10 +59,10 @@ def write_report(
     plots = {"Volume by organ": _volume_plot(records, organs)}
     if "dice" in scores:
         plots = {"Dice by organ, on the scan's own grid": _dice_plot(records, organs), **plots}
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
     )
-    content = page.render(
+    content = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts,
         scan_count=_scans_in_words(len(records)),
         labelled_count=_scans_in_words(sum(map(_is_labelled, records))),
@@ -72,6 +74,11 @@ def write_report(
         scans=[_scan_section(record, reasons, pictures) for record, reasons in worst_first(records)],
     )
     write_text(path, content)
+
+
+def _printable(value: Any) -> Any:
+    """What the page shows of a value: names have line breaks and the like in them."""
+    return one_line(value) if isinstance(value, str) else value
 
 
 def worst_first(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
@@ -263,7 +270,7 @@ def _box_plot(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[
         # shift the points up and down in turn, so that equal values are seen side by side
         heights = [line + 0.14 * (index % 3 - 1) for index in range(len(row))]
         panel.scatter(row, heights, s=12, color=colormaps["tab10"](0), alpha=0.8, linewidths=0, zorder=2)
-    panel.set_yticks(lines, names, parse_math=False)
+    panel.set_yticks(lines, [caption(name) for name in names])
     panel.invert_yaxis()
     panel.grid(axis="x", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)

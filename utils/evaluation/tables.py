@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,16 @@ import numpy as np
 
 from utils.evaluation.metrics import FoldScores, Scores, nan_to_none
 from utils.system.files import atomic_write, write_json
+from utils.system.text import one_line
+
+FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet computes a cell that begins with one of these
 
 
 def organ_table(scores: Scores) -> str:
     """One line per organ with its mean Dice over the scans, then the mean over scans."""
-    width = max(len(name) for name in (*scores.organs, "mean"))
-    rows = [f"  {name:<{width}}  {_text(value)}" for name, value in zip(scores.organs, scores.organ_means, strict=True)]
+    names = [one_line(name) for name in scores.organs]
+    width = max(map(len, (*names, "mean")))
+    rows = [f"  {name:<{width}}  {_text(value)}" for name, value in zip(names, scores.organ_means, strict=True)]
     return "\n".join([*rows, f"  {'mean':<{width}}  {_text(scores.mean)}"])
 
 
@@ -64,12 +68,30 @@ def save_fold_scores(path: Path, tables: Mapping[str, FoldScores]) -> None:
         WriteError: if it can't be written.
     """
     organs = next(iter(tables.values())).organs
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["score", "fold", "mean", *organs])
-        for score, scores in tables.items():
-            for fold, row in fold_record(scores).items():
-                writer.writerow([score, fold.removeprefix("fold "), row["mean"], *row["organs"].values()])
+    rows: list[list[Any]] = [["score", "fold", "mean", *organs]]
+    for score, scores in tables.items():
+        for fold, row in fold_record(scores).items():
+            rows.append([score, fold.removeprefix("fold "), row["mean"], *row["organs"].values()])
+    save_csv(path, rows)
+
+
+def save_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file. Text that a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Raises:
+        WriteError: if it can't be written.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str) and (value.startswith(("\t", "\r", "\n")) or value.lstrip().startswith(FORMULAS)):
+        return f"'{value}"
+    return value
 
 
 def _rows(scores: FoldScores) -> list[tuple[str, np.ndarray]]:
@@ -79,7 +101,8 @@ def _rows(scores: FoldScores) -> list[tuple[str, np.ndarray]]:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows below titles, whose words are stacked to save width."""
-    words = [title.split() for title in titles]
+    words = [one_line(title).split() for title in titles]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     depth = max(map(len, words))
     head = [[([""] * (depth - len(title)) + title)[line] for title in words] for line in range(depth)]
     widths = [max(len(row[column]) for row in [*head, *rows]) for column in range(len(titles))]
@@ -104,14 +127,8 @@ def save_scores(folder: Path, scores: Scores, facts: Mapping[str, Any]) -> None:
         for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
     ]
     means = score_record(scores)
-    with (
-        atomic_write(folder / "scores.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["scan", "mean", *scores.organs])
-        for row in [*scans, {"scan": "mean", **means}]:
-            writer.writerow([row["scan"], row["mean"], *row["organs"].values()])
+    rows = [[row["scan"], row["mean"], *row["organs"].values()] for row in [*scans, {"scan": "mean", **means}]]
+    save_csv(folder / "scores.csv", [["scan", "mean", *scores.organs], *rows])
     write_json(folder / "scores.json", {**facts, **means, "scans": scans})
 
 

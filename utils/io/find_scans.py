@@ -115,7 +115,12 @@ def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file is called like a volume or holds one, and isn't the voxels of a header beside it."""
+    """Whether a file is a volume by its name, or else by its content; the voxels beside a header are none.
+
+    Raises:
+        InputError: if SimpleITK crashes on it, or it is no regular file.
+        OSError, EOFError, zlib.error: if its bytes can't be read or unpacked.
+    """
     name = path.name.lower()
     if header_file(path) != path:
         return False  # the header of a pair stands for both

@@ -12,6 +12,7 @@ import numpy as np
 from utils.evaluation.pictures import label_colours
 from utils.io.scan import Volume
 from utils.system.files import atomic_write, write_text
+from utils.system.text import one_line
 
 # probabilities are stored as unsigned 16-bit integers: NIfTI has no float16, which would be less exact anyway
 LARGEST_UINT16 = 65535
@@ -79,7 +80,7 @@ def write_probabilities(
 
 
 def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
-    """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP.
+    """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP, a line for each label.
 
     The colours are those of the pictures in the report.
 
@@ -90,7 +91,8 @@ def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
     slicer, snap = "", ""
     for label, name in labels.items():
         r, g, b = (round(255 * channel) for channel in colours[label][:3])
-        slicer += f"{label} {'_'.join(name.split())} {r} {g} {b} 255\n"
+        name = one_line(name)
+        slicer += f"{label} {name.replace(' ', '_')} {r} {g} {b} 255\n"
         quoted = name.replace('"', "'")
         snap += f'{label:5d} {r:5d} {g:4d} {b:4d}        1  1  1    "{quoted}"\n'
     write_text(folder / "labels_slicer.ctbl", f"# colours of the labels\n0 background 0 0 0 0\n{slicer}")

@@ -7,8 +7,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,11 +107,10 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
             _move(path, previous)
         os.replace(temporary, path)
         _flush_to_disk(path.parent)  # so that the new name is on the disk too
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise WriteError(f"{path}: can't be written ({error.strerror or error})") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, WriteError):  # which names another file
+            raise WriteError(f"{path}: can't be written ({error.strerror or error})") from error
         raise
 
 
@@ -161,6 +160,33 @@ def write_json(path: Path, content: Any) -> None:
         WriteError: if it can't be written.
     """
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_json_together(contents: Mapping[Path, Any]) -> None:
+    """Write several JSON files, all or none.
+
+    Raises:
+        WriteError: if one can't be written; then all are as they were.
+    """
+    earlier = {path: path.with_name(f".{text_hash(path.name)}.earlier") for path in contents}
+    new = [path for path in contents if not path.exists()]
+    for kept in earlier.values():
+        remove(kept)
+    try:
+        with ExitStack() as files:  # all are written and then, at its end, get their names
+            for path, content in contents.items():
+                temporary = files.enter_context(atomic_write(path, previous=earlier[path]))
+                temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except BaseException:
+        for path, kept in earlier.items():
+            if kept.exists():
+                os.replace(kept, path)
+            elif path in new:
+                path.unlink(missing_ok=True)
+        raise
+    finally:
+        for kept in earlier.values():
+            kept.unlink(missing_ok=True)
 
 
 def lock(folder: Path, message: str) -> int:

@@ -1,0 +1,15 @@
+"""Text of others as people can read it."""
+
+import re
+
+# blanks, control characters, and those that turn the direction of all that follows in the line
+BREAKS = re.compile("[\\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def one_line(text: str) -> str:
+    """The text in one line: line breaks, tabs and other control characters become single spaces.
+
+    Characters that UTF-8 can't hold, as in the name of a file that isn't UTF-8, become their escapes: ``\\udcff``.
+    """
+    printable = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return BREAKS.sub(" ", printable).strip()
