@@ -86,8 +86,8 @@ def size_fault(
     voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
     if 4 * voxels * volumes > available_memory():
         return (
-            f"{path}: would have {voxels:.3g} voxels of {new_sizes} mm, which this machine's memory doesn't hold; its own "
-            f" are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
+            f"{path}: would have {voxels:.3g} voxels of {new_sizes} mm, which this machine's memory doesn't hold; "
+            f"its own are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
         )
     return None
 

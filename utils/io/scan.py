@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.system.errors import InputError, size_text
 from utils.system.hardware import available_memory
+from utils.system.text import printable
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 
@@ -94,18 +95,6 @@ def volume_from_array(
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)  # torch takes the machine's byte order alone
     channels = voxels.reshape(*shape[:3], -1)  # (X, Y, Z, C)
     return Volume(np.moveaxis(channels, -1, 0), np.asarray(affine, float), shape, header)
-
-
-def printable(name: str) -> str:
-    """A name with %0A and the like for what is no letter: line breaks, and bytes that aren't UTF-8."""
-    if name.isprintable():
-        return name
-    return "".join(
-        letter
-        if letter.isprintable()
-        else "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogateescape"))
-        for letter in name
-    )
 
 
 def memory_error(path: Path, size: int) -> InputError:

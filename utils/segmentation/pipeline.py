@@ -30,6 +30,7 @@ from utils.system.errors import (
     is_out_of_memory,
 )
 from utils.system.signals import StopRequest
+from utils.system.text import one_line
 from utils.system.threads import SuccessiveThreads
 
 
@@ -171,7 +172,7 @@ def _fault(scan: Scan, error: Exception) -> str:
         text = f"{scan.path}: this machine has no memory for it. Free some, or take a larger machine."
     else:
         text = f"{scan.path}: failed ({type(error).__name__}: {first_line(error)}). See the log for where."
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return one_line(text)
 
 
 def _log(path: Path, scan: Scan, error: Exception) -> None:

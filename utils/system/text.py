@@ -13,3 +13,15 @@ def one_line(text: str) -> str:
     """
     printable = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
     return BREAKS.sub(" ", printable).strip()
+
+
+def printable(name: str) -> str:
+    """A name with %0A and the like for what is no letter: line breaks, and bytes that aren't UTF-8."""
+    if name.isprintable():
+        return name
+    return "".join(
+        letter
+        if letter.isprintable()
+        else "".join(f"%{byte:02X}" for byte in letter.encode("utf-8", "surrogateescape"))
+        for letter in name
+    )
