@@ -65,14 +65,14 @@ class _Child:
 
     def end(self) -> None:
         """End the process, which waits for requests."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        with self.process:  # closes its pipes, and waits
+            pass
 
     def why_it_ended(self) -> str:
         """What ended the process, in words."""
-        self.process.kill()
-        status = self.process.wait()
+        with self.process:
+            self.process.kill()
+        status = self.process.returncode
         if status == -signal.SIGALRM:
             return f"SimpleITK didn't come to an end within {READ_SECONDS} s"
         return f"SimpleITK crashed ({signal.Signals(-status).name if status < 0 else f'status {status}'})"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.system.errors import InputError
-from utils.system.files import open_regular, require_regular
+from utils.system.files import PIPE, PipeError, open_regular, require_regular
 
 LONGEST_HEADER = 1 << 16  # bytes that a text header is searched in
 MOST_FILES = 100_000  # one for each slice
@@ -86,7 +86,10 @@ def require_below(path: Path, file: Path) -> None:
             f"{path}: names {file} for its voxels, which isn't below the header's folder. Put it there, and mend the "
             "header."
         )
-    require_regular(file)
+    try:
+        require_regular(file)
+    except PipeError as error:
+        raise InputError(f"{path}: names {file} for its voxels, which {PIPE}. Mend its header.") from error
 
 
 def unpacked_size(path: Path, start: int, most: int) -> int:

@@ -22,6 +22,9 @@ LONGEST_NAME = 255  # bytes, on nearly all file systems
 FileState = list[str | int]  # name, modification time in nanoseconds, size in bytes
 
 
+PIPE = "is a pipe, a socket or a device, not a file"
+
+
 class PipeError(InputError):
     """A path is a pipe, a socket or a device, not a file."""
 
@@ -57,7 +60,7 @@ def require_regular(path: Path) -> None:
 
 
 def _not_regular(path: Path) -> PipeError:
-    return PipeError(f"{path}: is a pipe, a socket or a device, not a file. Give a file.")
+    return PipeError(f"{path}: {PIPE}. Give a file.")
 
 
 def read_json(path: Path) -> Any:
