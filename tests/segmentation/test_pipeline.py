@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -356,3 +357,66 @@ def test_published_weights_take_label_names_from_a_data_list(
     first = organs(named)  # into the same folder, where the scan was finished with other names
     assert "spleen" in first
     assert organs(named, "--a_max=5000") != first  # flags give the preprocessing of bare weights
+
+
+@pytest.mark.parametrize("step", ["prepare", "predict", "segment", "write_scan"])
+def test_whatever_a_scan_raises_costs_that_scan_alone(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: str
+) -> None:
+    original = getattr(pipeline, step)
+
+    def failing(first: Any, *others: Any) -> Any:
+        scan = first if isinstance(first, Scan) else getattr(first, "prepared", first).scan
+        if scan.name == "img0005":
+            raise ZeroDivisionError("nobody\nforesaw this")
+        return original(first, *others)
+
+    monkeypatch.setattr(pipeline, step, failing)
+    scans = [str(scan_of(phantoms, number)) for number in (5, 7)]
+    message = failure(lambda: segment("--input", *scans), capsys)
+    fault = f"{scans[0]}: failed (ZeroDivisionError: nobody). See the log for where."
+    assert message == (
+        "error: 1 failed and 1 done; launch the same command again for the rest when these are mended "
+        f"(out/errors.log has the tracebacks):\n       {fault}\n"
+    )
+    log = Path("out/errors.log").read_text()
+    assert " img0005\nTraceback (most recent call last):" in log
+    assert "in failing" in log
+    assert {"img0007.nii.gz", "report.html", "measurements.csv"} <= {path.name for path in Path("out").iterdir()}
+    monkeypatch.setattr(pipeline, step, original)
+    segment("--input", *scans)
+    assert not Path("out/errors.log").exists()
+    assert Path("out/img0005.nii.gz").exists()
+
+
+def test_odd_names_get_masks(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that isn't UTF-8, one of 255 bytes, and one with a line break, beside a plain one."""
+    Path("in").mkdir()
+    names = ["plain", "m\udcff", "m" * 248, "two\nlines"]
+    for name in names:
+        shutil.copy(scan_of(phantoms), f"in/{name}.nii.gz")
+    segment("--input=in", "--save_probabilities", "--one_file_per_organ")
+    masks = sorted(path.name for path in Path("out").glob("*.nii.gz") if "_probabilities" not in path.name)
+    wanted = {"plain.nii.gz", "m%FF.nii.gz", f"{'m' * 248}.nii.gz", "two%0Alines.nii.gz"}
+    assert wanted == set(masks)
+    # "_probabilities.nii.gz" doesn't fit behind 248 letters: a part of them and 12 digits of their hash do
+    longest = max((path.name for path in Path("out").glob("*_probabilities.nii.gz")), key=len)
+    assert len(longest) == 255
+    assert longest.startswith("m" * 220)
+    expected = voxels(Path("out/plain.nii.gz"))
+    assert all(np.array_equal(voxels(Path("out") / name), expected) for name in wanted)
+    with open("out/measurements.csv", newline="") as file:
+        assert {row["scan"] for row in csv.DictReader(file)} == {"plain", "m%FF", "m" * 248, "two%0Alines"}
+    capsys.readouterr()
+    segment("--input=in", "--save_probabilities", "--one_file_per_organ")
+    assert "4 of 4 scans were finished before" in capsys.readouterr().out
+
+
+def test_a_pipe_among_scans_is_left_out(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    shutil.copy(scan_of(phantoms), "in")
+    os.mkfifo("in/pipe.nii.gz")
+    segment("--input=in")
+    assert "note: in/pipe.nii.gz: left out, a pipe, a socket or a device." in capsys.readouterr().out
+    message = failure(lambda: segment("--input=in/pipe.nii.gz"), capsys)
+    assert message == "error: in/pipe.nii.gz: is a pipe, a socket or a device, not a file. Give a file.\n"

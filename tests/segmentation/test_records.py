@@ -1,5 +1,6 @@
 """What is done again, what is replaced and what stays, by the records in the output folder."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -167,3 +168,84 @@ def test_a_foreign_file_stays_when_a_command_fails_before_it(
         failure(lambda: segment(f"--input={scan_of(phantoms)}", "--save_probabilities"), capsys)
     segment(f"--input={scan_of(phantoms)}")
     assert other.read_text() == "somebody else's"
+
+
+FORGED: dict[str, Any] = {
+    "a file outside": {"begun": ["../victim"]},
+    "an absolute path": {"begun": ["VICTIM"]},
+    "the folder itself": {"begun": ["."]},
+    "a way out of the organs' folder": {"begun": ["img0007/../../victim"]},
+    "another scan's mask": {"begun": ["other.nii.gz"]},
+    "no names": {"begun": [1, None, {}, ["../victim"], "\0", "m" * 300 + ".nii.gz"]},
+    "no list": {"begun": "../victim"},
+    "a list": [1, 2],
+    "nested too deep": "[" * 100_000,
+    "no JSON": "{",
+    "no UTF-8": b"\xff\xfe",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_record_removes_nothing_of_others(segment: Any, phantoms: Path, in_tmp: Path, name: str) -> None:
+    forged = FORGED[name]
+    Path("victim").write_text("precious")
+    record = Path("out/records/img0007.json")
+    record.parent.mkdir(parents=True)
+    Path("out/other.nii.gz").write_text("precious")
+    if isinstance(forged, bytes):
+        record.write_bytes(forged)
+    else:
+        text = (
+            forged
+            if isinstance(forged, str)
+            else json.dumps({"scan": "img0007", **forged} if isinstance(forged, dict) else forged)
+        )
+        record.write_text(text.replace("VICTIM", str(in_tmp / "victim")))
+    segment(f"--input={scan_of(phantoms)}")
+    assert Path("victim").read_text() == Path("out/other.nii.gz").read_text() == "precious"
+    assert voxels(Path("out/img0007.nii.gz")).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("organs", {"liver": {}}), ("organs", []), ("organs", {}), ("labelled", True), ("labelled", "no"),
+        ("shape", "abc"), ("shape", [1, 2]), ("spacing_mm", [None] * 3), ("remarks", "a"), ("made_with", {}),
+        ("made_with", {"network": 1}), ("scan", "<b>other</b>"), ("scan", 3), ("seconds", {}),
+    ],
+)  # fmt: skip
+def test_a_manipulated_record_counts_as_none(
+    segment: Any, phantoms: Path, key: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Path("out/records/img0007.json")
+    segment(f"--input={scan_of(phantoms)}")
+    sound = json.loads(record.read_text())
+    record.write_text(json.dumps({**sound, key: value}))
+    capsys.readouterr()
+    segment(f"--input={scan_of(phantoms)}")
+    assert "finished before" not in capsys.readouterr().out
+    again = json.loads(record.read_text())
+    assert {**again, "seconds": 0, "mask": ""} == {**sound, "seconds": 0, "mask": ""}  # gzip notes the time
+
+
+def test_the_folder_of_a_scan_s_organs_may_not_be_a_link(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("elsewhere").mkdir()
+    Path("out").mkdir()
+    Path("out/img0007").symlink_to(Path("elsewhere").absolute())
+    segment(f"--input={scan_of(phantoms)}")  # it isn't needed
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}", "--one_file_per_organ"), capsys)
+    assert "out/img0007: is a link, and masks are written below --output_dir alone. Remove it." in message
+    assert not list(Path("elsewhere").iterdir())
+
+
+def test_the_folder_of_records_may_not_be_a_link(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("elsewhere").mkdir()
+    Path("out").mkdir()
+    Path("out/records").symlink_to(Path("elsewhere").absolute())
+    assert "out/records is a link" in failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+    assert not list(Path("elsewhere").iterdir())
