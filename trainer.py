@@ -207,15 +207,17 @@ def run_epoch(run: Run, progress: Progress) -> None:
             scores, example = run.validate(learner.evaluated)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
-    if scores is not None:
-        if process.on_main_then_broadcast("saving the best model", partial(_save_if_best, run, progress, scores.mean)):
-            progress.best_score, progress.best_epoch = scores.mean, epoch
-        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
+    if scores is not None and process.on_main_then_broadcast(
+        "saving the best model", partial(_save_if_best, run, progress, scores.mean)
+    ):
+        progress.best_score, progress.best_epoch = scores.mean, epoch
     process.note_progress("saving")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
             folder.save_latest(learner.evaluated, learner.state(), progress)
+    if scores is not None:
+        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
 
 
 def train_epoch(run: Run, progress: Progress) -> None:
