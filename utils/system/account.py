@@ -1,4 +1,4 @@
-"""Users without an entry in /etc/passwd or without a home folder, as in a container with ``docker run --user``."""
+"""Users whom /etc/passwd doesn't name, or who have no home folder, as in containers that run under a given user id."""
 
 import getpass
 import logging

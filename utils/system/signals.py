@@ -115,7 +115,7 @@ class StopRequest:
 
     def _ignore_while_parent_listens(self, *_: object) -> None:
         if not self._listening.value:
-            os._exit(0)  # torch's loaders take any other end of a worker for a crash
+            os._exit(0)  # the parent is ending, and needs it no more
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
