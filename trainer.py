@@ -154,7 +154,7 @@ def run_training(run: Run, progress: Progress) -> None:
 
     Raises:
         TrainingError: when a loss or a weight isn't finite, or the end of the run could not be saved.
-        LostError: when another process has died.
+        LostError: when another process has died, or a worker that makes batches; in the latter case all is saved.
         Stopped: after a signal; the step that was under way has ended and everything is saved.
     """
     plan, learner, process, folder = run.plan, run.learner, run.process, run.folder
@@ -176,6 +176,10 @@ def run_training(run: Run, progress: Progress) -> None:
         raise TrainingError(f"{error} {_last_good(run)} Try a lower `optim_lr`, or `noamp`.") from None
     except LostError as error:
         advice = "Launch the same command with `resume` to go on; torchrun --max-restarts does that by itself."
+        if process.world_size == 1:  # it waited for a batch of a worker that died, and all it has learnt is whole
+            advice = "Launch the same command with `resume` to go on."
+            if folder is not None and plan.save:
+                folder.save_latest(learner.evaluated, learner.state(), progress)
         raise LostError(f"{error} {_last_good(run)} {advice}") from None
     except Stopped as stopped:
         text = f"stopped by {signal.Signals(stopped.number).name} after {progress}; "
@@ -207,15 +211,17 @@ def run_epoch(run: Run, progress: Progress) -> None:
             scores, example = run.validate(learner.evaluated)
         line["dice"] = score_record(scores)
     progress.finish_epoch(line, None if scores is None else scores.mean)
-    if scores is not None:
-        if process.on_main_then_broadcast("saving the best model", partial(_save_if_best, run, progress, scores.mean)):
-            progress.best_score, progress.best_epoch = scores.mean, epoch
-        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
+    if scores is not None and process.on_main_then_broadcast(
+        "saving the best model", partial(_save_if_best, run, progress, scores.mean)
+    ):
+        progress.best_score, progress.best_epoch = scores.mean, epoch
     process.note_progress("saving")
     if folder is not None:
         folder.record(progress, example)
         if plan.saves(epoch):
             folder.save_latest(learner.evaluated, learner.state(), progress)
+    if scores is not None:
+        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
 
 
 def train_epoch(run: Run, progress: Progress) -> None:

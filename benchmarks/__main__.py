@@ -24,7 +24,7 @@ from benchmarks import loader, network, startup, whole_scan
 from benchmarks.arguments import existing_file
 from utils.config.parser import Parser, count
 from utils.distributed.launch import choose_device
-from utils.system.errors import size_text
+from utils.system.errors import one_line_errors, size_text
 from utils.system.hardware import processor
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -130,4 +130,5 @@ if __name__ == "__main__":
         "--weights", type=existing_file, help="a trained checkpoint of the reference network (default: random weights)"
     )
     parser.add_argument("--rounds", type=count, default=2, help="launches of each, in turns")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

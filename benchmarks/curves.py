@@ -35,6 +35,7 @@ from utils.distributed.process import Process
 from utils.io.scan import Scan
 from utils.phantom import write_phantoms
 from utils.system.allocator import tune_malloc
+from utils.system.errors import one_line_errors
 from utils.system.hardware import machine
 
 MEAN_OF = 20  # steps
@@ -115,4 +116,5 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.curves", description="Compare the losses of training, step by step.")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
     parser.add_argument("--steps", type=count, default=200, help=f"steps of each run, printed as means of {MEAN_OF}")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

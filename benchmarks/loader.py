@@ -28,6 +28,7 @@ from utils.data.loaders import Caching, EpochSampler, training_loader
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
 from utils.phantom import write_phantoms
+from utils.system.errors import one_line_errors
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,5 @@ if __name__ == "__main__":
     parser.add_argument("--copies", type=count, default=6, help="how often each is cached")
     parser.add_argument("--workers", type=whole, nargs="+", default=[0, 2], help="worker processes, a row for each")
     parser.add_argument("--passes", type=count, default=7, help="timed passes of each loader")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

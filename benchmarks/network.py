@@ -40,6 +40,7 @@ from utils.inference.engines import place_networks
 from utils.io.reader import read_scan
 from utils.io.scan import Scan
 from utils.system.allocator import tune_malloc
+from utils.system.errors import one_line_errors
 from utils.training import cuda_graph
 from utils.training.blocks import recompute_activations
 
@@ -253,4 +254,5 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=existing_file, help="a trained checkpoint; with --scan masks are compared")
     parser.add_argument("--scan", type=existing_file, help="a NIfTI file to segment")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "WORK", "DTYPE"), help=argparse.SUPPRESS)
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

@@ -31,6 +31,7 @@ import main as training_program
 from utils.checkpoints.read import read_checkpoint
 from utils.config.parser import Parser, count
 from utils.phantom import write_phantoms
+from utils.system.errors import one_line_errors
 
 EPOCHS, SAVE_EVERY = 12, 2
 FLAGS = [
@@ -383,4 +384,5 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.reliability", description="Interrupt training runs, and compare.")
     parser.add_argument("--times", type=count, default=30, help="interruptions of each kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

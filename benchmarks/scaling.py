@@ -25,6 +25,7 @@ from utils.distributed.launch import choose_device
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
 from utils.system.allocator import tune_malloc
+from utils.system.errors import one_line_errors
 from utils.system.hardware import processor
 
 WARM_UP = 2  # steps; DDP orders its buckets in the second
@@ -130,4 +131,5 @@ if __name__ == "__main__":
         "--processes", type=count, nargs="+", help="numbers of processes (default: 1, 2, 4, … all GPUs)"
     )
     parser.add_argument("--steps", type=count, default=7, help="timed steps of each kind")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

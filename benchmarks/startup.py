@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config.parser import Parser, count
+from utils.system.errors import one_line_errors
 
 SPACING = (0.75, 0.75, 3.0)  # mm
 READY = "first step"
@@ -93,4 +94,5 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.startup", description="Time the start of a training beside MONAI's.")
     parser.add_argument("--rounds", type=count, default=2, help="launches of each, in turns")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.arguments import existing_file
 from utils.config.parser import Parser, count
-from utils.system.errors import size_text
+from utils.system.errors import one_line_errors, size_text
 
 Shape = tuple[int, int, int]
 
@@ -367,4 +367,5 @@ if __name__ == "__main__":
     parser.add_argument("--pieces", action="store_true", help="print where our time goes, instead")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("flags", nargs="*", metavar="FLAG", help="flags of test.py for ours, behind --")
-    main(parser.parse_args())
+    with one_line_errors():
+        main(parser.parse_args())

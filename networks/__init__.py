@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+import utils  # noqa: F401  (prepares for MONAI, which the networks import)
 from networks.registry import NETWORKS, build_network
 
 for _module in pkgutil.iter_modules(__path__):

@@ -28,6 +28,8 @@ def imported(path: Path) -> Iterator[str]:
 def room_of(module: str) -> str | None:
     """The room of a module of ours; ``utils.crossval`` lies in none."""
     parts = module.split(".")
+    if parts[0] not in ("utils", "networks", "optimizers"):  # Python has an io as well
+        return None
     name = parts[1] if parts[0] == "utils" and len(parts) > 1 else parts[0]
     return name if name in ROOMS else None
 

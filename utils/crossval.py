@@ -283,7 +283,7 @@ def sum_up(
     command: str,
     process: Process,
 ) -> None:
-    """Print and write the tables over the folds, and over all scans the results that ``test.py`` writes."""
+    """Write and print the tables over the folds, and over all scans the results that ``test.py`` writes."""
     jobs = [job for job, _ in results.values()]
     records = {name: record for _, some in results.values() for name, record in some.items()}
     weights = [entry for job in jobs for entry in job.made_with["weights"]]
@@ -291,9 +291,6 @@ def sum_up(
     save_results(Outcome(records), job, "torch")
 
     tables = {which: _fold_scores(results, which) for which in TABLES}
-    titles = {which: title.format(nsd_mm=job.nsd_mm) for which, title in TABLES.items()}
-    for which, scores in tables.items():
-        process.say(f"{titles[which]}, on the scan's own grid\n{fold_table(scores)}")
     save_fold_scores(group / "crossval.csv", tables)
     known = _machines(group)
     facts = {
@@ -326,6 +323,8 @@ def sum_up(
         ],
     }  # fmt: skip
     write_json(group / "crossval.json", {**facts, "scores": {which: fold_record(tables[which]) for which in TABLES}})
+    for which, scores in tables.items():
+        process.say(f"{TABLES[which].format(nsd_mm=job.nsd_mm)}, on the scan's own grid\n{fold_table(scores)}")
     here = {fold.folder.name for fold in folds}
     others = sorted(path.name for path in group.glob("fold*") if path.name not in here)
     if others:
@@ -378,10 +377,10 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can mend ends the program with one line."""
-    args, flags = parse_crossval(argv)
-    command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
     stop = StopRequest()
     with one_line_errors(name_flags), stop.listening():
+        args, flags = parse_crossval(argv)
+        command = shlex.join(["python", "-m", "utils.crossval", *(sys.argv[1:] if argv is None else argv)])
         main(
             args, flags, command, partial(run_command, stop), Process(torch.device("cpu"), stop=stop, spell=name_flags)
         )

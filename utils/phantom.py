@@ -11,6 +11,7 @@ the first lumbar vertebra.
 import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from utils.config.messages import name_flags
 from utils.config.parser import Parser, count, positive, whole
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import write_json
+from utils.system.signals import end_with_parent
 
 LABELS = (
     "background",
@@ -258,7 +260,8 @@ def write_phantoms(folder: Path, parts: dict[str, int], seed: int, spacing: tupl
         "labels": {str(value): name for value, name in enumerate(LABELS)},
     }
     total = sum(parts.values())
-    with ProcessPoolExecutor() as pool:
+    # without the initializer, processes of a program that is killed would wait for work for ever
+    with ProcessPoolExecutor(initializer=end_with_parent) as pool:
         written = pool.map(partial(_write_phantom, folder, seed, spacing), range(1, total + 1))
         entries = list(tqdm(written, total=total, desc="phantoms", leave=False, disable=None))
     for part, size in parts.items():
@@ -293,7 +296,7 @@ def main(args: argparse.Namespace) -> None:
     """Write the phantoms.
 
     Raises:
-        InputError: if the folder can't be written.
+        InputError: if the folder can't be written, or a process that draws is killed.
     """
     folder = Path(args.output_dir)
     parts = {"training": args.training, "validation": args.validation, "test": args.test}
@@ -301,6 +304,11 @@ def main(args: argparse.Namespace) -> None:
         path = write_phantoms(folder, parts, args.seed, (args.space_x, args.space_y, args.space_z))
     except OSError as error:
         raise InputError(f"--output_dir {folder}: can't write there ({error.strerror}). Give another.") from error
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that draws phantoms was killed (is the machine out of memory?). Free memory, or give a larger "
+            "--space_x, --space_y or --space_z."
+        ) from None
     print(f"{sum(parts.values())} {NOTICE}; {path} lists them")
 
 

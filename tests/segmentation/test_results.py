@@ -1,6 +1,8 @@
 """Tables and report over all scans, and the lock of their folder."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.segmentation.conftest import failure, scan_of
+from utils.distributed.process import Process
 
 
 def test_two_programs_can_not_write_into_one_folder(
@@ -42,3 +46,29 @@ def test_screen_and_report_name_settings_as_flags(
     assert fault in screen.err
     assert json.loads(Path("out/measurements.json").read_text())["failed"] == fault
     assert "Give another --output_dir, or --overwrite." in Path("out/report.html").read_text()
+
+
+def test_results_are_written_before_they_are_printed(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say(process: Process, text: str) -> None:
+        if text.startswith("volumes in ml"):
+            raise OSError("nobody reads this")
+
+    monkeypatch.setattr(Process, "say", say)
+    with pytest.raises(OSError, match="nobody reads this"):
+        segment(f"--input={scan_of(phantoms)}")
+    assert {"img0007.nii.gz", "measurements.csv", "measurements.json", "report.html"} <= set(os.listdir("out"))
+
+
+def test_a_reader_that_goes_away_and_closed_streams_cost_no_results(
+    trained: Path, phantoms: Path, in_tmp: Path
+) -> None:
+    shutil.copy(scan_of(phantoms), "☃.nii.gz")
+    program = f"{sys.executable} {REPOSITORY / 'test.py'} --pretrained_dir={trained} --pretrained_model_name=model.pt"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for number, streams in enumerate(["| head -c 1", "2>&- >&-"]):
+        command = f"set -o pipefail; {program} --input ☃.nii.gz --output_dir out{number} {streams}"
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert {"☃.nii.gz", "measurements.json", "report.html"} <= set(os.listdir(f"out{number}"))

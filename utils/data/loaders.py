@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from utils.data.crops import Augmentation, RandomCrops
 from utils.data.prefetch import PrefetchingLoader
 from utils.data.preprocessing import KEYS, Preprocessing, ReadScan, scan_transforms
+from utils.data.workers import WorkerLoader
 from utils.distributed.process import Process
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
@@ -327,15 +328,9 @@ def _at_most_cores(workers: int) -> int:
 
 
 def _loader(dataset: Any, process: Process, workers: int, **options: Any) -> DataLoader:
+    options |= _loader_options(process)
     count = _at_most_cores(workers)
-    return DataLoader(
-        dataset,
-        num_workers=count,
-        persistent_workers=count > 0,
-        worker_init_fn=process.stop.leave_to_parent,
-        **_loader_options(process),
-        **options,
-    )
+    return WorkerLoader(dataset, owner=process, workers=count, **options) if count else DataLoader(dataset, **options)
 
 
 def _loader_options(process: Process) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def claim_results(job: SegmentationJob) -> None:
 
 
 def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: Process) -> None:
-    """Print the tables of the finished scans, and write tables and report.
+    """Write tables and report, and print the tables of the finished scans.
 
     Args:
         engine: what computed the forward passes, for the report.
@@ -53,10 +53,11 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
         WriteError: if something can't be written.
     """
     records = list(outcome.records.values())
-    if outcome.earlier:
-        process.say(f"{outcome.earlier} of {len(records)} scans were finished before; `overwrite` does them again")
     if not records:
         return
+    written = save_results(outcome, job, engine, process.spell)
+    if outcome.earlier:
+        process.say(f"{outcome.earlier} of {len(records)} scans were finished before; `overwrite` does them again")
     for which, grid in GRIDS.items():
         scores = scores_of(records, tuple(job.organs.values()), which)
         if scores is not None:
@@ -64,7 +65,6 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
     unlabelled = [record for record in records if not record["labelled"]]
     if unlabelled:
         process.say(f"volumes in ml\n{volume_table(unlabelled)}")
-    written = save_results(outcome, job, engine, process.spell)
     process.say(f"{job.folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 

@@ -1,1 +1,1 @@
-"""Errors, files, signals, threads, memory and hardware. Imports nothing of this repository."""
+"""Errors, standard streams, files, signals, threads, users, memory and hardware. Imports nothing of this repository."""

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from utils.system.streams import guard_streams
+
 Spell = Callable[[str], str]  # how a program spells the settings that a message names in backquotes
 
 
@@ -74,18 +76,18 @@ def blame_flags() -> Iterator[None]:
 def one_line_errors(spell: Spell = str) -> Iterator[None]:
     """End the program with one line after an error that the user can mend, or after a signal.
 
-    The exit status is 1, or 128 + the signal. Other exceptions are bugs and keep their traceback.
+    The exit status is 1, or 128 + the signal. Other exceptions are bugs and keep their traceback. From here on printing
+    never fails (:func:`utils.system.streams.guard_streams`).
 
     Args:
         spell: how the program spells the settings that a message names in backquotes.
     """
+    guard_streams()
     try:
         yield
     except (InputError, TrainingError, LostError, WriteError) as error:
-        # worker processes of a loader put the message at the end of their own traceback
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].rstrip()
         rank = "".join(f"{note}: " for note in getattr(error, "__notes__", []))  # in a group of processes
-        print(f"error: {rank}{spell(message)}", file=sys.stderr)
+        print(f"error: {rank}{spell(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except ReportedElsewhereError:
         raise SystemExit(1) from None

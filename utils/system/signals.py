@@ -1,5 +1,6 @@
 """Signals that ask a program to end, from a scheduler before time runs out or from Ctrl-C."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # seconds in which a second signal counts as a copy of the first: torchrun and schedulers may send one in several ways,
 # seconds apart on a busy machine; of Ctrl-C there is one copy at most, and it comes at once
 DUPLICATE_SECONDS = {signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0, signal.SIGINT: 0.2}
+PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
 class StopRequest:
@@ -115,7 +117,7 @@ class StopRequest:
 
     def _ignore_while_parent_listens(self, *_: object) -> None:
         if not self._listening.value:
-            os._exit(0)  # torch's loaders take any other end of a worker for a crash
+            os._exit(0)  # the parent is ending, and needs it no more
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -126,6 +128,14 @@ class StopRequest:
         elif now - self._arrival > DUPLICATE_SECONDS[signal.Signals(number)]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+
+def end_with_parent() -> None:
+    """In a helper process: leave Ctrl-C to the parent, and end when it ends, however it does (on Linux)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
