@@ -339,8 +339,7 @@ def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
     frames = _whole_number(header, "NumberOfFrames")
     if frames != len(header.PerFrameFunctionalGroupsSequence):
         raise InputError(
-            f"{path}: says that it has {frames} frames, and where {len(header.PerFrameFunctionalGroupsSequence)} lie. "
-            f"{EXPORT_AGAIN}"
+            f"{path}: has {frames} frames, but places {len(header.PerFrameFunctionalGroupsSequence)}. {EXPORT_AGAIN}"
         )
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     planes = []
