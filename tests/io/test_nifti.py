@@ -269,6 +269,14 @@ def test_a_damaged_sform_yields_to_the_qform(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(path).affine, QFORM, atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_that_begin_at_byte_0_follow_the_header(tmp_path: Path, ending: str) -> None:
+    path = patch(save(tmp_path / "scan.nii"), 108, "f", 0)
+    if ending == ".nii.gz":
+        path = text(tmp_path, content=gzip.compress(path.read_bytes()))
+    assert_is_the_phantom(read(path))
+
+
 @pytest.mark.parametrize("name", ["SCAN.NII", "SCAN.NII.GZ", "SCAN.IMG", "SCAN.HDR"])
 def test_endings_in_capitals(tmp_path: Path, name: str) -> None:
     if "NII" in name:
@@ -337,6 +345,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a gzip with more than its header says": (with_fewer_slices, "holds more than the 180 bytes of voxels that its "),
     "a gzip with less than its header says": (with_more_slices, f"{CUT} ("),
     "a gzip that can't hold what its header says": (bomb_of_zeros, "can't hold the 60000000000 of its voxels"),
+    "voxels in the header": (
+        lambda folder: patch(save(folder / "scan.nii"), 108, "f", 100),
+        "begin at byte 100, in its",
+    ),
     "negative size": (lambda folder: patch(save(folder / "scan.nii"), 44, "h", -5), "can't be read as NIfTI ("),
     "unknown type": (lambda folder: patch(save(folder / "scan.nii"), 70, "h", 3), "can't be read as NIfTI ("),
     "colours": (colours, "has colours or other compound voxels ("),

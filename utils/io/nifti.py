@@ -8,6 +8,7 @@ Where headers leave a choice, training and testing make the same one:
   Wherever the two place a corner of the scan more than half a voxel apart, a remark says so.
 - The signs in ``pixdim`` mean nothing beside an sform or a qform, as in nibabel and ITK. If a header has neither, a
   negative size is an error, since it may be meant as a mirrored axis. Without an sform a size of 0 is one too.
+- Voxels that begin at byte 0, the header's own first, follow the header.
 - Bytes behind the end of a gzip stream are left alone, as gunzip does. A stream that holds more or less than the header
   says is an error.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
@@ -33,6 +35,8 @@ NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this num
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
 SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
 FORM_CODES_AT = {NIFTI_1: (252, "i2"), NIFTI_2: (344, "i4")}  # qform_code and sform_code
+OFFSET_AT = {NIFTI_1: (108, "f4"), NIFTI_2: (168, "i8")}  # vox_offset
+EXTENSION_FLAG = 4  # bytes behind the header that say whether more follows before the voxels
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
 SAME_SIZE = 0.01  # as a share of the voxel size
 SAME_PLACE = 0.5  # in voxels
@@ -96,7 +100,7 @@ def read_nifti(path: Path, head: bytes) -> Volume:
             with _open_unpacked(path) as file:
                 image = (nib.Nifti1Image if size == NIFTI_1 else nib.Nifti2Image).from_stream(file)
                 _require_room(path, image)
-                voxels = np.asanyarray(image.dataobj)
+                voxels = np.asanyarray(_behind_header(path, file, image, head))
                 if isinstance(file, gzip.GzipFile):
                     _require_end(path, file, image)
     except InputError:
@@ -110,6 +114,22 @@ def read_nifti(path: Path, head: bytes) -> Volume:
     if remark is not None:
         volume.remarks.append(f"{path}: {remark}")
     return volume
+
+
+def _behind_header(path: Path, file: Any, image: Any, head: bytes) -> Any:
+    """The voxels of a single file. Where its header says that they begin at its own first byte, they follow it.
+
+    Raises:
+        InputError: if they begin elsewhere in the header.
+    """
+    size = header_size(head)
+    start, first = _stored(head, OFFSET_AT[size], 1)[0], size + EXTENSION_FLAG
+    if start >= first:
+        return image.dataobj
+    if start != 0:
+        raise InputError(f"{path}: says that its voxels begin at byte {start:g}, in its header. Mend its header.")
+    data = image.dataobj
+    return ArrayProxy(file, (image.shape, image.get_data_dtype(), first, data.slope, data.inter))
 
 
 def _affine(image: Any, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
