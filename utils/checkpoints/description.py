@@ -153,17 +153,24 @@ def preprocessing_settings(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing from the settings of :func:`preprocessing_settings`; those that lack have their defaults."""
+    """The preprocessing from the settings of :func:`preprocessing_settings`; those that lack have their defaults.
+
+    Raises:
+        InputError: if no scan can be preprocessed with them.
+    """
     found = {**preprocessing_settings(Preprocessing()), **settings}
-    return Preprocessing(
-        intensity=found["intensity"],
-        a_min=found["a_min"],
-        a_max=found["a_max"],
-        b_min=found["b_min"],
-        b_max=found["b_max"],
-        spacing=(found["space_x"], found["space_y"], found["space_z"]),
-        roi=(found["roi_x"], found["roi_y"], found["roi_z"]),
-    )
+    try:
+        return Preprocessing(
+            intensity=found["intensity"],
+            a_min=found["a_min"],
+            a_max=found["a_max"],
+            b_min=found["b_min"],
+            b_max=found["b_max"],
+            spacing=(found["space_x"], found["space_y"], found["space_z"]),
+            roi=(found["roi_x"], found["roi_y"], found["roi_z"]),
+        )
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
 
 
 def config_from(architecture: Architecture, settings: Mapping[str, Any], preprocessing: Preprocessing) -> NetworkConfig:
