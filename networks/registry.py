@@ -112,7 +112,7 @@ def value_fault(value: Any, rules: Mapping[str, Any]) -> str | None:
 def window_size_fault(size: tuple[int, ...]) -> str | None:
     """What is wrong with the edges of a window in voxels, whatever the network; None if nothing is."""
     if min(size) < 1:
-        return f"must be three numbers of voxels, each at least 1, not {size_text(size)}"
+        return f"must be three numbers of voxels, not {size_text(size)}"
     if math.prod(size) > MOST_VOXELS:
         return f"must be at most {MOST_VOXELS:,} voxels in all, not {size_text(size)}"
     return None

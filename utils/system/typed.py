@@ -36,7 +36,9 @@ def type_faults(settings: Any) -> list[str]:
         try:
             _adapter(kind).validate_python(value)
         except ValidationError as error:
-            faults.append(f"`{name}` {_what(error.errors()[0]['msg'])}, not {shown(value)}")
+            parts = len(typing.get_args(kind))
+            what = f"must be {parts} numbers" if parts > 1 else _what(error.errors()[0]["msg"])
+            faults.append(f"`{name}` {what}, not {shown(value)}")
     return faults
 
 
