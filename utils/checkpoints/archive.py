@@ -1,4 +1,4 @@
-"""Weights files are looked through before they are unpacked: nothing in them may take more memory than they are long."""
+"""Weights files are looked through before they are unpacked: none may take more memory than it is long."""
 
 import codecs
 import io

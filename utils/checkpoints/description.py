@@ -172,13 +172,9 @@ def _preprocessing(fields: Mapping[str, Any], source: object) -> Preprocessing:
     if other:
         raise DamagedError(f"{source}: its preprocessing {other[0]}. Give another file.")
     try:
-        return Preprocessing(**_with_tuples(fields))
+        return Preprocessing(**fields)
     except ValueError as error:
         raise DamagedError(f"{source}: its scans can't be preprocessed: {error}.") from error
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def preprocessing_settings(preprocessing: Preprocessing) -> dict[str, Any]:

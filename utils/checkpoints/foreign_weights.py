@@ -82,8 +82,8 @@ def load_weights(
     if not given or len(wanted.keys() & given.keys()) < len(wanted) / 2:
         raise InputError(
             f"{source}: holds the weights of another architecture: {len(given.keys() - wanted.keys())} of its "
-            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the flags describe. "
-            "Give weights of that network."
+            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the flags "
+            "describe. Give weights of that network."
         )
     given = {name: as_weights(name, tensor, wanted.get(name), source) for name, tensor in given.items()}
     task: dict[str, Tensor] = {}

@@ -138,7 +138,8 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
         of_a_layer = name.endswith((".weight", ".bias", ".gamma")) or _our_name(name) == POSITIONS
         if of_a_layer and (tensor.numel() == 0 or not tensor.is_floating_point()):
             raise DamagedError(
-                f"{source}: its {prefix}{name} {tuple(tensor.shape)} holds {tensor.dtype}, not floats. Give another file."
+                f"{source}: its {prefix}{name} {tuple(tensor.shape)} holds {tensor.dtype}, not floats. "
+                "Give another file."
             )
     tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
     if len(tensors) < len(inside):

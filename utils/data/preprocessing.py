@@ -50,6 +50,9 @@ class Preprocessing:
     orientation: str = "RAS"
 
     def __post_init__(self) -> None:
+        for name in ("spacing", "roi"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = type_faults(self) or self._faults()
         if faults:
             raise ValueError("; ".join(faults))

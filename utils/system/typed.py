@@ -31,7 +31,8 @@ def type_faults(settings: Any) -> list[str]:
     A whole number may stand for a float, but a truth value for no number.
     """
     faults = []
-    for name, kind in _types(type(settings)).items():
+    declared: Any = type(settings)
+    for name, kind in _types(declared).items():
         value = getattr(settings, name)
         try:
             _adapter(kind).validate_python(value)
