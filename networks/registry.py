@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from utils.system.errors import InputError, first_line, size_text
-from utils.system.typed import shown, type_faults
+from utils.system.typed import shown, shown_text, type_faults
 
 StateDict = Mapping[str, Tensor]
 Kind = TypeVar("Kind", bound=type)
@@ -102,7 +102,7 @@ def value_fault(value: Any, rules: Mapping[str, Any]) -> str | None:
     )
     bounds = [f"at least {at_least:g}"] if at_least > -math.inf else []
     bounds += [f"below {below:g}"] if below < math.inf else []
-    if not at_least <= value < below or not math.isfinite(value):
+    if not at_least <= value < below or (isinstance(value, float) and not math.isfinite(value)):
         return f"must be {' and '.join(bounds) or 'finite'}, not {shown(value)}"
     if value > at_most:
         return f"must be at most {at_most:g}, not {shown(value)}"
@@ -232,7 +232,9 @@ class Architecture:
         fields = {field.name for field in dataclasses.fields(self.config)}
         foreign = [name for name in settings if name not in fields]
         if foreign:
-            raise ValueError("; ".join(f"`{name}` is not for {self.name}; leave it out" for name in foreign))
+            raise ValueError(
+                "; ".join(f"`{shown_text(name)}` is not for {self.name}; leave it out" for name in foreign)
+            )
         fitting: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }

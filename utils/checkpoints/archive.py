@@ -14,7 +14,7 @@ from utils.system.typed import shown_text
 
 ZIP = b"PK\x03\x04"
 CODE = re.compile(r"[^/]+/(code|extra)/.+")  # what torch compresses in TorchScript
-MOST_CODE = 2**26  # bytes, unpacked
+MOST_CODE = 2**24  # bytes, unpacked
 LOCAL_HEADER = 30  # bytes of the fixed part of a member's own header
 # what torch lets a file call that makes much from little: bytearray(10**9), and codecs that double their input
 GROWING = ("builtins bytearray", "__builtin__ bytearray")

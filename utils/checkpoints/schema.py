@@ -17,7 +17,7 @@ from utils.system.errors import DamagedError
 from utils.system.typed import STRICT, schema_faults
 
 OWN_KEYS = {"format", "network", "preprocessing", "labels", "amp"}
-MOST_VALUES = 2**26  # in a checkpoint beside its tensors: characters of texts, and 16 for any other value
+MOST_VALUES = 2**25  # in a checkpoint beside its tensors: characters of texts, and 16 for any other value
 HARMLESS_TENSORS = (Tensor, torch.nn.Parameter)
 
 
@@ -259,12 +259,14 @@ def require_bounded(content: object, length: int, source: object) -> None:
     left: list[Any] = [content]
     while left and values <= MOST_VALUES:
         value = left.pop()
-        values += 16 + (len(value) if isinstance(value, str | bytes | bytearray) else 0)
-        if isinstance(value, Mapping):
-            left += value.keys()
-            left += value.values()
+        values += 16
+        if isinstance(value, str | bytes):
+            values += len(value)
         elif isinstance(value, list | tuple | set):
             left += value
+        elif isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
         elif isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
