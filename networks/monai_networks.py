@@ -36,7 +36,9 @@ def _settings(weights: StateDict, first: str, last: str) -> dict[str, Any]:
 class SwinUNETRConfig(NetworkConfig):
     """The heads have to divide ``feature_size``. The published networks have 12, 24 and 48."""
 
-    feature_size: int = flag(24, "channels at full resolution, a multiple of 12", at_least=1, multiple_of=12)
+    feature_size: int = flag(
+        24, "channels at full resolution, a multiple of 12", at_least=1, at_most=192, multiple_of=12
+    )
     dropout_rate: float = flag(0.0, "dropout in the transformer", at_least=0, below=1, any_weights=True, rare=True)
 
 
@@ -83,7 +85,7 @@ class SegResNetConfig(NetworkConfig):
     """Each level has twice the channels of the one above."""
 
     feature_size: int = flag(
-        32, "channels at full resolution, a multiple of 8", at_least=1, multiple_of=SEGRESNET_GROUPS
+        32, "channels at full resolution, a multiple of 8", at_least=1, at_most=512, multiple_of=SEGRESNET_GROUPS
     )
 
 

@@ -40,10 +40,15 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from utils.system.errors import InputError, first_line, size_text
+from utils.system.typed import shown, shown_text, type_faults
 
 StateDict = Mapping[str, Tensor]
 Kind = TypeVar("Kind", bound=type)
 OF_THE_WINDOW = ("img_size", "spacing")  # fields that have no flag: they follow from --roi_* and --space_*
+# far beyond what anyone trains, and within what a machine can hold
+MOST_CHANNELS = 1024
+MOST_VOXELS = 2**26  # of a window: 406 along each axis
+FINEST_MM, COARSEST_MM = 1e-3, 1e3
 
 
 def flag(
@@ -53,6 +58,7 @@ def flag(
     choices: tuple[Any, ...] | None = None,
     at_least: float = -math.inf,
     below: float = math.inf,
+    at_most: float = math.inf,
     multiple_of: int = 1,
     any_weights: bool = False,
     rare: bool = False,
@@ -63,6 +69,7 @@ def flag(
         help: what the help text says of it.
         choices: the values that it may have.
         at_least, below: bounds of a number.
+        at_most: what no machine can hold more of.
         multiple_of: what a whole number must be a multiple of.
         any_weights: whether weights that were trained with another value fit too, as with dropout.
         rare: whether the short help text leaves it out.
@@ -72,6 +79,7 @@ def flag(
         "choices": choices,
         "at_least": at_least,
         "below": below,
+        "at_most": at_most,
         "multiple_of": multiple_of,
         "any_weights": any_weights,
         "rare": rare,
@@ -86,16 +94,35 @@ def value_fault(value: Any, rules: Mapping[str, Any]) -> str | None:
         return None if value in rules["choices"] else f"must be one of {known}, not {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    at_least, below, multiple = (
+    at_least, below, at_most, multiple = (
         rules.get("at_least", -math.inf),
         rules.get("below", math.inf),
+        rules.get("at_most", math.inf),
         rules.get("multiple_of", 1),
     )
     bounds = [f"at least {at_least:g}"] if at_least > -math.inf else []
     bounds += [f"below {below:g}"] if below < math.inf else []
-    if not math.isfinite(value) or not at_least <= value < below:
-        return f"must be {' and '.join(bounds) or 'finite'}, not {value}"
+    if not at_least <= value < below or (isinstance(value, float) and not math.isfinite(value)):
+        return f"must be {' and '.join(bounds) or 'finite'}, not {shown(value)}"
+    if value > at_most:
+        return f"must be at most {at_most:g}, not {shown(value)}"
     return f"must be a multiple of {multiple}, not {value}" if isinstance(value, int) and value % multiple else None
+
+
+def window_size_fault(size: tuple[int, ...]) -> str | None:
+    """What is wrong with the edges of a window in voxels, whatever the network; None if nothing is."""
+    if min(size) < 1:
+        return f"must be three numbers of voxels, not {size_text(size)}"
+    if math.prod(size) > MOST_VOXELS:
+        return f"must be at most {MOST_VOXELS:,} voxels in all, not {size_text(size)}"
+    return None
+
+
+def spacing_fault(spacing: tuple[float, ...]) -> str | None:
+    """What is wrong with the size of a voxel in mm; None if nothing is."""
+    if all(FINEST_MM <= mm <= COARSEST_MM for mm in spacing):
+        return None
+    return f"must be three numbers of {FINEST_MM:g} to {COARSEST_MM:g} mm, not {shown(spacing)}"
 
 
 @dataclass(frozen=True)
@@ -110,23 +137,27 @@ class NetworkConfig:
         ValueError: naming every field that can't make a network.
     """
 
-    in_channels: int = flag(1, "channels of a scan", at_least=1)
-    out_channels: int = flag(14, "classes, the background included", at_least=1)
+    in_channels: int = flag(1, "channels of a scan", at_least=1, at_most=MOST_CHANNELS)
+    out_channels: int = flag(14, "classes, the background included", at_least=1, at_most=MOST_CHANNELS)
     img_size: tuple[int, int, int] = (96, 96, 96)
     spacing: tuple[float, float, float] = (1.5, 1.5, 2.0)
 
     def __post_init__(self) -> None:
-        size: Any = (self.img_size,) * 3 if isinstance(self.img_size, int) else tuple(self.img_size)
-        object.__setattr__(self, "img_size", size)
-        object.__setattr__(self, "spacing", tuple(self.spacing))
-        faults = [
-            f"`{field.name}` {fault}"
-            for field in dataclasses.fields(self)
-            if (fault := value_fault(getattr(self, field.name), field.metadata)) is not None
-        ]
-        faults = faults or self.faults() or self._window_faults()  # the later ones need the earlier to be sound
+        if isinstance(self.img_size, int):
+            object.__setattr__(self, "img_size", (self.img_size,) * 3)
+        for name in OF_THE_WINDOW:
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        # the later ones need the earlier to be sound
+        faults = type_faults(self) or self._value_faults() or self.faults() or self._window_faults()
         if faults:
             raise ValueError("; ".join(faults))
+
+    def _value_faults(self) -> list[str]:
+        rules = {field.name: field.metadata for field in dataclasses.fields(self)}
+        faults = {name: value_fault(getattr(self, name), of_field) for name, of_field in rules.items()}
+        faults |= {"img_size": window_size_fault(self.img_size), "spacing": spacing_fault(self.spacing)}
+        return [f"`{name}` {fault}" for name, fault in faults.items() if fault is not None]
 
     def faults(self) -> list[str]:
         """What is wrong between fields that are sound by themselves; names of fields stand in backquotes."""
@@ -134,8 +165,6 @@ class NetworkConfig:
 
     def _window_faults(self) -> list[str]:
         size = size_text(self.img_size)
-        if len(self.img_size) != 3 or min(self.img_size) < 1:
-            return [f"`img_size` must be three numbers of voxels, not {size}"]
         architecture = ARCHITECTURES.get(type(self))
         if architecture is None:
             return []  # not registered yet
@@ -203,7 +232,9 @@ class Architecture:
         fields = {field.name for field in dataclasses.fields(self.config)}
         foreign = [name for name in settings if name not in fields]
         if foreign:
-            raise ValueError("; ".join(f"`{name}` is not for {self.name}; leave it out" for name in foreign))
+            raise ValueError(
+                "; ".join(f"`{shown_text(name)}` is not for {self.name}; leave it out" for name in foreign)
+            )
         fitting: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }

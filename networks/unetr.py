@@ -25,7 +25,7 @@ FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 class UNETRConfig(ViTConfig):
     """The settings of UNETR; the defaults are those of the published weights."""
 
-    feature_size: int = flag(16, "channels at full resolution", at_least=1)
+    feature_size: int = flag(16, "channels at full resolution", at_least=1, at_most=1024)
     norm_name: str = flag("instance", "the decoder's normalisation", choices=("instance", "batch"), rare=True)
     conv_block: bool = flag(True, "convolutions in the skip paths", rare=True)
     res_block: bool = flag(True, "residual connections in the blocks", rare=True)

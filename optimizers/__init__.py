@@ -13,6 +13,12 @@ from networks.registry import lies_in
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
 
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
+# what each keeps of a parameter: a tensor of its shape, but for ``step``, a number
+STATE: Mapping[type[Optimizer], tuple[str, ...]] = {
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Adam: ("step", "exp_avg", "exp_avg_sq"),
+    SGD: ("momentum_buffer",),
+}
 SCHEDULES: Mapping[str, Callable[..., float]] = {
     "warmup_cosine": warmup_cosine,
     "cosine_anneal": cosine_anneal,

@@ -12,7 +12,6 @@ scans, so its scores would be too high.
 
 import argparse
 import hashlib
-import json
 import os
 import shlex
 import signal
@@ -27,12 +26,14 @@ from typing import Any
 
 import monai
 import torch
+from pydantic import TypeAdapter
 
 import utils
 from networks.registry import find_architecture
 from utils.checkpoints.description import Description, preprocessing_from, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
+from utils.checkpoints.schema import EPOCH
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
 from utils.config.settings import job_from_args
@@ -47,10 +48,11 @@ from utils.segmentation.job import SegmentationJob
 from utils.segmentation.pipeline import Outcome
 from utils.segmentation.records import finished
 from utils.segmentation.results import save_results
-from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, one_line_errors
-from utils.system.files import file_state, write_json
+from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, first_line, one_line_errors
+from utils.system.files import file_state, open_regular, parse_json, read_json, write_json
 from utils.system.hardware import machine
 from utils.system.signals import StopRequest, forwarded_to
+from utils.system.typed import STRICT
 from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run
 
 Execute = Callable[[Sequence[str]], int]
@@ -59,6 +61,7 @@ Records = dict[str, dict[str, Any]]
 REPOSITORY = Path(__file__).parent.parent
 OUT_OF_FOLD = "out_of_fold"
 MACHINES = "machines.json"
+MACHINES_BY_FOLD = TypeAdapter(dict[str, list[str]], config=STRICT)
 TABLES = {"dice": "Dice", "nsd": "normalised surface Dice, tolerance {nsd_mm:g} mm", "hd95_mm": "HD95 in mm"}
 GOES_ON = "what is finished is kept, and the same command (without --overwrite) goes on from there"
 ABSENT = (
@@ -344,15 +347,21 @@ def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: 
 def _machines(group: Path) -> dict[str, list[str]]:
     """The machines that trained each fold."""
     path = group / MACHINES
-    known: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return known
+    try:
+        return MACHINES_BY_FOLD.validate_python(read_json(path)) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: isn't what this program writes ({first_line(error)}). Remove it.") from error
 
 
 def _seconds(metrics: Path) -> float | None:
     if not metrics.exists():
         return None
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return round(sum(json.loads(line)["seconds"] for line in lines), 1)
+    try:
+        with open_regular(metrics) as file:
+            epochs = [EPOCH.validate_python(parse_json(line)) for line in file.read().decode().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{metrics}: isn't what main.py writes ({first_line(error)}). Remove it.") from error
+    return round(sum(epoch["seconds"] for epoch in epochs), 1)
 
 
 def run_command(stop: StopRequest, command: Sequence[str]) -> int:

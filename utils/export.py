@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from networks.registry import find_architecture
 from utils.checkpoints.description import METADATA, describe
-from utils.checkpoints.foreign_weights import load_weights
+from utils.checkpoints.load import build_with_weights
 from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
 from utils.config.messages import name_flags
@@ -53,16 +53,15 @@ def export(weights: Path, format_name: str, output: Path) -> float:
     description = describe(content, weights)
     if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
-    state_dict = content["state_dict"]
     supervised = description.options.get("deep_supervision", False)
     if supervised:  # only training needs the outputs at coarser resolutions
         config: Any = description.config
         description = replace(description, config=replace(config, deep_supervision=False))
-    network = description.build().eval()
-    if supervised:
-        kept = network.state_dict()
-        state_dict = {name: tensor for name, tensor in state_dict.items() if name in kept}
-    load_weights(network, state_dict, str(weights))
+        with torch.device("meta"):
+            kept = description.build().state_dict()
+        state_dict = {name: tensor for name, tensor in content["state_dict"].items() if name in kept}
+        content = {**content, "state_dict": state_dict}
+    network = build_with_weights(description, content, weights)[0].eval()
     facts = {name: value for name, value in content.items() if name not in ("state_dict", "resume")}
     facts["network"] = description.content()["network"]
     metadata = json.dumps(facts, indent=2)
@@ -136,9 +135,7 @@ def _write_state_dict(path: Path, network: nn.Module, windows: Tensor, metadata:
     content = read_checkpoint(path)
     description = describe(content)
     assert description is not None
-    copy = description.build().eval()
-    load_weights(copy, content["state_dict"], str(path))
-    return copy
+    return build_with_weights(description, content, path)[0].eval()
 
 
 WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {

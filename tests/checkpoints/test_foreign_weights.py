@@ -343,6 +343,6 @@ def test_networks_with_the_same_weights_and_other_heads_differ() -> None:
     one, other = build(), build(num_heads=4)
     other.load_state_dict(one.state_dict())
     shape = (1, 2, 32, 32, 32)
-    assert same_logits(one, build(), shape)
-    assert not same_logits(one, other, shape)
+    assert same_logits(one, build(), shape, "x.pt")
+    assert not same_logits(one, other, shape, "x.pt")
     assert one.training  # as it was

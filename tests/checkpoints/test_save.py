@@ -1,5 +1,6 @@
 """What a saved checkpoint holds."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import monai
 import torch
 from torch import nn
 
+from tests.checkpoints.conftest import DESCRIPTION
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.save import add_metadata
 
@@ -25,9 +27,10 @@ def test_a_checkpoint_tells_its_epoch_score_and_versions_and_leaves_no_other_fil
 def test_a_bare_state_dict_carries_a_description_that_torch_does_not_see(network: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "bare.pth"
     torch.save(dict(network.state_dict()), path)
-    add_metadata(path, '{"epoch": 7}')
+    metadata = json.dumps({**DESCRIPTION.content(), "epoch": 7})
+    add_metadata(path, metadata)
     assert torch.load(path, weights_only=True).keys() == network.state_dict().keys()
     assert read_checkpoint(path)["epoch"] == 7
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        assert archive.read("bare/extra/unetr.json") == b'{"epoch": 7}'
+        assert archive.read("bare/extra/unetr.json") == metadata.encode()

@@ -53,7 +53,7 @@ def told(metadata: str) -> tuple[Any, ...]:
     return content["labels"], settings.spacing, settings.roi, settings.intensity, content["epoch"]
 
 
-EXPECTED = (["background", "anterior", "posterior"], [1.0, 1.0, 2.5], [16, 16, 32], "zscore", 7)
+EXPECTED = (["background", "anterior", "posterior"], (1.0, 1.0, 2.5), (16, 16, 32), "zscore", 7)
 
 
 old = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="torch 2.6 can't write batch norm as ONNX")

@@ -347,7 +347,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a gzip that can't hold what its header says": (bomb_of_zeros, "can't hold the 60000000000 of its voxels"),
     "voxels in the header": (
         lambda folder: patch(save(folder / "scan.nii"), 108, "f", 100),
-        "begin at byte 100, in its",
+        "vox offset 100 too low",
     ),
     "negative size": (lambda folder: patch(save(folder / "scan.nii"), 44, "h", -5), "can't be read as NIfTI ("),
     "unknown type": (lambda folder: patch(save(folder / "scan.nii"), 70, "h", 3), "can't be read as NIfTI ("),

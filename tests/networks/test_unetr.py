@@ -138,7 +138,7 @@ def test_blocks_can_be_turned_off() -> None:
     [
         ({"img_size": (96, 96, 90)}, "`img_size` must be multiples of 16 for unetr, not 96 × 96 × 90"),
         ({"img_size": 0}, "`img_size` must be three numbers of voxels, not 0 × 0 × 0"),
-        ({"img_size": (32, 32)}, "`img_size` must be three numbers of voxels, not 32 × 32"),
+        ({"img_size": (32, 32)}, "`img_size` must be 3 numbers, not (32, 32)"),
         ({"hidden_size": 10, "num_heads": 4}, "`num_heads` 4 must divide `hidden_size` 10"),
         ({"pos_embed": "sine"}, "`pos_embed` must be one of perceptron, conv, not 'sine'"),
         ({"norm_name": "layer"}, "`norm_name` must be one of instance, batch, not 'layer'"),

@@ -217,9 +217,9 @@ def test_output_that_is_not_finite_is_an_error_and_no_empty_mask(
     run_test: Run, trained: Path, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = torch.load(trained / "model.pt", weights_only=True)
-    content["state_dict"]["out.conv.conv.bias"][3] = torch.nan
-    torch.save(content, "nan.pt")
-    flags = ["--pretrained_dir=.", "--pretrained_model_name", "nan.pt", "--output_dir=out"]
+    content["state_dict"]["out.conv.conv.weight"][3] = 3e38  # of which a sum is beyond float32
+    torch.save(content, "huge.pt")
+    flags = ["--pretrained_dir=.", "--pretrained_model_name", "huge.pt", "--output_dir=out", "--noamp"]
     message = failure(lambda: run_test([f"--input={scan_of(phantoms)}", *flags]), capsys)
     assert "img0007.nii.gz: the network's output isn't finite. Give --noamp, or weights that are sound." in message
     assert not Path("out/img0007.nii.gz").exists()

@@ -34,9 +34,12 @@ import torch
 from torch import nn
 
 import utils
-from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given, find_architecture
+from networks import NETWORKS
+from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given
+from utils.checkpoints.schema import check_metadata, describes_itself
 from utils.data.preprocessing import Preprocessing
-from utils.system.errors import InputError
+from utils.system.errors import DamagedError, InputError
+from utils.system.typed import shown, shown_text
 
 FORMAT = 2
 METADATA = "unetr.json"  # the name of the description inside files of other formats
@@ -100,9 +103,17 @@ class Description:
         }
 
 
-def describes_itself(content: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a checkpoint of ours; others may call something network, or format."""
-    return isinstance(content.get("format"), int) and "preprocessing" in content
+def refuse_newer(content: Mapping[str, Any], source: object) -> None:
+    """Check that this version knows a checkpoint's format and network.
+
+    Raises:
+        InputError: if it doesn't.
+    """
+    network = content.get("network")
+    name = network.get("name") if isinstance(network, Mapping) and "file" not in network else None
+    newer = isinstance(content.get("format"), int) and content["format"] > FORMAT
+    if newer or (isinstance(name, str) and name not in NETWORKS):
+        raise InputError(f"{source}: was made by a newer version of this program. Update it.")
 
 
 def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> Description | None:
@@ -112,36 +123,58 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         source: the file, for messages.
 
     Raises:
-        InputError: if its network is of a file that wasn't given in this program, or can't be built.
+        DamagedError: if it says what can't be.
+        InputError: if its network is of a file that wasn't given in this program, or of a newer version.
     """
     if not describes_itself(content):
         return None
-    network = content["network"]
+    refuse_newer(content, source)
+    said = check_metadata(content, source)
+    network = said["network"]
     try:
         if "file" in network:
             architecture = file_given(network["name"], network["file"]["name"], network["file"]["sha256"])
         else:
-            architecture = find_architecture(network["name"])
+            architecture = NETWORKS[network["name"]]
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    preprocessing = Preprocessing(**_with_tuples(content["preprocessing"]))
+    preprocessing = _preprocessing(said["preprocessing"], source)
     # checkpoints before this version didn't record the window and its spacing for every network
     window = {"img_size": preprocessing.roi, "spacing": preprocessing.spacing}
     try:
         config = architecture.make_config({**window, **network["options"]})
     except ValueError as error:
-        raise InputError(f"{source}: its network can't be built: {error}.") from error
+        raise DamagedError(f"{source}: its network can't be built: {error}.") from error
+    if (config.img_size, config.spacing) != (preprocessing.roi, preprocessing.spacing):
+        raise DamagedError(f"{source}: its network and its preprocessing have other windows. Give another file.")
+    if len(said["labels"]) != config.out_channels:
+        raise DamagedError(
+            f"{source}: names {len(said['labels'])} labels for {config.out_channels} classes. Give another file."
+        )
     return Description(
         config=config,
         preprocessing=preprocessing,
-        labels=tuple(content["labels"]),
-        amp=content["amp"],
-        flips=content.get("flips"),
+        labels=tuple(said["labels"]),
+        amp=said["amp"],
+        flips=said.get("flips"),
     )
 
 
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _preprocessing(fields: Mapping[str, Any], source: object) -> Preprocessing:
+    """The preprocessing from a checkpoint's fields.
+
+    Raises:
+        DamagedError: if some lack, are unknown, or can't be.
+    """
+    own = list(asdict(Preprocessing()))
+    other = [f"lacks {name}" for name in own if name not in fields]
+    other += [f"has {shown(name)}" for name in fields if name not in own]
+    if other:
+        raise DamagedError(f"{source}: its preprocessing {other[0]}. Give another file.")
+    try:
+        return Preprocessing(**fields)
+    except ValueError as error:
+        raise DamagedError(f"{source}: its scans can't be preprocessed: {error}.") from error
 
 
 def preprocessing_settings(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -153,17 +186,24 @@ def preprocessing_settings(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing from the settings of :func:`preprocessing_settings`; those that lack have their defaults."""
+    """The preprocessing from the settings of :func:`preprocessing_settings`; those that lack have their defaults.
+
+    Raises:
+        InputError: if no scan can be preprocessed with them.
+    """
     found = {**preprocessing_settings(Preprocessing()), **settings}
-    return Preprocessing(
-        intensity=found["intensity"],
-        a_min=found["a_min"],
-        a_max=found["a_max"],
-        b_min=found["b_min"],
-        b_max=found["b_max"],
-        spacing=(found["space_x"], found["space_y"], found["space_z"]),
-        roi=(found["roi_x"], found["roi_y"], found["roi_z"]),
-    )
+    try:
+        return Preprocessing(
+            intensity=found["intensity"],
+            a_min=found["a_min"],
+            a_max=found["a_max"],
+            b_min=found["b_min"],
+            b_max=found["b_max"],
+            spacing=(found["space_x"], found["space_y"], found["space_z"]),
+            roi=(found["roi_x"], found["roi_y"], found["roi_z"]),
+        )
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
 
 
 def config_from(architecture: Architecture, settings: Mapping[str, Any], preprocessing: Preprocessing) -> NetworkConfig:
@@ -203,4 +243,4 @@ def setting_text(value: Any) -> str:
     """A setting's value for a message; a switch is on or off."""
     if value is None or isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shown_text(str(value))

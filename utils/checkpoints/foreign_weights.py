@@ -1,5 +1,6 @@
 """Put the weights of a file into a network: names, shapes, and the adaptation to another task."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.registry import NetworkConfig, architecture_of, lies_in
-from utils.system.errors import InputError, size_text
+from utils.checkpoints.schema import check_tensors
+from utils.system.errors import DamagedError, InputError, size_text
+from utils.system.typed import shown_text
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
 PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
@@ -64,8 +67,10 @@ def load_weights(
             over its channels. None where the user can't ask for it.
 
     Raises:
+        DamagedError: if a tensor isn't dense, or its numbers can't be weights.
         InputError: if names or shapes don't fit, listing all that don't; or if the network can't be adapted.
     """
+    check_tensors(state_dict, source)
     architecture = architecture_of(network)
     wanted = network.state_dict()
     given, origins = _without_prefixes(state_dict, source)
@@ -74,12 +79,13 @@ def load_weights(
     transfer = Transfer(f"{source} ({' of '.join([kind, *origins, *([program] if program else [])])})")
     transfer.left_out = [name for name in given if name not in wanted and name in unread]
     given = {name: tensor for name, tensor in given.items() if name not in transfer.left_out}
-    if len(wanted.keys() & given.keys()) < len(wanted) / 2:
+    if not given or len(wanted.keys() & given.keys()) < len(wanted) / 2:
         raise InputError(
             f"{source}: holds the weights of another architecture: {len(given.keys() - wanted.keys())} of its "
-            f"{len(given)} tensors, such as {next(iter(given))}, are unknown to the network that the flags describe. "
-            "Give weights of that network."
+            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the flags "
+            "describe. Give weights of that network."
         )
+    given = {name: as_weights(name, tensor, wanted.get(name), source) for name, tensor in given.items()}
     task: dict[str, Tensor] = {}
     if adapt:
         for name in ("input_layers", "output_layers"):
@@ -89,10 +95,36 @@ def load_weights(
             given = {name: tensor for name, tensor in given.items() if name not in transfer.dropped}
     _refuse_misfits(network, {**given, **task}, wanted, source, img_size, adapt)
     without_weights = any(tensor.is_meta for tensor in wanted.values())
-    fitting = {name: tensor.to(wanted[name].dtype) for name, tensor in {**given, **task}.items()}
-    network.load_state_dict(fitting, assign=without_weights)
+    network.load_state_dict({**given, **task}, assign=without_weights)
     transfer.loaded = [name for name in given if name not in task]
     return transfer
+
+
+def as_weights(name: str, tensor: Tensor, wanted: Tensor | None, source: object) -> Tensor:
+    """A tensor of a file in the number format of the one whose place it takes.
+
+    Args:
+        wanted: that one; None for a tensor that has no place, and is only told.
+
+    Raises:
+        DamagedError: if it has other numbers than those of weights, or some aren't finite.
+    """
+    if wanted is None:
+        return tensor
+    remedy = "Give another file."
+    kinds = [one.is_floating_point() for one in (tensor, wanted)]
+    if kinds[0] != kinds[1] or tensor.is_complex() or (tensor.dtype == torch.bool) != (wanted.dtype == torch.bool):
+        raise DamagedError(f"{source}: its {name} holds {_kind(tensor)}, not {_kind(wanted)}. {remedy}")
+    if wanted.ndim > 0 and (tensor.ndim == 0 or tensor.numel() == 0):
+        raise DamagedError(f"{source}: its {name} has the shape {tuple(tensor.shape)}. {remedy}")
+    weights = tensor.to(wanted.dtype)
+    if not weights.isfinite().all():
+        raise DamagedError(f"{source}: its {name} has numbers that aren't finite. {remedy}")
+    return weights
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _without_prefixes(state_dict: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -143,9 +175,10 @@ def _refuse_misfits(
             faults.append(f"`{name}` is {ours[name]}, but its weights have {theirs[name]}")
     positions = architecture.declared("position_embeddings", None)
     if not adapt and positions in given:
-        other_count = given[positions].shape[1] != wanted[positions].shape[1] and "patch_size" not in differing
+        patches = math.prod(given[positions].shape[:-1])
+        other_count = patches != wanted[positions].shape[1] and "patch_size" not in differing
         if other_count or img_size not in (None, config.img_size):
-            trained = size_text(img_size) if img_size is not None else f"{given[positions].shape[1]} patches"
+            trained = size_text(img_size) if img_size is not None else f"{patches} patches"
             sizes = size_text(config.img_size)
             faults.append(f"`roi_x`, `roi_y`, `roi_z` are {sizes}, but its weights are for {trained}")
     if faults:
@@ -202,10 +235,10 @@ def _adapted(
             if lies_in(name, (*inputs, *outputs)):
                 task[name] = ours
                 transfer.new[name] = "the file has none"
-        elif lies_in(name, outputs) and theirs.shape[0] != ours.shape[0]:
+        elif lies_in(name, outputs) and theirs.ndim == ours.ndim and theirs.shape[0] != ours.shape[0]:
             task[name] = ours
             transfer.new[name] = f"{theirs.shape[0]} classes became {ours.shape[0]}"
-        elif name == positions and theirs.ndim == 3 and theirs.shape[2] == ours.shape[2]:
+        elif name == positions and theirs.ndim == 3 and theirs.shape[::2] == ours.shape[::2]:
             patch_size: int = config.patch_size  # type: ignore[attr-defined]
             new = tuple(voxels // patch_size for voxels in config.img_size)
             told = img_size is not None or theirs.shape != ours.shape
@@ -251,23 +284,63 @@ def average_channels(weight: Tensor, channels: int, per_patch: int = 1) -> Tenso
 
 def _grid(patches: int, img_size: tuple[int, ...] | None, patch_size: int, source: str) -> tuple[int, ...]:
     """Patches along each axis; weights that don't tell their window are taken to have had a cube."""
-    if img_size is not None:
-        return tuple(voxels // patch_size for voxels in img_size)
     edge = round(patches ** (1 / 3))
-    if edge**3 != patches:
+    grid = (edge, edge, edge) if img_size is None else tuple(voxels // patch_size for voxels in img_size)
+    if math.prod(grid) != patches and img_size is None:
         raise InputError(
             f"{source}: has {patches} position embeddings and doesn't tell their window. Give a checkpoint of main.py, "
             "which does, or the `roi_x`, `roi_y` and `roi_z` that it was trained with."
         )
-    return (edge, edge, edge)
+    if math.prod(grid) != patches:
+        raise DamagedError(
+            f"{source}: has {patches} position embeddings for a window of {size_text(grid)} patches. Give another file."
+        )
+    return grid
 
 
-def same_logits(network: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether two networks give the same logits for a random volume of ``shape``, to a thousandth of the largest."""
+def same_logits(network: nn.Module, other: nn.Module, shape: tuple[int, ...], source: object) -> bool:
+    """Whether two networks give the same logits for a random volume of ``shape``, to a thousandth of the largest.
+
+    Args:
+        other: one that isn't ours, from the file ``source``.
+
+    Raises:
+        InputError: if it gives something else than logits.
+    """
     generator = torch.Generator().manual_seed(0)
     volume = torch.randn(shape, generator=generator)
     was_training = network.training
+    theirs = predicted_logits(other, volume, source)
     with torch.no_grad():
-        ours, theirs = network.eval()(volume), other.eval()(volume)
+        ours = network.eval()(volume)
     network.train(was_training)
-    return bool((ours - theirs).abs().max() <= 1e-3 * ours.abs().max())
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= 1e-3 * ours.abs().max())
+
+
+def predicted_logits(module: nn.Module, volume: Tensor, source: object) -> Tensor:
+    """What a network that isn't ours predicts for a volume.
+
+    Raises:
+        InputError: if it can't, or gives something else than one tensor of finite floating-point numbers.
+    """
+    try:
+        with torch.no_grad():
+            found = module.eval()(volume)
+    except Exception as error:  # whatever a stranger's code raises
+        reason = shown_text((str(error).strip().splitlines() or [type(error).__name__])[-1])
+        raise InputError(
+            f"{source}: can't predict a window of {tuple(volume.shape)} ({reason}). "
+            "Give the `in_channels`, `roi_x`, `roi_y` and `roi_z` that it was made for."
+        ) from error
+    fault = None
+    if not isinstance(found, Tensor):
+        fault = f"a {type(found).__name__}"
+    elif found.layout != torch.strided or found.is_meta or not found.is_floating_point():
+        fault = f"{found.layout} numbers of {_kind(found)}".replace("torch.strided ", "")
+    elif not found.isfinite().all():
+        fault = "numbers that aren't finite"
+    if fault is not None:
+        raise InputError(
+            f"{source}: gives {fault} for a window of {tuple(volume.shape)}, not logits. Mend its network."
+        )
+    return found

@@ -17,11 +17,12 @@ from utils.checkpoints.description import (
     preprocessing_settings,
     refuse_contradictions,
 )
-from utils.checkpoints.foreign_weights import load_weights
+from utils.checkpoints.foreign_weights import Transfer, load_weights, predicted_logits
 from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
 from utils.checkpoints.resume import kind_of
 from utils.data.data_list import DataList, unlisted
 from utils.system.errors import InputError
+from utils.system.typed import shown_text
 
 FORMATS = ("ckpt", "torchscript", "any")
 
@@ -101,7 +102,7 @@ def load_ensemble(
                 {
                     **preprocessing_settings(one.preprocessing),
                     "in_channels": one.config.in_channels,
-                    "labels": ", ".join(one.labels),
+                    "labels": ", ".join(map(shown_text, one.labels)),
                     **({"flips": one.flips} if settings.same_flips else {}),
                 }
                 for one in (first, description)
@@ -151,11 +152,22 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
     if module is not None:
         require_shapes(module, description, path)
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
+    network, transfer = build_with_weights(description, content, path)
+    return network, description, transfer.line() + note
+
+
+def build_with_weights(
+    description: Description, content: Mapping[str, Any], source: object
+) -> tuple[nn.Module, Transfer]:
+    """The network of a description with the weights that :func:`read_checkpoint` gave.
+
+    Raises:
+        InputError: if they don't fit it.
+    """
     # without weights until the file's are in it: to draw random ones takes longer than to read those
     with torch.device("meta"):
         network = description.build()
-    transfer = load_weights(network, content["state_dict"], str(path), kind=kind_of(content))
-    return network, description, transfer.line() + note
+    return network, load_weights(network, content["state_dict"], str(source), kind=kind_of(content))
 
 
 def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
@@ -194,19 +206,11 @@ def require_shapes(module: nn.Module, description: Description, path: Path) -> N
     """Let a network that isn't ours predict one window, which shows whether it has the right channels and classes.
 
     Raises:
-        InputError: if it can't, or has another number of classes.
+        InputError: if it can't, gives something else than logits, or has another number of classes.
     """
     window = torch.zeros(1, description.config.in_channels, *description.preprocessing.roi)
     expected = (1, len(description.labels), *description.preprocessing.roi)
-    try:
-        with torch.inference_mode():
-            found = tuple(module.eval()(window).shape)
-    except Exception as error:  # whatever a stranger's code raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise InputError(
-            f"{path}: can't predict a window of {tuple(window.shape)} ({reason}). "
-            "Give the `in_channels`, `roi_x`, `roi_y` and `roi_z` that it was made for."
-        ) from error
+    found = tuple(predicted_logits(module, window, path).shape)
     if found != expected:
         raise InputError(
             f"{path}: gives {found} for a window of {tuple(window.shape)}, not {expected}. "

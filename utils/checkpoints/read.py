@@ -1,7 +1,6 @@
 """Read weights files. No code in them is run, but for TorchScript, which is code."""
 
 import errno
-import json
 import pickle
 import struct
 import types
@@ -18,15 +17,27 @@ import torch
 from numpy._core.multiarray import scalar as numpy_scalar
 from torch import Tensor
 
-from networks import NETWORKS
-from utils.checkpoints.description import FORMAT, METADATA, describes_itself
+from utils.checkpoints.archive import is_zip, require_no_bomb
+from utils.checkpoints.description import METADATA, refuse_newer
+from utils.checkpoints.schema import check_metadata, check_resume, check_tensors, describes_itself, require_bounded
 from utils.system.errors import DamagedError, InputError, first_line, is_out_of_memory
+from utils.system.files import parse_json, require_regular
+
+MOST_METADATA = 2**20  # bytes of the description inside files of other formats
+
+
+def _number(dtype: Any, data: Any) -> Any:
+    """A numpy scalar that is a number; others can have any size."""
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
+        raise pickle.UnpicklingError("a scalar is no number")
+    return numpy_scalar(dtype, data)
+
 
 # types that weights files hold beside tensors, and that are safe to construct. The repository of 2021 saved its best
 # score as a numpy scalar
 HARMLESS: list[Any] = [
-    (numpy_scalar, "numpy.core.multiarray.scalar"),
-    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
     np.dtype,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
@@ -46,15 +57,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DamagedError: if the file is damaged or holds something else.
         InputError: if there is no such file, it can't be read now, or a newer version made it.
     """
-    content = _load(path, if_torchscript="Give `resume_jit`, or to test.py `saved_checkpoint`=torchscript")
+    if path.suffix == ".safetensors":
+        content: Any = _load_safetensors(path)
+    else:
+        content = _load(path, if_torchscript="Give `resume_jit`, or to test.py `saved_checkpoint`=torchscript")
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        _refuse_newer(path, content)
-        return dict(content)
-    if isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
-        metadata = _metadata(path)
-        _refuse_newer(path, metadata)
-        return {**metadata, "state_dict": content}
-    raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+        content, weights = _checked(path, content), content["state_dict"]
+    elif isinstance(content, Mapping) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content, weights = _checked(path, _metadata(path)), content
+    else:
+        weights = None
+    if not weights:
+        raise DamagedError(f"{path}: holds no weights: neither a checkpoint of main.py nor a state dict.")
+    check_tensors(weights, path)
+    return {**content, "state_dict": weights}
 
 
 def read_vit(path: Path) -> dict[str, Any]:
@@ -70,17 +86,16 @@ def read_vit(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
     content = {**_metadata(path), **content}
-    _refuse_newer(path, content)
-    return content
+    return {**content, **_checked(path, content)}
 
 
-def _refuse_newer(path: Path, content: Mapping[str, Any]) -> None:
-    if describes_itself(content) and (content["format"] > FORMAT or not _is_known(content["network"])):
-        raise InputError(f"{path}: was made by a newer version of this program. Update it.")
-
-
-def _is_known(network: Mapping[str, Any]) -> bool:
-    return "file" in network or network["name"] in NETWORKS
+def _checked(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says beside its weights; a checkpoint of ours is checked for what it says."""
+    if not describes_itself(content):
+        return {name: value for name, value in content.items() if name != "state_dict"}
+    refuse_newer(content, path)
+    resume = {"resume": check_resume(content["resume"], path)} if "resume" in content else {}
+    return {**check_metadata(content, path), **resume}
 
 
 def _load(path: Path, if_torchscript: str) -> Any:
@@ -96,7 +111,9 @@ def _load(path: Path, if_torchscript: str) -> Any:
             warnings.catch_warnings(action="ignore", category=UserWarning),  # about TorchScript, see below
             torch.serialization.safe_globals(HARMLESS),
         ):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
     except UNREADABLE as error:
         reason = _why_unreadable(path, error)
         if "TorchScript" in str(error):
@@ -104,6 +121,8 @@ def _load(path: Path, if_torchscript: str) -> Any:
         elif "Unsupported global" in str(error) or "Unsupported class" in str(error):
             reason = "it holds more than weights, which could be code and is not run. Save its state_dict() alone"
         raise DamagedError(f"{path}: can't be read as weights: {reason}.") from error
+    require_bounded(content, path.stat().st_size, path)
+    return content
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -116,12 +135,28 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The description that :func:`utils.checkpoints.save.add_metadata` added, else nothing."""
-    if not zipfile.is_zipfile(path):
+    """The description that :func:`utils.checkpoints.save.add_metadata` added, else nothing.
+
+    Raises:
+        DamagedError: if it is no JSON object, or too long to be one of ours.
+    """
+    if not is_zip(path):
         return {}  # torch before 1.6 wrote no zip files
     with zipfile.ZipFile(path) as archive:
-        found = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
-        return json.loads(archive.read(found[0])) if found else {}
+        members = [member for member in archive.infolist() if member.filename.endswith(f"/extra/{METADATA}")]
+        if not members:
+            return {}
+        fault = f"{path}: its {METADATA} isn't what this program writes"
+        remedy = "Export the network again."
+        if len(members) > 1 or members[0].file_size > MOST_METADATA:
+            raise DamagedError(f"{fault}: there are several, or it is longer than {MOST_METADATA:,} bytes. {remedy}")
+        try:
+            found = parse_json(archive.read(members[0]).decode("utf-8-sig"))
+        except ValueError as error:
+            raise DamagedError(f"{fault}: {first_line(error)}. {remedy}") from error
+    if not isinstance(found, dict) or not describes_itself(found):
+        raise DamagedError(f"{fault}. {remedy}")
+    return found
 
 
 def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
@@ -130,24 +165,25 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
     TorchScript is code: give only files that you trust.
 
     Raises:
+        DamagedError: if it says what can't be.
         InputError: if there is no such file, or it isn't TorchScript.
     """
     _require_file(path)
     try:
         _require_whole(path)
         module = torch.jit.load(str(path), map_location="cpu")
+    except DamagedError:
+        raise
     except UNREADABLE as error:
         reason = _why_unreadable(path, error)
         if _is_of_torch_save(path):
             reason = "it is a checkpoint or a state dict. Give `resume_ckpt`, or to test.py `saved_checkpoint`=ckpt"
         raise InputError(f"{path}: can't be read as TorchScript: {reason}.") from error
-    metadata = _metadata(path)
-    _refuse_newer(path, metadata)
-    return module, {**metadata, "state_dict": module.state_dict()}
+    return module, {**_checked(path, _metadata(path)), "state_dict": module.state_dict()}
 
 
 def _require_file(path: Path) -> None:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         there = [] if path.is_dir() else sorted(file.name for file in path.parent.glob("*.pt*"))
         what += f", but there are {', '.join(there[:6])}" if there else ""
@@ -155,6 +191,7 @@ def _require_file(path: Path) -> None:
             f"{path}: {what}. Mend its path (`pretrained_dir` and `pretrained_model_name`, or `checkpoint` or "
             "`vit_weights` of main.py)."
         )
+    require_regular(path)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -195,10 +232,12 @@ def _require_whole(path: Path) -> None:
     """Compare the checksums that ``torch.save`` writes; ``torch.load`` doesn't.
 
     Raises:
-        ValueError: if one differs. A damaged file may also raise others of :data:`UNREADABLE`.
+        DamagedError: if it claims more than it has.
+        ValueError: if a checksum differs. A damaged file may also raise others of :data:`UNREADABLE`.
     """
-    if not zipfile.is_zipfile(path):
-        return  # torch.load raises the error
+    require_no_bomb(path)
+    if not is_zip(path):
+        return  # torch before 1.6 wrote none
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

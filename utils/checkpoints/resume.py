@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from optimizers import STATE
 from utils.checkpoints.description import (
     FORMAT,
     Description,
@@ -18,12 +19,14 @@ from utils.checkpoints.description import (
     refuse_contradictions,
     setting_text,
 )
-from utils.checkpoints.foreign_weights import ADAPTABLE, load_weights, same_logits
+from utils.checkpoints.foreign_weights import ADAPTABLE, as_weights, load_weights, same_logits
 from utils.checkpoints.progress import Progress, UnfinishedEpoch
 from utils.checkpoints.read import read_checkpoint, read_torchscript, read_vit
+from utils.checkpoints.schema import tensor_fault
 from utils.checkpoints.vit_weights import load_vit_weights
 from utils.data.data_list import DataList
 from utils.system.errors import DamagedError, InputError
+from utils.system.typed import shown, shown_text
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ class InitialState:
         source: a text about where its weights are from.
         notes: settings that differ from those that it ran with so far.
         state: from :func:`resume_state`, where it goes on; :meth:`restore` releases it.
+        file: the checkpoint that it is of.
     """
 
     progress: Progress
     source: str
     notes: list[str] = field(default_factory=list)
     state: dict[str, Any] | None = None
+    file: Path | None = None
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: torch.amp.GradScaler
@@ -72,18 +77,77 @@ class InitialState:
 
         Args:
             network: with the weights that were saved, which are those of ``average`` if there was one.
+
+        Raises:
+            DamagedError: if they aren't of this network and this optimizer.
         """
         if self.state is None:
             return
+        source = f"{self.file}: what continues its run"
         if "trained" in self.state:
-            network.load_state_dict(self.state["trained"])
+            network.load_state_dict(_fitting(self.state["trained"], network.state_dict(), source))
             if average is not None:
-                average.n_averaged.fill_(self.state["averaged"])
+                average.n_averaged.fill_(self.state.get("averaged", 0))
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": self.state["optimizer"]["state"], "param_groups": groups})
+        kept = _optimizer_state(self.state["optimizer"]["state"], optimizer, source)
+        optimizer.load_state_dict({"state": kept, "param_groups": groups})
         if self.state["scaler"]:  # a run without float16 had nothing to scale
             scaler.load_state_dict(self.state["scaler"])
         self.state = None  # it is as large as the optimizer
+
+
+def _fitting(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Tensors by name, which have to be those of a network.
+
+    Raises:
+        DamagedError: naming the first that isn't.
+    """
+    for name in (*wanted, *given):
+        if name not in given or name not in wanted or given[name].shape != wanted[name].shape:
+            raise DamagedError(f"{source} doesn't fit its network: {name} is missing, unknown or of another shape.")
+    return {name: as_weights(name, tensor, wanted[name], source) for name, tensor in given.items()}
+
+
+def _optimizer_state(
+    given: Mapping[int, Mapping[str, Any]], optimizer: Optimizer, source: str
+) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of each parameter, by its number.
+
+    Raises:
+        DamagedError: naming the first thing that it can't go on with.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = STATE[type(optimizer)]
+    for number, kept in given.items():
+        fault = None
+        if not 0 <= number < len(parameters):
+            fault = "isn't there"
+        elif set(kept) != set(names):
+            fault = f"has {', '.join(map(shown, kept)) or 'nothing'}, not {', '.join(names)}"
+        else:
+            faults = (_state_fault(name, kept[name], parameters[number].shape) for name in names)
+            fault = next((one for one in faults if one is not None), None)
+        if fault is not None:
+            raise DamagedError(
+                f"{source} doesn't fit its optimizer: parameter {number} {fault}. Give an older checkpoint of the run, "
+                "or start a new run from its weights with `resume_ckpt`."
+            )
+    return {number: dict(kept) for number, kept in given.items()}
+
+
+def _state_fault(name: str, value: object, shape: torch.Size) -> str | None:
+    if name == "momentum_buffer" and value is None:  # before the first step
+        return None
+    if name == "step" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = torch.tensor(value, dtype=torch.float64)
+    fault = tensor_fault(value)
+    if fault is not None:
+        return f"has a {name} that {fault}"
+    assert isinstance(value, Tensor)
+    if not value.is_floating_point() or value.shape != (() if name == "step" else shape):
+        return f"has a {name} of {tuple(value.shape)} in {value.dtype}"
+    positive = name not in ("step", "exp_avg_sq") or bool((value >= 0).all())
+    return None if positive and value.isfinite().all() else f"has a {name} that is no number of a run"
 
 
 def initial_state(
@@ -103,7 +167,7 @@ def initial_state(
         module, content = read_torchscript(start.weights)
         source = _transfer(start, start.weights, content, description, network)
         shape = (1, description.config.in_channels, *description.preprocessing.roi)
-        if not start.adapt and not same_logits(network, module, shape):
+        if not start.adapt and not same_logits(network, module, shape, start.weights):
             raise InputError(
                 f"{start.weights}: its network gives other logits than the one that the flags describe has with its "
                 "weights. Give the flags that it was made with, `num_heads` among them."
@@ -160,7 +224,8 @@ def _transfer(
 
 def kind_of(content: Mapping[str, Any]) -> str:
     """What :func:`read_checkpoint` gave, in words."""
-    return "state dict" if content.get("epoch") is None else f"checkpoint after epoch {content['epoch']}"
+    epoch = content.get("epoch")
+    return f"checkpoint after epoch {epoch}" if isinstance(epoch, int) else "state dict"
 
 
 def _continue(
@@ -189,7 +254,7 @@ def _continue(
         for name in (*start.changeable, *start.allow_change)
         if name in before and now[name] != before[name]
     ]
-    return InitialState(progress, f"{transfer.line()}, going on after {progress}", notes, state)
+    return InitialState(progress, f"{transfer.line()}, going on after {progress}", notes, state, path)
 
 
 def require_continuable(path: Path, content: Mapping[str, Any]) -> Description:
@@ -224,7 +289,7 @@ def _refuse_other_scans(path: Path, ours: Mapping[str, list[list[str]]], theirs:
             other = [scan for scan in files if scan not in ours[part]] + [
                 scan for scan in ours[part] if scan not in files
             ]
-            what = f"{len(other)} differ, {other[0][0]} first" if other else "they came in another order"
+            what = f"{len(other)} differ, {shown_text(other[0][0])} first" if other else "they came in another order"
             raise InputError(
                 f"{path}: its run had other {part} scans ({what}). Give its `data_dir`, `json_list` and `fold`, "
                 "or `allow_change` json_list to go on with these."

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from networks.registry import architecture_of
 from networks.vit import PATCH_SIZES, ViT, ViTConfig
 from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
-from utils.system.errors import InputError, size_text
+from utils.checkpoints.schema import check_tensors
+from utils.system.errors import DamagedError, InputError, size_text
 
 # keys under which training programs save weights; of DINO's two networks the teacher is the one to use
 NESTS = ("state_dict", "model", "teacher", "student")
@@ -113,6 +114,7 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
         path.append(nest)
         content = content[nest]
     state = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    check_tensors(state, source)
     prefixes = [
         match[1]
         for name in state
@@ -132,6 +134,13 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
     style = "timm" if f"{prefix}patch_embed.proj.weight" in state else "MONAI"
     place = ".".join([*path, prefix.rstrip(".")]).strip(".")
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    for name, tensor in inside.items():
+        of_a_layer = name.endswith((".weight", ".bias", ".gamma")) or _our_name(name) == POSITIONS
+        if of_a_layer and (tensor.numel() == 0 or not tensor.is_floating_point()):
+            raise DamagedError(
+                f"{source}: its {prefix}{name} {tuple(tensor.shape)} holds {tensor.dtype}, not floats. "
+                "Give another file."
+            )
     tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
     if len(tensors) < len(inside):
         raise InputError(f"{source}: has a tensor of its ViT twice, under two names. Save one network's state dict.")

@@ -535,9 +535,6 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
     """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
     given = {name: value for name, value in flags.items() if value is not None}
     faults = []
-    for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
-        if {low, high} <= given.keys() and given[high] <= given[low]:
-            faults.append(f"--{high} {given[high]:g} must be above --{low} {given[low]:g}")
     if given.get("out_channels") == 1:
         faults.append("--out_channels must be at least 2: the background and one label")
     faults += [f"--{name} must be below 1" for name in ("infer_overlap", "ema_decay") if given.get(name) == 1]

@@ -10,6 +10,7 @@ FIELD = re.compile(r"`([a-zA-Z_]\w*)`")
 # fields that several flags make up, or that are spelled otherwise
 SPELLED = {
     "img_size": "--roi_x, --roi_y, --roi_z",
+    "roi": "--roi_x, --roi_y, --roi_z",
     "spacing": "--space_x, --space_y, --space_z",
     "dist_url": "--dist-url",
     "dist_backend": "--dist-backend",

@@ -13,11 +13,13 @@ from monai.data.utils import AFFINE_TOL
 from monai.transforms import Transform
 from torch import Tensor
 
+from networks.registry import spacing_fault, window_size_fault
 from utils.data.resampling import AxisMap, interpolate
 from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan
 from utils.system.errors import InputError
 from utils.system.hardware import available_memory
+from utils.system.typed import shown, type_faults
 
 INTENSITIES = ("ct", "zscore")
 LONGEST_MM = 5000.0
@@ -25,6 +27,8 @@ LONGEST_MM = 5000.0
 # distribution's million voxels it is 5), and those beyond FAR_STD make up that share of the variance
 DOMINANT_STD, FAR_STD, DOMINANT_SHARE = 50.0, 10.0, 0.5
 KEYS = ("image", "label")
+AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})  # an orientation has one letter of each
+LARGEST_INTENSITY = 1e12
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Preprocessing:
         spacing: voxel size in mm along x, y, z after resampling.
         roi: the network's window in voxels.
         orientation: axis codes that every scan is turned to.
+
+    Raises:
+        ValueError: naming every field that no scan can be preprocessed with.
     """
 
     intensity: str = "ct"
@@ -47,6 +54,30 @@ class Preprocessing:
     spacing: tuple[float, float, float] = (1.5, 1.5, 2.0)
     roi: tuple[int, int, int] = (96, 96, 96)
     orientation: str = "RAS"
+
+    def __post_init__(self) -> None:
+        for name in ("spacing", "roi"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        faults = type_faults(self) or self._faults()
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if self.intensity not in INTENSITIES:
+            faults.append(f"`intensity` must be one of {', '.join(INTENSITIES)}, not {shown(self.intensity)}")
+        for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
+            bottom, top = getattr(self, low), getattr(self, high)
+            if not (abs(bottom) <= LARGEST_INTENSITY and abs(top) <= LARGEST_INTENSITY):
+                faults.append(f"`{low}` and `{high}` must be within ±{LARGEST_INTENSITY:g}")
+            elif top <= bottom:
+                faults.append(f"`{high}` {top:g} must be above `{low}` {bottom:g}")
+        fault = {"spacing": spacing_fault(self.spacing), "roi": window_size_fault(self.roi)}
+        faults += [f"`{name}` {text}" for name, text in fault.items() if text is not None]
+        if len(self.orientation) != 3 or any(len(axis & set(self.orientation)) != 1 for axis in AXES):
+            faults.append(f"`orientation` must be axis codes such as RAS, not {shown(self.orientation)}")
+        return faults
 
     @property
     def padding(self) -> float:

@@ -100,7 +100,7 @@ def read_nifti(path: Path, head: bytes) -> Volume:
             with _open_unpacked(path) as file:
                 image = (nib.Nifti1Image if size == NIFTI_1 else nib.Nifti2Image).from_stream(file)
                 _require_room(path, image)
-                voxels = np.asanyarray(_behind_header(path, file, image, head))
+                voxels = np.asanyarray(_behind_header(file, image, head))
                 if isinstance(file, gzip.GzipFile):
                     _require_end(path, file, image)
     except InputError:
@@ -116,20 +116,13 @@ def read_nifti(path: Path, head: bytes) -> Volume:
     return volume
 
 
-def _behind_header(path: Path, file: Any, image: Any, head: bytes) -> Any:
-    """The voxels of a single file. Where its header says that they begin at its own first byte, they follow it.
-
-    Raises:
-        InputError: if they begin elsewhere in the header.
-    """
+def _behind_header(file: Any, image: Any, head: bytes) -> Any:
+    """The voxels of a single file. Where its header says that they begin at its own first byte, they follow it."""
     size = header_size(head)
-    start, first = _stored(head, OFFSET_AT[size], 1)[0], size + EXTENSION_FLAG
-    if start >= first:
-        return image.dataobj
-    if start != 0:
-        raise InputError(f"{path}: says that its voxels begin at byte {start:g}, in its header. Mend its header.")
     data = image.dataobj
-    return ArrayProxy(file, (image.shape, image.get_data_dtype(), first, data.slope, data.inter))
+    if _stored(head, OFFSET_AT[size], 1)[0] != 0:
+        return data
+    return ArrayProxy(file, (image.shape, image.get_data_dtype(), size + EXTENSION_FLAG, data.slope, data.inter))
 
 
 def _affine(image: Any, spacing: np.ndarray) -> tuple[np.ndarray, str | None]:
