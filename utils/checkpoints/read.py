@@ -45,7 +45,7 @@ HARMLESS: list[Any] = [
 ]
 # what torch and zipfile raise on files that are damaged or of another kind
 UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError),
     *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
 )
 
