@@ -12,6 +12,7 @@ import torch
 from utils.data.check import check_scan, check_scans
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
+from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan
 from utils.system.errors import InputError
 
@@ -205,3 +206,70 @@ def test_a_label_that_differs_from_the_image_in_one_voxel_is_not_noted(scan: Sca
     voxels[7, 8, 9] = 0
     assert check_scan(Scan("a", (image,), save(tmp_path / "b.nii.gz", voxels)), 1, 3, SETTINGS).remarks == []
     assert check_scan(scan, 1, 3, SETTINGS).remarks == []
+
+
+def test_labels_a_hair_off_whole_numbers_are_taken(scan: Scan) -> None:
+    """As resampling, or a scale in the header, leaves them; beyond 0.001 they are no labels."""
+    whole = np.random.default_rng(0).integers(0, 3, (8, 9, 10)).astype(np.float32)
+    with_label(scan, whole * np.float32(0.9999999))
+    assert check_scan(scan, 1, 3, SETTINGS).faults == []
+    assert scan.label is not None
+    label = read_label(scan.label, scan.path, read_scan(scan), 3)
+    np.testing.assert_array_equal(label, whole)
+    with_label(scan, whole - np.float32(0.0009))  # of 0 too
+    assert check_scan(scan, 1, 3, SETTINGS).faults == []
+    np.testing.assert_array_equal(read_label(scan.label, scan.path, read_scan(scan), 3), whole)
+    with_label(scan, whole + np.float32(0.0011))
+    (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
+    assert fault.endswith("but labels are 0 … 2. Remap them.")
+
+
+def test_a_label_beyond_int16_is_none(scan: Scan) -> None:
+    """It would turn negative where training keeps labels in 16 bits."""
+    with_label(scan, np.full((8, 9, 10), 40000, np.int32))
+    assert scan.label is not None
+    with pytest.raises(InputError, match="has the values 40000, but labels are whole numbers"):
+        read_label(scan.label, scan.path, read_scan(scan))
+
+
+def test_voxels_that_float32_can_not_hold(scan: Scan) -> None:
+    voxels = np.random.default_rng(0).normal(0, 100, (8, 9, 10))
+    voxels[1, 2, 3], voxels[0, 0, 0] = 1e300, -1e39
+    with_image(scan, voxels)
+    (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
+    assert fault == (
+        f"{scan.image[0]}: has voxels that 32-bit numbers can't hold (2, from -1e+39 to 1e+300). Replace them."
+    )
+
+
+def test_a_few_voxels_that_dominate_a_standardisation_are_noted(scan: Scan) -> None:
+    """720 voxels of 0 and 1 in turn, and one of 1e6: its square is all but all of the sum of squares."""
+    voxels = np.indices((8, 9, 10)).sum(0).astype(np.float32) % 2
+    with_image(scan, voxels)
+    standard = Preprocessing(intensity="zscore")
+    assert check_scan(scan, 1, 3, standard).remarks == []
+    large = np.tile(voxels, (4, 4, 4))  # of 46,080 voxels one lies 215 standard deviations away
+    large[5, 6, 7] = 1e6
+    with_image(scan, large)
+    with_label(scan, np.zeros(large.shape, np.uint8))
+    (remark,) = check_scan(scan, 1, 3, standard).remarks
+    assert "1 of its voxels, up to 1e+06, make up 100% of its variance" in remark
+    assert check_scan(scan, 1, 3, SETTINGS).remarks == []  # a CT's window clips it
+
+
+def test_a_scan_longer_than_a_person_is_a_fault(scan: Scan) -> None:
+    """10 voxels of 1000 mm: a header that took metres for millimetres."""
+    affine = np.diag([2.0, 2.0, 1000.0, 1.0])
+    save(scan.image[0], np.random.default_rng(0).normal(0, 100, (8, 9, 10)).astype(np.float32), affine)
+    with_label(scan, np.zeros((8, 9, 10), np.uint8), affine)
+    (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
+    assert "is 10 m long by its header, with voxels of 2 × 2 × 1000 mm. Mend its header." in fault
+
+
+def test_a_scan_that_resampling_makes_too_large_is_a_fault(scan: Scan) -> None:
+    """8 × 9 × 10 voxels of 400 mm are 3.2 × 3.6 × 4 m, and at 0.5 mm 3.7e11 voxels."""
+    affine = np.diag([400.0, 400.0, 400.0, 1.0])
+    save(scan.image[0], np.random.default_rng(0).normal(0, 100, (8, 9, 10)).astype(np.float32), affine)
+    with_label(scan, np.zeros((8, 9, 10), np.uint8), affine)
+    (fault,) = check_scan(scan, 1, 3, Preprocessing(spacing=(0.5, 0.5, 0.5))).faults
+    assert "would have 3.69e+11 voxels of 0.5 × 0.5 × 0.5 mm, which this machine's memory doesn't hold" in fault

@@ -37,6 +37,7 @@ import utils
 from networks import NETWORKS
 from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given
 from utils.checkpoints.schema import check_metadata, describes_itself
+from utils.data.data_list import clean_labels
 from utils.data.preprocessing import Preprocessing
 from utils.system.errors import DamagedError, InputError
 from utils.system.typed import shown, shown_text
@@ -147,6 +148,10 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         raise DamagedError(f"{source}: its network can't be built: {error}.") from error
     if (config.img_size, config.spacing) != (preprocessing.roi, preprocessing.spacing):
         raise DamagedError(f"{source}: its network and its preprocessing have other windows. Give another file.")
+    try:
+        labels = clean_labels(said["labels"])
+    except ValueError as error:
+        raise DamagedError(f"{source}: {error}. Give another file.") from error
     if len(said["labels"]) != config.out_channels:
         raise DamagedError(
             f"{source}: names {len(said['labels'])} labels for {config.out_channels} classes. Give another file."
@@ -154,7 +159,7 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
     return Description(
         config=config,
         preprocessing=preprocessing,
-        labels=tuple(said["labels"]),
+        labels=labels,
         amp=said["amp"],
         flips=said.get("flips"),
     )

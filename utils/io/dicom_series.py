@@ -137,7 +137,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     grouped: dict[str, list[Path]] = defaultdict(list)
     numbers: dict[str, int | None] = {}
     left_out: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    damaged: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
     tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns"]
     for path in sorted(set(files)):
         try:
@@ -149,19 +149,20 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             is_damaged, uid, number, reason = False, "", None, f"its header can't be read ({first_line(error)})"
         except Exception:  # damaged bytes raise whatever they happen to break in pydicom; reading it will tell
             is_damaged, uid, number = True, "", None
-        if is_damaged and not uid:
-            damaged.append(path)
-        elif reason and not is_damaged:
+        if is_damaged:
+            damaged.append((path, uid))
+        elif reason:
             left_out[path.parent, reason].append(path)
         else:
             uid = uid or str(path.parent)
             grouped[uid].append(path)
             numbers.setdefault(uid, number)
-    for path in damaged:
-        beside = [uid for uid, paths in grouped.items() if any(other.parent == path.parent for other in paths)]
-        for uid in beside or [str(path.parent)]:
-            grouped[uid].append(path)
-            numbers.setdefault(uid, None)
+    folders = {uid: {path.parent for path in paths} for uid, paths in grouped.items()}
+    for path, uid in damaged:  # its identifier may be cut off as well
+        beside = [uid] if uid in folders else [other for other in folders if path.parent in folders[other]]
+        for other in beside or [str(path.parent)]:
+            grouped[other].append(path)
+            numbers.setdefault(other, None)
     names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = [
         f"{paths[0]}: left out, {reason}." if len(paths) == 1 else f"{folder}: {len(paths)} files left out, {reason}."
@@ -538,7 +539,9 @@ def _pixels(path: Path, count: int) -> np.ndarray:
         if needed > available_memory():
             raise memory_error(path, needed)
         native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        more = len(dataset.PixelData) - needed if native else 0
+        found = int(dataset.get("NumberOfFrames") or 1)
+        if native:  # fewer bytes behind the last frame than one has are padding
+            found += (len(dataset.PixelData) - needed) // (needed // found)
         pixels = pixel_array(dataset, raw=True)
     except InputError:
         raise
@@ -547,8 +550,7 @@ def _pixels(path: Path, count: int) -> np.ndarray:
             f"{path}: its pixels can't be decoded ({first_line(error)}); the file may be cut off. Copy it again."
         ) from error
     pixels = pixels.reshape(-1, *pixels.shape[-2:])
-    found = len(pixels) + more // (needed // len(pixels))  # fewer bytes than a frame has are padding
-    if found != count:
+    if not found == len(pixels) == count:
         raise InputError(f"{path}: has the pixels of {found} frames, but its header places {count}. {EXPORT_AGAIN}")
     return pixels
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from annotated_types import Len
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from networks.registry import OF_THE_WINDOW
@@ -21,16 +21,17 @@ from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
 from utils.system.errors import InputError
 from utils.system.files import LONGEST_NAME, content_hash, file_state, read_json, remove, write_json
+from utils.system.typed import STRICT
 
 IN_PROGRESS = "begun"  # the key, in the record of an unfinished scan, of the files that may exist
 CHANGED = "was changed after it was written"
 
-STRICT = ConfigDict(strict=True)  # further keys are for people, or of other versions
+# further keys are for people, or of other versions
 Numbers = Annotated[list[float], Len(3, 3)]
 
 
+@with_config(STRICT)
 class _Organ(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     volume_ml: float
     mean: float | None
     std: float | None
@@ -42,15 +43,15 @@ class _Organ(TypedDict):
     dice_network_grid: NotRequired[float | None]
 
 
+@with_config(STRICT)
 class _MadeWith(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     network: Annotated[list[Any], Len(2, 2)]
     one_file_per_organ: NotRequired[bool]
     save_probabilities: NotRequired[bool]
 
 
+@with_config(STRICT)
 class _Record(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     scan: str
     source: str
     shape: Annotated[list[int], Len(3, 3)]
