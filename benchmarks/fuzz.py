@@ -18,7 +18,10 @@ from random import Random
 
 from tqdm import tqdm
 
+from benchmarks.fuzzing.checkpoints import Checkpoints
 from benchmarks.fuzzing.kind import Kind, Workplace
+from benchmarks.fuzzing.lists import DataLists, Folders
+from benchmarks.fuzzing.records import Records
 from benchmarks.fuzzing.sandbox import Command, Ended, Sandbox, start_server
 from benchmarks.fuzzing.scans import scan_kinds
 from benchmarks.fuzzing.verdicts import FAULTS, Verdict, table
@@ -147,7 +150,7 @@ def fuzz(folder: Path, inputs: int, names: Sequence[str] = (), seed: int = 0, ke
 
 def all_kinds(workplace: Workplace) -> list[Kind]:
     """All kinds of inputs, in the order of the table."""
-    return [*scan_kinds(workplace)]
+    return [*scan_kinds(workplace), *(kind(workplace) for kind in (Checkpoints, DataLists, Folders, Records))]
 
 
 def main(args: argparse.Namespace) -> None:

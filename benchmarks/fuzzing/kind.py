@@ -93,7 +93,7 @@ class Workplace:
         paths = [flag for flag in flags if not flag.startswith("--")]
         others = [flag for flag in flags if flag.startswith("--")]
         weights = [f"--pretrained_dir={self.run}", "--pretrained_model_name=model.pt"]
-        return Command("test.py", [*TESTING, *weights, *others, "--input", *paths], writes)
+        return Command("test.py", [*TESTING, *weights, *others, *(["--input", *paths] if paths else [])], writes)
 
 
 class Kind(ABC):
