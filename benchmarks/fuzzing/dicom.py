@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from benchmarks.fuzzing import sound
-from benchmarks.fuzzing.mutant import LONG, Content, Mutant, beside, odd_text, shown, with_bytes_changed, with_flips
+from benchmarks.fuzzing.mutant import LONG, Content, Link, Mutant, Pipe, odd_text, shown, with_bytes_changed, with_flips
 
 PREAMBLE = 132  # bytes with the letters DICM at their end
 LONG_FORM = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT")  # lengths of four bytes
@@ -90,7 +90,7 @@ class File:
         element = self.element(keyword)
         number = element.kind == b"US" and isinstance(value, int)
         text = struct.pack("<H", int(value) & 0xFFFF) if number else str(value).encode()
-        element.value = text + b" " * (len(text) % 2)
+        element.value = text + (b"\0" if element.kind == b"UI" else b" ") * (len(text) % 2)
 
     def call_syntax(self, uid: str) -> None:
         """Let the meta information name another transfer syntax."""
@@ -118,6 +118,9 @@ def write(random: Random, victim: Path) -> Mutant:
         files = [_file(data_set, form) for data_set in (_multi_frame() if multi_frame else _series())]
         one = random.random() < 0.6
         chosen = {random.randrange(len(files))} if one else set(range(len(files)))
+    series = f"1.2.3.7.{random.randrange(10**9)}"  # or else the scans of a folder would be taken for one
+    for file in files:
+        file.set("SeriesInstanceUID", series)
     changes = (_frames, _number, _number, _name, _removed, _syntax, _pixels) if multi_frame else _CHANGES
     change = None if not chosen or random.random() < 0.35 else random.choice(changes)
     seed = random.random()  # the same change in all chosen files
@@ -134,7 +137,7 @@ def write(random: Random, victim: Path) -> Mutant:
         written[f"IM{number:03d}"] = content
     known = all(isinstance(content, bytes) and content[128:PREAMBLE] == b"DICM" for content in written.values())
     if len(files) > 1 and random.random() < 0.12:
-        what += "; " + _odd_files(random, written, victim)
+        what += "; " + _odd_files(random, written)
         harmless = False
     which = "all files" if len(chosen) > 1 else "a file" if len(files) > 1 else "the file"
     frames = " of frames" if multi_frame and form != "multi-frame" else ""
@@ -142,9 +145,15 @@ def write(random: Random, victim: Path) -> Mutant:
     return Mutant(f"DICOM, {form}{frames}, {which}: {what}", written, harmless=harmless, slices=slices)
 
 
-def sound_series() -> dict[str, Content]:
-    """The sound scan as a series."""
+def sound_series(uid: str = "1.2.3.1") -> dict[str, Content]:
+    """The sound scan as a series.
+
+    Args:
+        uid: of the series.
+    """
     files = [_file(data_set, "series") for data_set in _series()]
+    for file in files:
+        file.set("SeriesInstanceUID", uid)
     return {f"IM{number:03d}": file.head + _joined(file.elements) for number, file in enumerate(files)}
 
 
@@ -391,15 +400,14 @@ def _change_groups(random: Random, data_set: pydicom.Dataset) -> str:
     return what
 
 
-def _odd_files(random: Random, files: dict[str, Content], victim: Path) -> str:
+def _odd_files(random: Random, files: dict[str, Content]) -> str:
     """Put other things between the slices. Returns what they are."""
-    things = beside(victim)
     match random.randrange(6):
         case 0:
-            files["pipe"] = things["pipe"]
+            files["pipe"] = Pipe()
             return "a pipe beside"
         case 1:
-            files["IM003"] = things["pipe"]
+            files["IM003"] = Pipe()
             return "a pipe in place of a slice"
         case 2:
             files["IM900"] = files["IM003"]
@@ -408,7 +416,7 @@ def _odd_files(random: Random, files: dict[str, Content], victim: Path) -> str:
             files["DICOMDIR"] = random.randbytes(300)
             return "a damaged DICOMDIR"
         case 4:
-            files["loop"] = things["loop"]
+            files["loop"] = Link("loop")
             return "a link to itself"
     files["IM900"] = bytes(128) + b"DICM" + random.randbytes(random.choice((0, 4, 300)))
     return "a file of noise with DICM in front"

@@ -108,7 +108,7 @@ def odd_text(random: Random) -> bytes:
 def odd_path(random: Random, victim: Path) -> tuple[bytes, bool]:
     """The path of a file where a header names one, and whether that lies outside the header's folder.
 
-    ``pipe``, ``folder`` and ``link`` have to lie beside the header: see :func:`beside`.
+    ``pipe``, ``folder``, ``link_to_pipe`` and ``loop`` have to lie beside the header: see :func:`beside`.
     """
     outside = (
         *(f"{victim}/voxels.raw", "../../victim/voxels.raw", "../../victim", str(victim), "/etc/passwd", "/dev/zero"),
@@ -122,8 +122,10 @@ def odd_path(random: Random, victim: Path) -> tuple[bytes, bool]:
     return random.choice((*TEXTS, b"/dev/%s%n%d 1 3 1", b"a/" * 3000, b"a" * 300)), False
 
 
-def beside(victim: Path) -> dict[str, Content]:
-    """What :func:`odd_path` names beside a header."""
+def beside(header: bytes) -> dict[str, Content]:
+    """What :func:`odd_path` names beside a header, if the header does name it."""
+    if b"pipe" not in header and b"loop" not in header and b"folder" not in header:
+        return {}
     return {"pipe": Pipe(), "folder": Folder(), "link_to_pipe": Link("pipe"), "loop": Link("loop")}
 
 

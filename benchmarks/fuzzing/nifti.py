@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.fuzzing import sound
-from benchmarks.fuzzing.mutant import LONG, TEXTS, Content, Mutant, beside, shown, with_bytes_changed, with_flips
+from benchmarks.fuzzing.mutant import LONG, TEXTS, Content, Mutant, Pipe, shown, with_bytes_changed, with_flips
 
 EXTREMES = {
     "i": (0, 1, -1, 2, 3, 4, 7, 1000, "max", "min"),
@@ -59,9 +59,7 @@ def write(random: Random, victim: Path) -> Mutant:
         ending = ".gz" if packed else ""
         parts = {f"scan.hdr{ending}": header, f"scan.img{ending}": data}
         if random.random() < 0.1:
-            files = {**beside(victim), **{name: _packed(part) if packed else part for name, part in parts.items()}}
-            files |= {"scan.img": beside(victim)["pipe"]}
-            files.pop("scan.img.gz", None)
+            files = {f"scan.hdr{ending}": _packed(header) if packed else header, f"scan.img{ending}": Pipe()}
             what.append("its voxels are a pipe")
             harmless = False
         else:

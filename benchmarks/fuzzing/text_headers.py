@@ -80,7 +80,7 @@ def write_nrrd(random: Random, victim: Path) -> Mutant:
     detached = random.random() < 0.4
     data = _encoded(encoding)
     lines = _nrrd_lines(encoding)
-    files: dict[str, Content] = dict(beside(victim)) if detached else {}
+    files: dict[str, Content] = {}
     if detached:
         voxels = b"folder/voxels.raw" if random.random() < 0.3 else b"voxels.raw"
         lines.append((b"data file", voxels))
@@ -88,6 +88,7 @@ def write_nrrd(random: Random, victim: Path) -> Mutant:
     header = Header(b"NRRD0005\n", b": ", tuple(lines), b"" if detached else b"\n")
     what, text, harmless, outside = _changed(random, header, victim, NRRD_FIELDS, NRRD_VALUES, b"data file", b"# ")
     files["scan.nhdr" if detached else "scan.nrrd"] = text if detached else text + data
+    files = {**(beside(text) if detached else {}), **files}
     form = f"NRRD, {encoding.decode()}{', detached' if detached else ''}"
     return Mutant(f"{form}: {what}", files, harmless=harmless, outside=outside)
 
@@ -99,7 +100,7 @@ def write_meta_image(random: Random, victim: Path) -> Mutant:
     raw = _encoded(b"raw")
     data = zlib.compress(raw) if packed else raw
     lines = _meta_lines(packed, len(data))
-    files: dict[str, Content] = {} if form == "inline" else dict(beside(victim))
+    files: dict[str, Content] = {}
     size = len(raw) // SLICES
     match form:
         case "inline":
@@ -123,6 +124,7 @@ def write_meta_image(random: Random, victim: Path) -> Mutant:
         random, header, victim, META_FIELDS, META_VALUES, b"ElementDataFile", comment
     )
     inline = form == "inline"
+    files = {**({} if inline else beside(text)), **files}
     files["scan.mha" if inline else "scan.mhd"] = text + data if inline else text
     harmless = harmless and not (form == "LIST" and b"slice03.raw" not in last)
     what = f"MetaImage, {form}{', packed' if packed else ''}: {what}"

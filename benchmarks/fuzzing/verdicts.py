@@ -10,6 +10,7 @@ from benchmarks.fuzzing.sandbox import Ended
 
 TRACEBACK = "Traceback (most recent call last):"
 REFUSAL = re.compile(r"^(?:.*: )?error: ", re.MULTILINE)
+CHAINED = ("During handling of the above exception", "was the direct cause of the following exception")
 OURS = ("InputError", "DamagedError", "WriteError", "MemoryError", "TrainingError")
 LONGEST_REFUSAL = 3000  # characters; a longer one isn't read
 
@@ -53,17 +54,20 @@ def refusal(text: str) -> Verdict:
 
 
 def unforeseen(log: Path) -> list[str]:
-    """The entries of a log of tracebacks whose exceptions nobody turned into errors of ours."""
+    """The exceptions in a log of tracebacks that no code of ours raised: what names the scan, and the exception."""
     if not log.is_file() or log.is_symlink():
         return []
-    entries = []
-    for entry in re.split(
-        r"\n(?=\S[^\n]*\n+(?:[^\n]*\n)?" + re.escape(TRACEBACK) + ")", log.read_text(errors="replace")
-    ):
-        raised = re.findall(r"^([A-Za-z_][\w.]*)(?::|$)", entry.rsplit(TRACEBACK, 1)[-1], re.MULTILINE)
-        if TRACEBACK in entry and raised and raised[0].rsplit(".", 1)[-1] not in OURS:
-            entries.append(entry)
-    return entries
+    found, name = [], ""
+    head, *bodies = log.read_text(errors="replace").split(TRACEBACK)
+    for body in bodies:
+        name = name or head
+        lines = [line for line in body.splitlines() if line[:1].strip()]  # those of the stack are indented
+        raised, head = lines[0] if lines else "", "\n".join(lines[1:])
+        if not any(text in body for text in CHAINED):
+            if raised.partition(":")[0].rsplit(".", 1)[-1] not in OURS:
+                found.append(f"{name}\n{raised}")
+            name = ""
+    return found
 
 
 def table(counts: dict[str, Counter[Verdict]]) -> Iterable[str]:
