@@ -124,9 +124,10 @@ def odd_path(random: Random, victim: Path) -> tuple[bytes, bool]:
 
 def beside(header: bytes) -> dict[str, Content]:
     """What :func:`odd_path` names beside a header, if the header does name it."""
-    if b"pipe" not in header and b"loop" not in header and b"folder" not in header:
-        return {}
-    return {"pipe": Pipe(), "folder": Folder(), "link_to_pipe": Link("pipe"), "loop": Link("loop")}
+    things: dict[str, Content] = {
+        "pipe": Pipe(), "folder": Folder(), "link_to_pipe": Link("pipe"), "loop": Link("loop"),
+    }  # fmt: skip
+    return {name: thing for name, thing in things.items() if name.encode() in header}
 
 
 def with_flips(random: Random, data: bytes, count: int | None = None, end: int | None = None) -> bytes:

@@ -3,13 +3,14 @@
 import bz2
 import gzip
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 from benchmarks.fuzzing import sound
 from benchmarks.fuzzing.mutant import (
-    LONG,
+    NUMBERS,
     TEXTS,
     Content,
     Mutant,
@@ -18,39 +19,104 @@ from benchmarks.fuzzing.mutant import (
     odd_text,
     shown,
     with_bytes_changed,
-)  # fmt: skip
+)
 
 SLICES = sound.SHAPE[2]
 Line = tuple[bytes, bytes]  # a field's name and its value
-NRRD_FIELDS = (
-    *(b"type", b"dimension", b"sizes", b"encoding", b"endian", b"space", b"space dimension", b"space directions"),
-    *(b"space origin", b"kinds", b"spacings", b"thicknesses", b"axis mins", b"axis maxs", b"centers", b"labels"),
-    *(b"units", b"space units", b"line skip", b"byte skip", b"min", b"max", b"old min", b"block size", b"content"),
-    *(b"measurement frame", b"sample units", b"number", b"data file"),
+Fields = Mapping[bytes, Sequence[bytes]]  # odd values of each field
+_VECTORS = (
+    *(b"(1,0,0)", b"none none none", b"(nan,0,0) (0,nan,0) (0,0,nan)", b"(0,0,0) (0,0,0) (0,0,0)", b"(0,0"),
+    *(b"(1e30,0,0) (0,1e30,0) (0,0,1e30)", b"(1,0,0) (1,0,0) (1,0,0)", b"(12,0,0) (6,12,0) (0,0,14)", b"((((((((("),
+    *(b"(-12,0,0) (0,-12,0) (0,0,14)", b"(0,12,0) (12,0,0) (0,0,14)", b"none (12,0,0) (0,12,0) (0,0,14)", b"(1,2,3,4)"),
+    *(b"(1e-30,0,0) (0,1e-30,0) (0,0,1e-30)", b"(inf,0,0) (0,inf,0) (0,0,inf)"),
 )
-NRRD_VALUES = (
-    *(b"none", b"(1,0,0)", b"none none none", b"(nan,0,0) (0,nan,0) (0,0,nan)", b"(0,0,0) (0,0,0) (0,0,0)", b"block"),
-    *(b"(1e30,0,0) (0,1e30,0) (0,0,1e30)", b"left-posterior-superior", b"right-up", b"3D-left-handed", b"RAS", b"LPST"),
-    *(b"double", b"unsigned char", b"int64", b"signed char", b"raw", b"gzip", b"bzip2", b"hex", b"ascii", b"txt"),
-    *(b"domain domain domain", b"vector domain domain domain", b"1000000000 1000000000 1000000000", b"12 10", b"0 0 0"),
-    *(b"12 10 8 1", b"-12 10 8", b"1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", b"big", b"LIST", b"(1,0,0) (1,0,0) (1,0,0)"),
-    *(b"(1,0,0) (0.5,1,0) (0,0,1)", b"(0,0", b"((((((((", b"960", b"65536 65536 65536", b"4294967296 1 1"),
+_SIZES = (
+    *(b"12 10", b"0 0 0", b"12 10 8 1", b"-12 10 8", b"1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", b"960 1 1", b"12 10 4"),
+    *(b"65536 65536 65536", b"4294967296 1 1", b"4294967297 1 1", b"1000000000 1000000000 1000000000", b"1 12 10 8"),
+    *(b"12 10 800000000", b"8 10 12", b"2097152 2097152 2097152"),
 )
-META_FIELDS = (
-    *(b"ObjectType", b"NDims", b"DimSize", b"ElementType", b"ElementSpacing", b"ElementSize", b"TransformMatrix"),
-    *(b"Offset", b"Position", b"Origin", b"Rotation", b"Orientation", b"CenterOfRotation", b"AnatomicalOrientation"),
-    *(b"BinaryData", b"BinaryDataByteOrderMSB", b"ElementByteOrderMSB", b"CompressedData", b"CompressedDataSize"),
-    *(b"ElementNumberOfChannels", b"HeaderSize", b"Modality", b"ID", b"ParentID", b"Comment", b"Name", b"Color"),
-    *(b"ElementMin", b"ElementMax", b"ElementToIntensityFunctionSlope", b"ElementDataFile"),
+_SPACINGS = (
+    *(b"0 0 0", b"1e9 1e9 1e9", b"nan nan nan", b"-12 12 14", b"1e-9 1e-9 1e-9", b"inf inf inf", b"12 12", b"1 1 1 1"),
+    *(b"12 12 1e5", b"1e300 1e300 1e300"),
 )
-META_VALUES = (
-    *(b"Image", b"Tube", b"MET_DOUBLE", b"MET_UCHAR", b"MET_CHAR_ARRAY", b"MET_NONE", b"MET_OTHER", b"MET_STRING"),
-    *(b"MET_LONG_LONG", b"MET_FLOAT_MATRIX", b"True", b"False", b"0 0 0", b"1e9 1e9 1e9", b"nan nan nan"),
-    *(b"1000000000 1000000000 1000000000", b"-12 10 8", b"12 10", b"12 10 8 1", b"1 0 0 0 0 0 0 0 1", b"RAI", b"???"),
-    *(b"0 0 0 0 0 0 0 0 0", b"LIST", b"LIST 2", b"Local", b"LOCAL", b"slice%02d.raw 0 7 1", b"%s%s%s 1 3 1"),
-    *(b"slice%02d.raw 0 1000000000 1", b"slice%02d.raw 0 7 0", b"slice%02d.raw 7 0 -1", b"slice%n.raw 0 7 1"),
-    *(b"4294967297 1 1", b"65536 65536 65536", b"1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"),
+_TURNS = (
+    *(b"1 0 0 0 0 0 0 0 1", b"0 0 0 0 0 0 0 0 0", b"1 0 0 0 1 0 0 0 1", b"1 0 0 1 0 0 1 0 0", b"nan 0 0 0 1 0 0 0 1"),
+    *(b"1 0 0 0.5 1 0 0 0 1", b"1 0", b"0 1 0 1 0 0 0 0 1", b"1e30 0 0 0 1e30 0 0 0 1e30"),
 )
+NRRD: Fields = {
+    b"type": (b"double", b"unsigned char", b"int64", b"signed char", b"block", b"float", b"uint16", b"string"),
+    b"dimension": (b"0", b"1", b"2", b"4", b"16", b"17", b"1000000", b"4294967295"),
+    b"sizes": _SIZES,
+    b"encoding": (b"raw", b"gzip", b"bzip2", b"hex", b"ascii", b"txt", b"gz", b"zrl"),
+    b"endian": (b"big", b"little", b"middle"),
+    b"space": (b"left-posterior-superior", b"right-up", b"3D-left-handed", b"RAS", b"LPST", b"scanner-xyz-time"),
+    b"space dimension": (b"3", b"2", b"0", b"1000000000"),
+    b"space directions": _VECTORS,
+    b"space origin": (b"(0,0,0)", b"(nan,0,0)", b"(1e300,0,0)", b"none", b"(1,2)", b"(inf,inf,inf)"),
+    b"kinds": (b"none none none", b"vector domain domain", b"domain domain", b"domain domain list", b"RGB-color a b"),
+    b"spacings": _SPACINGS,
+    b"thicknesses": _SPACINGS,
+    b"axis mins": _SPACINGS,
+    b"axis maxs": _SPACINGS,
+    b"centers": (b"cell cell cell", b"node node node", b"???"),
+    b"labels": (b'"x" "y" "z"', b'"x', b'"%s" "%n" ""'),
+    b"units": (b'"mm" "mm" "mm"', b'"m" "m" "m"', b'"'),
+    b"space units": (b'"mm" "mm" "mm"', b'"m" "um" "s"'),
+    b"line skip": (b"1", b"1000000000", b"-1"),
+    b"byte skip": (b"1", b"-1", b"-2", b"1000000000", b"1920"),
+    b"measurement frame": _VECTORS,
+    b"old min": (b"nan", b"0"),
+    b"block size": (b"2", b"1000000000"),
+    b"content": (b"%s%n", b"x"),
+    b"number": (b"960", b"1000000000000"),
+    b"data file": (b"LIST", b"LIST 2", b"slice%02d.raw 0 7 1", b"slice%02d.raw 0 1000000000 1", b"%s%n.raw 1 3 1"),
+}
+META: Fields = {
+    b"ObjectType": (b"Image", b"Tube", b"Scene", b"Mesh"),
+    b"NDims": (b"0", b"1", b"2", b"4", b"10", b"11", b"1000000", b"2147483647"),
+    b"DimSize": _SIZES,
+    b"ElementType": (
+        *(b"MET_DOUBLE", b"MET_UCHAR", b"MET_CHAR_ARRAY", b"MET_NONE", b"MET_OTHER", b"MET_STRING", b"MET_USHORT"),
+        *(b"MET_LONG_LONG", b"MET_FLOAT_MATRIX", b"MET_FLOAT", b"MET_ASCII_CHAR"),
+    ),
+    b"ElementSpacing": _SPACINGS,
+    b"ElementSize": _SPACINGS,
+    b"TransformMatrix": _TURNS,
+    b"Rotation": _TURNS,
+    b"Orientation": _TURNS,
+    b"Offset": _SPACINGS,
+    b"Position": _SPACINGS,
+    b"Origin": _SPACINGS,
+    b"CenterOfRotation": _SPACINGS,
+    b"AnatomicalOrientation": (b"RAI", b"LPS", b"???", b""),
+    b"BinaryData": (b"True", b"False", b"1"),
+    b"BinaryDataByteOrderMSB": (b"True", b"False"),
+    b"ElementByteOrderMSB": (b"True", b"False"),
+    b"CompressedData": (b"True", b"False"),
+    b"CompressedDataSize": (b"0", b"1", b"-1", b"1000000000000", b"100"),
+    b"ElementNumberOfChannels": (b"0", b"1", b"2", b"3", b"-1", b"1000000000"),
+    b"HeaderSize": (b"-1", b"0", b"1", b"100", b"1000000000", b"-2"),
+    b"Modality": (b"MET_MOD_CT", b"MET_MOD_UNKNOWN"),
+    b"ID": (b"-1", b"7"),
+    b"Name": (b"%s%n", b"x"),
+    b"Color": (b"1 1 1 1", b"1"),
+    b"ElementMin": (b"nan", b"0"),
+    b"ElementMax": (b"nan", b"0"),
+    b"ElementToIntensityFunctionSlope": (b"0", b"nan", b"2"),
+    b"ElementDataFile": (
+        *(
+            b"LIST",
+            b"LIST 2",
+            b"LIST 3D",
+            b"Local",
+            b"LOCAL",
+            b"slice%02d.raw 0 7 1",
+            b"%s%s%s 1 3 1",
+            b"slice%n.raw 0 7 1",
+        ),
+        *(b"slice%02d.raw 0 1000000000 1", b"slice%02d.raw 0 7 0", b"slice%02d.raw 7 0 -1", b"slice%02d.raw"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +141,8 @@ class Header:
 
 
 def write_nrrd(random: Random, victim: Path) -> Mutant:
-    """An NRRD with a changed header: inline or detached, in four encodings."""
-    encoding = random.choice((b"raw", b"raw", b"gzip", b"bzip2", b"hex", b"ascii"))
+    """An NRRD with a changed header: inline or detached, in five encodings."""
+    encoding = random.choice((b"raw", b"raw", b"raw", b"raw", b"gzip", b"gzip", b"gzip", b"hex", b"ascii", b"bzip2"))
     detached = random.random() < 0.4
     data = _encoded(encoding)
     lines = _nrrd_lines(encoding)
@@ -86,7 +152,7 @@ def write_nrrd(random: Random, victim: Path) -> Mutant:
         lines.append((b"data file", voxels))
         files[voxels.decode()] = data
     header = Header(b"NRRD0005\n", b": ", tuple(lines), b"" if detached else b"\n")
-    what, text, harmless, outside = _changed(random, header, victim, NRRD_FIELDS, NRRD_VALUES, b"data file", b"# ")
+    what, text, harmless, outside = _changed(random, header, victim, NRRD, b"data file", b"# ")
     files["scan.nhdr" if detached else "scan.nrrd"] = text if detached else text + data
     files = {**(beside(text) if detached else {}), **files}
     form = f"NRRD, {encoding.decode()}{', detached' if detached else ''}"
@@ -116,13 +182,10 @@ def write_meta_image(random: Random, victim: Path) -> Mutant:
             voxels = b"LIST" if listed else b"slice%02d.raw 0 7 1"
             last = "".join(f"{name}\n" for name in names).encode() if listed else b""
             if listed and random.random() < 0.4:  # which the changes below don't reach
-                path, _ = odd_path(random, victim)
+                path, is_outside = odd_path(random, victim)
                 last = last.replace(b"slice03.raw", path)
     header = Header(b"", b" = ", (*lines, (b"ElementDataFile", voxels)), last)
-    comment = b"Comment = "
-    what, text, harmless, outside = _changed(
-        random, header, victim, META_FIELDS, META_VALUES, b"ElementDataFile", comment
-    )
+    what, text, harmless, outside = _changed(random, header, victim, META, b"ElementDataFile", b"Comment = ")
     inline = form == "inline"
     files = {**({} if inline else beside(text)), **files}
     files["scan.mha" if inline else "scan.mhd"] = text + data if inline else text
@@ -130,6 +193,7 @@ def write_meta_image(random: Random, victim: Path) -> Mutant:
     what = f"MetaImage, {form}{', packed' if packed else ''}: {what}"
     if form == "LIST" and b"slice03.raw" not in last:
         what += f"; a slice named {shown(path)}"
+        outside = outside or (is_outside and text.count(b"ElementDataFile") == 1 and b"ElementDataFile = LIST" in text)
     return Mutant(what, files, harmless=harmless, outside=outside)
 
 
@@ -178,77 +242,76 @@ def _encoded(encoding: bytes) -> bytes:
 
 
 def _changed(
-    random: Random, header: Header, victim: Path, fields: tuple[bytes, ...], values: tuple[bytes, ...],
-    file_field: bytes, comment: bytes,
-) -> tuple[str, bytes, bool, bool]:  # fmt: skip
+    random: Random,
+    header: Header,
+    victim: Path,
+    fields: Mapping[bytes, Sequence[bytes]],
+    file_field: bytes,
+    comment: bytes,
+) -> tuple[str, bytes, bool, bool]:
     """The header after one to three changes: what they are, its bytes, whether they don't matter, and whether it names
     a file outside its folder.
     """
     what: list[str] = []
-    harmless, outside = True, False
-    newline = b"\n"
-    for _ in range(random.choice((1, 1, 1, 2, 3))):
+    harmless, newline = True, b"\n"
+    outside: set[Line] = set()
+    for _ in range(random.choice((1, 1, 1, 1, 2, 3))):
         lines = list(header.lines)
         index = random.randrange(len(lines))
-        name = lines[index][0]
-        way = random.choice(
-            ("value", "value", "value", "path", "removed", "doubled", "moved", "renamed", "added", "comment", "newline",
-             "number", "number", "bytes")
-        )  # fmt: skip
+        name, old = lines[index]
+        way = random.choice(_LINE_CHANGES)
         harmless = harmless and way in ("comment", "newline")
         match way:
             case "value":
-                value = random.choice((odd_text(random), random.choice(values)))
-                lines[index] = name, value
-                what.append(f"{name.decode()} is {shown(value)}")
+                lines[index] = name, _odd_value(random, fields.get(name, ()))
             case "number":  # one of several numbers in a field
-                numbered = [place for place, (_, value) in enumerate(lines) if any(48 <= c < 58 for c in value)]
-                place = random.choice(numbered)
-                parts = lines[place][1].split(b" ")
-                parts[random.randrange(len(parts))] = value = odd_text(random)
-                lines[place] = lines[place][0], b" ".join(parts)
-                what.append(f"{lines[place][0].decode('latin-1')} has a {shown(value)}")
+                parts = old.split(b" ")
+                parts[random.randrange(len(parts))] = random.choice(NUMBERS)
+                lines[index] = name, b" ".join(parts)
             case "path":
-                value, outside = odd_path(random, victim)
-                lines = [line for line in lines if line[0] != file_field]
-                lines.append((file_field, value))
-                what.append(f"{file_field.decode()} is {shown(value)}")
+                path, is_outside = odd_path(random, victim)
+                lines = [*(line for line in lines if line[0] != file_field), (file_field, path)]
+                index = len(lines) - 1
+                outside |= {lines[-1]} if is_outside else set()
             case "removed":
                 del lines[index]
-                what.append(f"no {name.decode('latin-1')}")
             case "doubled":
-                lines.insert(
-                    random.randrange(len(lines) + 1), (name, random.choice((lines[index][1], odd_text(random))))
-                )
-                what.append(f"{name.decode('latin-1')} twice")
+                value = random.choice((old, _odd_value(random, fields.get(name, ()))))
+                lines.insert(random.randrange(len(lines) + 1), (name, value))
             case "moved":
                 lines.insert(random.randrange(len(lines)), lines.pop(index))
-                what.append(f"{name.decode('latin-1')} at another place")
             case "renamed":
-                lines[index] = (
-                    random.choice((odd_text(random), name.upper(), b" " + name, name + b" ")),
-                    lines[index][1],
-                )
-                what.append(f"{name.decode('latin-1')} called {shown(lines[index][0])}")
+                lines[index] = random.choice((odd_text(random), name.upper(), b" " + name, name + b" ")), old
             case "added":
-                added = random.choice(fields)
-                value = random.choice((odd_text(random), random.choice(values)))
-                lines.insert(random.randrange(len(lines) + 1), (added, value))
-                what.append(f"a field {added.decode()} of {shown(value)}")
+                added = random.choice(list(fields))
+                index = random.randrange(len(lines) + 1)
+                lines.insert(index, (added, _odd_value(random, fields[added])))
             case "comment":
-                text = random.choice(
-                    tuple(text for text in TEXTS if b"\n" not in text and b"\0" not in text) or (LONG,)
-                )
+                text = random.choice([text for text in TEXTS if b"\n" not in text and b"\0" not in text])
                 header = replace(header, first=header.first + comment + text + b"\n")
                 what.append(f"a comment {shown(text)}")
+                continue
             case "newline":
                 newline = b"\r\n"
                 what.append("lines that end as on Windows")
+                continue
             case "bytes":
                 changed, text = with_bytes_changed(random, header.bytes(newline))
-                what.append(changed)
-                return "; ".join(what), text, False, outside
+                return "; ".join([*what, changed]), text, False, False
+        is_there = way in ("value", "number", "path", "renamed", "added")
+        what.append(f"{way} {shown(b' '.join(lines[index]) if is_there else name)}")
         if not lines:
             break
         header = replace(header, lines=tuple(lines))
-    return "; ".join(what), header.bytes(newline), harmless, outside
+    named = {line for line in header.lines if line[0] == file_field}
+    return "; ".join(what), header.bytes(newline), harmless, bool(named) and named <= outside
+
+
+_LINE_CHANGES = (
+    *("value", "value", "value", "value", "number", "number", "number", "path", "path", "removed", "doubled", "moved"),
+    *("renamed", "added", "added", "comment", "newline", "bytes"),
+)
+
+
+def _odd_value(random: Random, of_field: Sequence[bytes]) -> bytes:
+    return random.choice(of_field) if of_field and random.random() < 0.7 else odd_text(random)
