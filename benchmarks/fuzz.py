@@ -22,7 +22,7 @@ from benchmarks.fuzzing.checkpoints import Checkpoints
 from benchmarks.fuzzing.kind import Kind, Workplace
 from benchmarks.fuzzing.lists import DataLists, Folders
 from benchmarks.fuzzing.records import Records
-from benchmarks.fuzzing.sandbox import Command, Ended, Sandbox, start_server
+from benchmarks.fuzzing.sandbox import Command, Ended, Sandbox, differences, start_server, state_of
 from benchmarks.fuzzing.scans import scan_kinds
 from benchmarks.fuzzing.verdicts import FAULTS, Verdict, table
 from utils.config.parser import Parser, count
@@ -138,13 +138,19 @@ def fuzz(folder: Path, inputs: int, names: Sequence[str] = (), seed: int = 0, ke
         names: of the kinds; by default all.
     """
     start_server()
-    kinds = [kind for kind in all_kinds(Workplace(folder / "workplace")) if not names or kind.name in names]
+    workplace = Workplace(folder / "workplace")
+    kinds = [kind for kind in all_kinds(workplace) if not names or kind.name in names]
+    if unknown := set(names) - {kind.name for kind in kinds}:
+        raise SystemExit(f"error: --kinds {', '.join(sorted(unknown))}: no row of the table.")
+    before = state_of(workplace.folder)
     fuzzer = Fuzzer(folder / "sandboxes", seed, keep)
     commands = share_out(inputs, kinds)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = [pool.submit(fuzzer.run, *command) for command in commands]
         for future in tqdm(futures, desc="commands", disable=None):
             future.result()
+    if changes := differences(before, state_of(workplace.folder)):
+        raise SystemExit(f"error: files that all commands share have changed: {', '.join(changes)}")
     return fuzzer
 
 

@@ -17,7 +17,8 @@ from benchmarks.fuzzing.sandbox import Command, Sandbox
 from utils.checkpoints.description import METADATA
 
 WEIGHTS = "weights"  # the folder below the sandbox
-NO_MATTER = ("command", "score", "versions")  # what no program but a reader of reports needs
+COUNTS = ("network", "preprocessing", "labels", "flips", "format", "amp", "resume")  # what a network is built from
+NO_MATTER = {"command", "score", "versions"}  # what no mask follows from
 BOMB = 400 << 20  # bytes that a member of the archive unpacks to
 Checkpoint = dict[str, Any]
 
@@ -38,15 +39,20 @@ class Checkpoints(Single):
         scan = self.workplace.data / "imagesTr" / "sound.nii.gz"
         reader = "main" if goes_on else random.choice(("test", "test", "test", "start", "export"))
         weights = [f"--pretrained_dir={WEIGHTS}", f"--pretrained_model_name={name}"]
-        training = [*TRAINING, f"--data_dir={self.workplace.data}", f"--max_epochs={EPOCHS + 1}", "--logdir=run"]
+        training = [*TRAINING, f"--data_dir={self.workplace.data}", "--logdir=run"]
         match reader:
             case "test":
                 more = [
                     flag for flag in ("--one_file_per_organ", "--save_probabilities", "--tta") if random.random() < 0.3
                 ]
                 command = Command("test.py", [*TESTING, *weights, *more, "--input", str(scan)])
+                harmless = harmless and "--tta" not in more  # whose average is another
             case "start":
-                command = Command("main.py", [*training, "--resume_ckpt", *weights], writes=("runs",))
+                command = Command(
+                    "main.py",
+                    [*training, "--max_epochs=1", "--val_every=1", "--resume_ckpt", *weights],
+                    writes=("runs",),
+                )
             case "export":
                 form = random.choice(("state_dict", "torchscript"))
                 command = Command(
@@ -54,8 +60,8 @@ class Checkpoints(Single):
                 )
                 sandbox.out.mkdir()
             case _:
-                changed = ["--val_every=1", "--allow_change", "max_epochs", "val_every"]
-                command = Command("main.py", [*training, f"--checkpoint={WEIGHTS}/{name}", *changed], writes=("runs",))
+                epochs = [f"--max_epochs={EPOCHS + 1}", f"--val_every={EPOCHS}"]
+                command = Command("main.py", [*training, f"--checkpoint={WEIGHTS}/{name}", *epochs], writes=("runs",))
         return Input(f"{what}, for {reader}", harmless), command
 
 
@@ -68,16 +74,15 @@ def saved(content: Any, **options: Any) -> bytes:
 
 def _description(random: Random, content: Checkpoint) -> tuple[str, Content, bool]:
     """Change what a checkpoint says beside its weights."""
-    weights = content.pop("state_dict")
-    if random.random() < 0.5:  # what a network is built from
-        counts = {key: content.pop(key) for key in ("network", "preprocessing", "labels", "flips", "format", "amp")}
-        what = [nested.change(random, counts, _VALUES) for _ in range(random.choice((1, 1, 1, 2)))]
-        content |= counts
-    else:
-        what = [nested.change(random, content, _VALUES) for _ in range(random.choice((1, 1, 1, 3)))]
-    content["state_dict"] = weights
-    touched = [part.removeprefix("no ").partition(" ")[0].partition("/")[0] for part in what]
-    return f"description: {'; '.join(what)}", saved(content), set(touched) <= set(NO_MATTER)
+    what, touched = [], set()
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        keys = [key for key in content if key != "state_dict"]
+        key = random.choice([*(key for key in keys if key in COUNTS for _ in range(3)), *keys])
+        part = {key: content.pop(key)}
+        what.append(nested.change(random, part, _VALUES))
+        content |= part
+        touched.add(key)
+    return f"description: {'; '.join(what)}", saved(content), touched <= NO_MATTER
 
 
 def _weights(random: Random, content: Checkpoint) -> tuple[str, Content, bool]:

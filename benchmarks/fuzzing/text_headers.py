@@ -104,17 +104,8 @@ META: Fields = {
     b"ElementMax": (b"nan", b"0"),
     b"ElementToIntensityFunctionSlope": (b"0", b"nan", b"2"),
     b"ElementDataFile": (
-        *(
-            b"LIST",
-            b"LIST 2",
-            b"LIST 3D",
-            b"Local",
-            b"LOCAL",
-            b"slice%02d.raw 0 7 1",
-            b"%s%s%s 1 3 1",
-            b"slice%n.raw 0 7 1",
-        ),
-        *(b"slice%02d.raw 0 1000000000 1", b"slice%02d.raw 0 7 0", b"slice%02d.raw 7 0 -1", b"slice%02d.raw"),
+        *(b"LIST", b"LIST 2", b"LIST 3D", b"Local", b"LOCAL", b"slice%02d.raw 0 7 1", b"%s%s%s 1 3 1"),
+        *(b"slice%n.raw 0 7 1", b"slice%02d.raw 0 1000000000 1", b"slice%02d.raw 0 7 0", b"slice%02d.raw 7 0 -1"),
     ),
 }
 

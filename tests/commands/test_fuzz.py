@@ -1,5 +1,6 @@
 """The fuzzer counts what programs do wrong, its inputs are what it says they are, and programs stand some of them."""
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from benchmarks.fuzz import Fuzzer, all_kinds, share_out
-from benchmarks.fuzzing import dicom, nested, nifti, sound, text_headers
+from benchmarks.fuzzing import checkpoints, dicom, lists, nested, nifti, records, sound, text_headers
+from benchmarks.fuzzing.checkpoints import Checkpoints
 from benchmarks.fuzzing.kind import Input, Single, Workplace, read_mask, same_mask
+from benchmarks.fuzzing.lists import DataLists, Folders
 from benchmarks.fuzzing.mutant import Maker, Mutant, Pipe
+from benchmarks.fuzzing.records import Records
 from benchmarks.fuzzing.sandbox import Command, Ended, Sandbox
 from benchmarks.fuzzing.scans import Scans
 from benchmarks.fuzzing.verdicts import FAULTS, Verdict, crash, refusal, table, unforeseen
@@ -241,6 +245,24 @@ def test_scans_of_files_outside_and_of_fewer_slices_count_as_wrong(workplace: Wo
     assert len(sound_masks) == 3
     sound_masks[0].unlink()  # now a sound scan has lost its mask
     assert set(kind.judge(inputs, ended, sandbox)) == {Verdict.WRONG}
+
+
+@pytest.mark.parametrize(("kind", "times"), [(Checkpoints, 8), (DataLists, 4), (Folders, 1), (Records, 2)])
+def test_what_is_not_changed_gives_right_results(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Single], times: int
+) -> None:
+    """Or else a program would refuse the changed ones for another reason than the change."""
+    monkeypatch.setattr(checkpoints, "_WAYS", [lambda random, content: ("nothing", checkpoints.saved(content), True)])
+    monkeypatch.setattr(checkpoints, "_SHARES", [1])
+    monkeypatch.setattr(lists, "_changed_list", lambda random, content: ("nothing", json.dumps(content).encode(), True))
+    monkeypatch.setattr(lists, "_ODD_FILES", [lambda random, data, victim: "nothing"])
+    monkeypatch.setattr(records, "_planted", lambda random, sandbox: ("nothing", False))
+    monkeypatch.setattr(records, "_changed_record", lambda random, path: "nothing")
+    fuzzer = Fuzzer(tmp_path / "sandboxes")
+    one = kind(workplace)
+    for number in range(times):
+        fuzzer.run(one, [number])
+    assert fuzzer.counts[one.name] == Counter({Verdict.RIGHT: times})
 
 
 def test_some_inputs_of_each_kind(workplace: Workplace, tmp_path: Path) -> None:
