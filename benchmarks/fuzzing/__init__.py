@@ -1,0 +1,1 @@
+"""Hostile inputs, the place where programs get them, and what is made of the programs' ends."""
