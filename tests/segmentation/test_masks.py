@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,25 @@ def test_a_label_that_is_absent_or_in_one_piece_stays() -> None:
     for label in (1, 2):
         keep_largest_component(mask, label)
     assert mask.all()
+
+
+@pytest.mark.parametrize("damaged", ["sform", "qform"])
+def test_a_form_that_can_not_place_voxels_is_not_repeated(tmp_path: Path, damaged: str) -> None:
+    """The mask lies where the reader put the scan, for nibabel as well."""
+    image = nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.header.set_qform(np.diag([2.0, 2.0, 3.0, 1.0]), 1)
+    image.header["sform_code"] = 1
+    if damaged == "sform":
+        image.header["srow_x"] = 0
+    else:
+        image.header["quatern_b"] = 3  # of a rotation the squares add up to 1
+    # nibabel would mend the header while saving
+    content = bytearray(image.header.binaryblock + bytes(4) + np.ones(120, "<i2").tobytes())
+    struct.pack_into("<f", content, 108, 352)
+    content[344:348] = b"n+1\0"
+    (tmp_path / "scan.nii").write_bytes(content)
+    volume = read(tmp_path / "scan.nii")
+    write_mask(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6), np.uint8), volume, {1: "organ"})
+    mask = nib.Nifti1Image.from_filename(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(mask.affine, volume.affine)
+    np.testing.assert_allclose(volume.affine, np.diag([2.0, 2.0, 3.0, 1.0]))

@@ -83,6 +83,8 @@ def main(memory: int) -> None:
     os.dup2(nothing, 2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the process that asks decides when to stop
+    limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = memory if limit == resource.RLIM_INFINITY else min(memory, limit)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sitk.ProcessObject.SetGlobalWarningDisplay(False)

@@ -16,6 +16,7 @@ from utils.system.errors import InputError
 from utils.system.hardware import available_memory, total_memory
 
 PROGRAM = Path(__file__).with_name("itk_child.py")
+END_SECONDS = 5  # for a process that has broken off to be gone
 READ_SECONDS = 600  # for one file; the largest take some seconds
 
 
@@ -70,8 +71,11 @@ class _Child:
 
     def why_it_ended(self) -> str:
         """What ended the process, in words."""
-        with self.process:
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:  # it has closed its pipe, or sent nonsense
             self.process.kill()
+        self.end()
         status = self.process.returncode
         if status == -signal.SIGALRM:
             return f"SimpleITK didn't come to an end within {READ_SECONDS} s"

@@ -145,10 +145,9 @@ def _choose_form(
     sform: np.ndarray, header: nib.Nifti1Header, spacing: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, str | None]:
     """The sform or the qform of a header that has both, and how they disagree."""
-    try:
-        qform = header.get_qform()
-    except (HeaderDataError, ValueError):
+    if not is_rotation(header):
         return sform, "its qform is no rotation; the sform is taken."
+    qform = header.get_qform()
     if not (spacing > 0).all():
         return sform, "its pixdim has a size of 0; the sform is taken."
     sizes = voxel_sizes(sform)
@@ -163,6 +162,14 @@ def _choose_form(
     if np.linalg.norm(corners @ (qform - sform).T, axis=1).max() > SAME_PLACE * sizes.min():
         return sform, f"{both}, and they place it differently; the sform is taken."
     return sform, None
+
+
+def is_rotation(header: nib.Nifti1Header) -> bool:
+    """Whether the numbers of a header's qform make a rotation."""
+    try:
+        return bool(np.isfinite(header.get_qform()).all())
+    except (HeaderDataError, ValueError):
+        return False
 
 
 def _unit(header: Any) -> str:

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 
 from utils.evaluation.pictures import label_colours
+from utils.io.geometry import affine_faults
+from utils.io.nifti import is_rotation
 from utils.io.scan import Volume
 from utils.system.files import atomic_write, write_text
 from utils.system.text import one_line
@@ -113,5 +115,10 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
         header.extensions.clear()
         header["descrip"] = header["aux_file"] = b""
         header["cal_min"] = header["cal_max"] = 0
+        # a form that can't place voxels, and wasn't taken, would make the mask unreadable elsewhere
+        if header["qform_code"] != 0 and affine_faults(Path(), header.get_sform()):
+            header["sform_code"] = 0
+        if header["sform_code"] != 0 and not is_rotation(header):
+            header["qform_code"] = 0
     header.set_data_shape(shape)
     return header
