@@ -9,6 +9,7 @@ outside the output folder may change. docs/reliability.md tells what is changed 
 import argparse
 import shutil
 import tempfile
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,7 @@ def all_kinds(workplace: Workplace) -> list[Kind]:
 
 def main(args: argparse.Namespace) -> None:
     """Print the table, and describe each input that a program couldn't cope with."""
+    warnings.simplefilter("ignore")  # of torch, about the odd tensors that checkpoints get
     with tempfile.TemporaryDirectory(prefix="fuzz") as name:
         fuzzer = fuzz(Path(name), args.inputs, args.kinds, args.seed, args.keep)
     for found in fuzzer.found:

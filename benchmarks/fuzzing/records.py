@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Records(Single):
 
     def __init__(self, workplace: Workplace) -> None:
         super().__init__(workplace)
-        before = Sandbox(workplace.folder / "before")
+        before = Sandbox(Path(tempfile.mkdtemp(prefix="before", dir=workplace.folder)) / "sandbox")
         self.before = before.folder
         for name in "ab":
             (before.folder / "inputs" / f"{name}.nii.gz").write_bytes(nifti.sound_file())
