@@ -72,7 +72,7 @@ def huge(folder: Path) -> Path:
     return patch(save(folder / "scan.nii"), 42, "h", 32767, 32767, 32767)
 
 
-PLACELESS = "its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."
+PLACELESS = "its affine can't place voxels in space: a voxel size is 0 or missing, or "
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])

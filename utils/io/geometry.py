@@ -8,14 +8,18 @@ import numpy as np
 from utils.system.errors import size_text
 
 GRID_TOLERANCE_MM = 1e-2
+FARTHEST_MM = 1e7  # beyond it 32-bit numbers, which headers have, don't tell one mm from the next
 # DICOM and ITK count mm to the patient's Left, Posterior and Superior, nibabel to Right, Anterior and Superior
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def affine_faults(path: Path, affine: np.ndarray) -> list[str]:
     """What is wrong with the affine (4, 4) of a file, in a sentence; none if it can place voxels in space."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return [f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing. Mend its header."]
+    if not np.isfinite(affine).all() or np.abs(affine).max() > FARTHEST_MM or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        return [
+            f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing, or a number is beyond "
+            f"{FARTHEST_MM:g}. Mend its header."
+        ]
     return []
 
 

@@ -14,6 +14,7 @@ from utils.io.geometry import affine_faults, grid_faults
 from utils.io.nifti import header_size, read_head, read_nifti
 from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError, first_line, size_text
+from utils.system.text import shortened
 
 # SimpleITK and pydicom take 0.8 s to import, and most data sets are NIfTI: functions below import what they need
 
@@ -235,5 +236,5 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if reason is None:
         return InputError(f"{path}: is cut off or damaged ({first_line(error)}). Copy it again.")
     named = getattr(error, "filename", None) or path
-    other = "" if str(named) == str(path) else f"{named}: "  # the voxels' file of a header
+    other = "" if str(named) == str(path) else f"{shortened(str(named))}: "  # the voxels' file of a header
     return InputError(f"{path}: can't be read ({other}{reason}). Mend the path, or copy it again.")

@@ -4,6 +4,7 @@ A header may come from a stranger. Only regular files below its own folder are r
 ``/etc/passwd``, and no pipe that would wait for its writer for ever.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from utils.system.errors import InputError
 from utils.system.files import PIPE, PipeError, open_regular, require_regular
+from utils.system.text import shortened
 
 LONGEST_HEADER = 1 << 16  # bytes that a text header is searched in
 MOST_FILES = 100_000  # one for each slice
@@ -80,16 +82,18 @@ def require_below(path: Path, file: Path) -> None:
         InputError: if it isn't.
         OSError: if it isn't there.
     """
-    folders = {path.parent.resolve(), path.resolve().parent}
-    if not any(file.resolve().is_relative_to(folder) for folder in folders):
+    folders = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
+    if not any(Path(os.path.realpath(file)).is_relative_to(folder) for folder in folders):
         raise InputError(
-            f"{path}: names {file} for its voxels, which isn't below the header's folder. Put it there, and mend the "
-            "header."
+            f"{path}: names {shortened(str(file))} for its voxels, which isn't below the header's folder. Put it "
+            "there, and mend the header."
         )
     try:
         require_regular(file)
     except PipeError as error:
-        raise InputError(f"{path}: names {file} for its voxels, which {PIPE}. Mend its header.") from error
+        raise InputError(
+            f"{path}: names {shortened(str(file))} for its voxels, which {PIPE}. Mend its header."
+        ) from error
 
 
 def unpacked_size(path: Path, start: int, most: int) -> int:
@@ -146,7 +150,8 @@ def _expanded(path: Path, name: str) -> Iterator[str]:
     counted = range(first, last + (1 if step > 0 else -1), step) if step else range(0)
     if found is None or not 0 < len(counted) <= MOST_FILES:
         raise InputError(
-            f"{path}: names {name!r} for its voxels, which is no pattern such as scan%03d.raw 1 40 1. Mend its header."
+            f"{path}: names {shortened(name)!r} for its voxels, which is no pattern such as scan%03d.raw 1 40 1. "
+            "Mend its header."
         )
     for number in counted:
         yield found["pattern"] % number

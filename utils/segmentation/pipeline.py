@@ -30,8 +30,10 @@ from utils.system.errors import (
     is_out_of_memory,
 )
 from utils.system.signals import StopRequest
-from utils.system.text import one_line
+from utils.system.text import one_line, shortened
 from utils.system.threads import SuccessiveThreads
+
+LONGEST_FAULT = 2000  # characters
 
 
 @dataclass
@@ -172,7 +174,7 @@ def _fault(scan: Scan, error: Exception) -> str:
         text = f"{scan.path}: this machine has no memory for it. Free some, or take a larger machine."
     else:
         text = f"{scan.path}: failed ({type(error).__name__}: {first_line(error)}). See the log for where."
-    return one_line(text)
+    return shortened(one_line(text), LONGEST_FAULT)
 
 
 def _log(path: Path, scan: Scan, error: Exception) -> None:

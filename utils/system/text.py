@@ -15,6 +15,11 @@ def one_line(text: str) -> str:
     return BREAKS.sub(" ", printable).strip()
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """The text; of a longer one than ``most`` characters its two ends."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) :]}"
+
+
 def printable(name: str) -> str:
     """A name with %0A and the like for what is no letter: line breaks, and bytes that aren't UTF-8."""
     if name.isprintable():
