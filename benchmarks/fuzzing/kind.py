@@ -154,7 +154,7 @@ def read_mask(path: Path) -> Mask | None:
     try:
         image: Any = nib.as_closest_canonical(nib.load(path))
         mask = np.asarray(image.dataobj)
-        mask = mask.reshape(mask.shape[:3]) if mask.shape[3:] in ((), (1,)) else mask
+        mask = mask.reshape(mask.shape[:3]) if set(mask.shape[3:]) <= {1} else mask  # as the scan has them
     except Exception:  # nibabel raises whatever a damaged file happens to break
         return None
     placed = np.isfinite(image.affine).all() and np.linalg.det(image.affine[:3, :3]) != 0

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from tests.io.series import AXIAL, phantom, write_series
+from tests.io.volumes import save_with_simpleitk
 from utils.io.find_scans import FoundScans, find_scans, without_endings
 from utils.io.reader import read_scan
 from utils.system.errors import InputError
@@ -329,3 +331,38 @@ def test_a_folder_or_file_that_may_not_be_read(tmp_path: Path) -> None:
 )
 def test_names_without_endings(name: str, stem: str) -> None:
     assert without_endings(name) == stem
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_slices_without_the_preamble_are_one_fault(tmp_path: Path, implicit: bool) -> None:
+    folder = tmp_path / "ct"
+    for one in write_series(folder, phantom(), AXIAL):
+        bare = pydicom.Dataset(dict(one.items()))
+        pydicom.dcmwrite(
+            one.filename, bare, implicit_vr=implicit, little_endian=True, enforce_file_format=False, overwrite=True
+        )
+    result = find_scans([str(tmp_path)], 1)
+    assert result.faults == {
+        str(
+            folder
+        ): f"{folder}: has 7 files, IM0000 first, that are DICOM without the preamble that its files begin with. "
+        "Export the series again."
+    }
+    assert (result.scans, result.remarks) == ([], [])
+
+
+def test_what_many_folders_have_in_common_is_said_once(tmp_path: Path) -> None:
+    for number in range(5):
+        write_series(tmp_path / "study" / str(number), phantom((4, 4, 1)), AXIAL, ImageType=["ORIGINAL", "LOCALIZER"])
+    write_series(tmp_path / "study" / "ct", phantom(), AXIAL)
+    assert find_scans([str(tmp_path)], 1).remarks == [f"{tmp_path}/study: 5 files in 5 folders left out, a localizer."]
+
+
+def test_the_voxels_of_a_header_are_no_scan_of_their_own(tmp_path: Path) -> None:
+    header = save_with_simpleitk(tmp_path / "scan.mhd")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "scan.raw").rename(tmp_path / "raw" / "voxels.img")
+    header.write_text(header.read_text().replace("scan.raw", "raw/voxels.img"))
+    result = find_scans([str(tmp_path)], 1)
+    assert [scan.image for scan in result.scans] == [(header,)]
+    assert (result.faults, result.remarks) == ({}, [])

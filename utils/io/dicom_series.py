@@ -57,6 +57,12 @@ OFF_GRID_MM, OFF_GRID_SHARE = 0.1, 0.02
 MISSING_SLICE = 1.5  # a gap of this many usual ones misses a slice
 
 EXPORT_AGAIN = "Export the series again from its source."
+SHOWN_FOLDERS = 3  # from which files were left out for one reason
+# that a data set can begin with: the length of its group, the character set, or what kind of image it is
+FIRST_ELEMENTS = {(b"\2\0", 0), (b"\2\0", 1)} | {
+    (b"\10\0", element) for element in (0, 1, 5, 8, 0x12, 0x14, 0x16, 0x18)
+}
+SHORT_ELEMENT = 256  # bytes; the first elements, which give a length or an identifier, are shorter
 MOSAIC = (0x0019, 0x100A)  # where Siemens keeps the number of slices that are tiles of one picture
 
 
@@ -123,6 +129,16 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def lacks_preamble(path: Path) -> bool:
+    """Whether a file begins with DICOM's first elements, without the preamble that is before them in a file."""
+    with open_regular(path) as file:
+        head = file.read(8)
+    if len(head) < 8 or (head[:2], int.from_bytes(head[2:4], "little")) not in FIRST_ELEMENTS:
+        return False
+    has_type = head[4:6].isalpha() and head[4:6].isupper()
+    return has_type or int.from_bytes(head[4:8], "little") in range(0, SHORT_ELEMENT, 2)
+
+
 @quiet_pydicom()
 def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Group DICOM files by the series that their headers name.
@@ -164,12 +180,27 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             grouped[other].append(path)
             numbers.setdefault(other, None)
     names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
-    remarks = [
-        f"{paths[0]}: left out, {reason}." if len(paths) == 1 else f"{folder}: {len(paths)} files left out, {reason}."
-        for (folder, reason), paths in left_out.items()
-    ]
+    remarks = _remarks(left_out)
     series = [Series(names[uid], tuple(paths)) for uid, paths in grouped.items()]
     return sorted(series, key=lambda one: one.name), remarks
+
+
+def _remarks(left_out: Mapping[tuple[Path, str], Sequence[Path]]) -> list[str]:
+    """A sentence for what was left out of each folder and why; one for all folders if they are many."""
+    by_reason: dict[str, dict[Path, Sequence[Path]]] = defaultdict(dict)
+    for (folder, reason), paths in left_out.items():
+        by_reason[reason][folder] = paths
+    remarks = []
+    for reason, folders in by_reason.items():
+        if len(folders) > SHOWN_FOLDERS:
+            files = [path for paths in folders.values() for path in paths]
+            where = f"{_common_folder(files)}: {len(files)} files in {len(folders)} folders"
+            remarks.append(f"{where} left out, {reason}.")
+            continue
+        for folder, paths in folders.items():
+            where = f"{paths[0]}:" if len(paths) == 1 else f"{folder}: {len(paths)} files"
+            remarks.append(f"{where} left out, {reason}.")
+    return remarks
 
 
 def read_dicom(path: Path, **options: Any) -> Dataset:

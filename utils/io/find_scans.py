@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.io.dicom_series import find_series, is_dicom
+from utils.io.dicom_series import find_series, is_dicom, lacks_preamble
 from utils.io.reader import header_file, is_image, voxel_files
 from utils.io.scan import ENDINGS, Scan, without_endings
 from utils.system.errors import InputError
@@ -42,12 +42,17 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
     found = FoundScans()
     slices: dict[str, Path] = {}  # by absolute path, as a file may be given twice
     volumes: dict[str, Path] = {}
+    bare: dict[Path, list[Path]] = {}  # DICOM without preamble, by folder
     for text in paths:
         path = Path(text)
         given = header_file(path) if path.exists() and not path.is_dir() else None
         before, empty = len(found.faults), True
         for file in _files_below(path, found) if given is None else [given]:
             try:
+                if not is_dicom(file) and file != given and lacks_preamble(file):
+                    bare.setdefault(file.parent, []).append(file)
+                    empty = False
+                    continue
                 kind = slices if is_dicom(file) else volumes if file == given or is_volume(file) else None
             except PipeError as error:
                 if given is None:
@@ -67,6 +72,11 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
                 empty = False
         if empty and len(found.faults) == before:
             found.faults[text] = f"`input` {path}: {NO_SCAN}"
+    for folder, slices_of_it in bare.items():
+        found.faults[str(folder)] = (
+            f"{folder}: has {len(slices_of_it)} files, {slices_of_it[0].name} first, that are DICOM without the preamble "
+            "that its files begin with. Export the series again."
+        )
     named = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
     volumes = {name: file for name, file in volumes.items() if os.path.realpath(file) not in named}
     series, remarks = find_series(list(slices.values()))
