@@ -74,8 +74,8 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
             found.faults[text] = f"`input` {path}: {NO_SCAN}"
     for folder, slices_of_it in bare.items():
         found.faults[str(folder)] = (
-            f"{folder}: has {len(slices_of_it)} files, {slices_of_it[0].name} first, that are DICOM without the preamble "
-            "that its files begin with. Export the series again."
+            f"{folder}: has {len(slices_of_it)} files, {slices_of_it[0].name} first, that are DICOM without the "
+            "preamble that its files begin with. Export the series again."
         )
     named = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
     volumes = {name: file for name, file in volumes.items() if os.path.realpath(file) not in named}
