@@ -22,9 +22,17 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from utils.io.geometry import LPS_TO_RAS
+from utils.io.reader_process import ask_dicom_pixels, start_ahead
 from utils.io.scan import Volume, memory_error
 from utils.system.errors import InputError, first_line
 from utils.system.files import open_regular
@@ -57,6 +65,10 @@ OFF_GRID_MM, OFF_GRID_SHARE = 0.1, 0.02
 MISSING_SLICE = 1.5  # a gap of this many usual ones misses a slice
 
 EXPORT_AGAIN = "Export the series again from its source."
+# ways to store pixels that pydicom decodes in Python
+DECODED_HERE = {
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+}  # fmt: skip
 SHOWN_FOLDERS = 3  # from which files were left out for one reason
 # that a data set can begin with: the length of its group, the character set, or what kind of image it is
 FIRST_ELEMENTS = {(b"\2\0", 0), (b"\2\0", 1)} | {
@@ -311,7 +323,10 @@ def read_series(series: Series) -> Volume:
         InputError: if a file is damaged or doesn't say where its pixels lie, or if the slices don't make up one
             regular grid.
     """
-    headers = {path: _header(path) for path in series.files}
+    headers = {path: _header(path) for path in series.files[:1]}
+    if any(_is_decoded_elsewhere(header) for header in headers.values()):
+        start_ahead()
+    headers |= {path: _header(path) for path in series.files[1:]}
     planes = [plane for path, header in headers.items() for plane in planes_of(path, header)]
     if len(headers) > 1 and any(plane.frame is not None for plane in planes):
         raise InputError(
@@ -569,11 +584,11 @@ def _pixels(path: Path, count: int) -> np.ndarray:
         needed = get_expected_length(dataset)
         if needed > available_memory():
             raise memory_error(path, needed)
-        native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+        syntax = dataset.file_meta.TransferSyntaxUID
         found = int(dataset.get("NumberOfFrames") or 1)
-        if native:  # fewer bytes behind the last frame than one has are padding
+        if not syntax.is_encapsulated:  # fewer bytes behind the last frame than one has are padding
             found += (len(dataset.PixelData) - needed) // (needed // found)
-        pixels = pixel_array(dataset, raw=True)
+        pixels = _decoded_elsewhere(path) if _is_decoded_elsewhere(dataset) else pixel_array(dataset, raw=True)
     except InputError:
         raise
     except Exception as error:  # each of the decoders has its own kinds
@@ -583,6 +598,24 @@ def _pixels(path: Path, count: int) -> np.ndarray:
     pixels = pixels.reshape(-1, *pixels.shape[-2:])
     if not found == len(pixels) == count:
         raise InputError(f"{path}: has the pixels of {found} frames, but its header places {count}. {EXPORT_AGAIN}")
+    return pixels
+
+
+def _is_decoded_elsewhere(dataset: Dataset) -> bool:
+    """Whether a decoder in C++ is needed, which may crash."""
+    return dataset.file_meta.get("TransferSyntaxUID") not in DECODED_HERE
+
+
+def _decoded_elsewhere(path: Path) -> np.ndarray:
+    """The pixels of a file whose decoder is C++ that a damaged one may crash.
+
+    Raises:
+        InputError: if it does.
+        ValueError: if it can't decode them.
+    """
+    reply, pixels = ask_dicom_pixels(path)
+    if pixels is None:
+        raise ValueError(reply["error"])
     return pixels
 
 

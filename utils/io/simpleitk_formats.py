@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.io.dicom_series import is_dicom
 from utils.io.geometry import LPS_TO_RAS
-from utils.io.itk_process import ask_itk
+from utils.io.reader_process import ask_itk_kind, ask_itk_volume
 from utils.io.scan import Volume, memory_error, stream_error, volume_from_array
 from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, unpacked_size
 from utils.system.errors import InputError
@@ -35,7 +35,7 @@ def image_kind(path: Path) -> str:
     Raises:
         InputError: if SimpleITK crashes on it.
     """
-    kind: str = ask_itk(path, None)[0].get("kind", "")
+    kind = ask_itk_kind(path)
     if not kind and path.name.lower().endswith((".mha", ".mhd")):  # which ITK knows in small letters alone
         with open_regular(path) as file:
             kind = META_IMAGE if b"NDims" in file.read(1 << 10) else ""
@@ -95,7 +95,7 @@ def read_with_simpleitk(path: Path) -> Volume:
 
 
 def _ask(path: Path, kind: str, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
-    header, array = ask_itk(path, kind, voxels)
+    header, array = ask_itk_volume(path, kind, voxels)
     if "error" in header:
         raise InputError(f"{path}: can't be read ({_itk_reason(header['error'])}). Copy or convert it again.")
     return header, array

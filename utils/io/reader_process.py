@@ -1,4 +1,4 @@
-"""SimpleITK in processes of its own, which may crash: that costs the file that they read, and nothing else."""
+"""Readers in processes of their own, which may crash: that costs the file that they read, and nothing else."""
 
 import atexit
 import json
@@ -15,7 +15,7 @@ import numpy as np
 from utils.system.errors import InputError
 from utils.system.hardware import available_memory, total_memory
 
-PROGRAM = Path(__file__).with_name("itk_child.py")
+PROGRAM = Path(__file__).with_name("reader_child.py")
 END_SECONDS = 5  # for a process that has broken off to be gone
 READ_SECONDS = 600  # for one file; the largest take some seconds
 
@@ -78,8 +78,8 @@ class _Child:
         self.end()
         status = self.process.returncode
         if status == -signal.SIGALRM:
-            return f"SimpleITK didn't come to an end within {READ_SECONDS} s"
-        return f"SimpleITK crashed ({signal.Signals(-status).name if status < 0 else f'status {status}'})"
+            return f"its reader didn't come to an end within {READ_SECONDS} s"
+        return f"its reader crashed ({signal.Signals(-status).name if status < 0 else f'status {status}'})"
 
 
 _idle: list[_Child] = []
@@ -104,29 +104,60 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def ask_itk(path: Path, kind: str | None, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What SimpleITK says of a file.
+def start_ahead() -> None:
+    """Start a process now, so that it is ready when a file needs one."""
+    if not _idle:
+        _idle.append(_Child())
 
-    Args:
-        kind: the ITK class that is to read it; None to ask which class does.
-        voxels: whether its voxels are wanted.
 
-    Returns:
-        For no class ``kind``. For a class ``size``, ``components``, ``dtype`` and ``bytes``. With ``voxels``, if it is
-        a 3D volume that fits into memory, also ``shape``, ``direction``, ``spacing``, ``origin``, and its voxels (Z, Y,
-        X[, C]). In any case ``error`` alone, with ITK's text, if the file can't be read.
+def ask_itk_kind(path: Path) -> str:
+    """The name of the ITK class that reads a file; empty if none does.
 
     Raises:
         InputError: if SimpleITK crashes on it, or can't open such a name.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    _require_utf_8(path)
+    return str(_ask(path, "itk_kind")[0].get("kind", ""))
+
+
+def ask_itk_volume(path: Path, kind: str, voxels: bool) -> tuple[dict[str, Any], np.ndarray | None]:
+    """A volume that SimpleITK reads.
+
+    Args:
+        kind: the ITK class that is to read it.
+        voxels: whether its voxels are wanted.
+
+    Returns:
+        ``size`` and ``bytes``; with ``voxels``, if it is a 3D volume that fits into memory, also ``direction``,
+        ``spacing``, ``origin``, and its voxels (Z, Y, X[, C]). Or ``error`` alone, with ITK's text, if it can't be
+        read.
+
+    Raises:
+        InputError: if SimpleITK crashes on it, or can't open such a name.
+    """
+    _require_utf_8(path)
+    # the voxels are there twice for a moment, in that process and in this one
+    return _ask(path, "itk_volume", kind=kind, room=available_memory() // 2 if voxels else 0)
+
+
+def ask_dicom_pixels(path: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The stored values of a DICOM file, ([frames,] rows, columns), or ``error`` with the decoder's text.
+
+    Raises:
+        InputError: if the decoder crashes on it.
+    """
+    return _ask(path, "dicom_pixels")
+
+
+def _require_utf_8(path: Path) -> None:
     try:
-        name.encode()
+        path.name.encode()
     except UnicodeEncodeError:
         raise InputError(f"{path}: has a name that isn't UTF-8, which SimpleITK can't open. Rename it.") from None
-    # the voxels are there twice for a moment, in that process and in this one
-    room = available_memory() // 2 if voxels else 0
-    request = {"path": f"{folder}/{name}", "kind": kind, "room": room, "seconds": READ_SECONDS}
+
+
+def _ask(path: Path, job: str, **details: Any) -> tuple[dict[str, Any], np.ndarray | None]:
+    request = {"job": job, "path": os.path.abspath(path), "details": details, "seconds": READ_SECONDS}
     with _at_work:
         child = _idle.pop() if _idle else _Child()
         try:
