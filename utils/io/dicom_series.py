@@ -337,7 +337,7 @@ def read_series(series: Series) -> Volume:
     stack = stack_planes(planes)
     slices = [twins[0] for twins in stack]
     _require_regular_grid(series.name, slices)
-    voxels, remarks = _read_slices(series.name, stack)
+    voxels, remarks = _read_slices(series.name, stack, headers)
     files = dict.fromkeys(plane.file for plane in slices)
     return Volume(voxels[None], _affine(slices), voxels.shape, None, [headers[path] for path in files], remarks)
 
@@ -542,13 +542,15 @@ def _affine(slices: Sequence[Plane]) -> np.ndarray:
     return LPS_TO_RAS @ affine
 
 
-def _read_slices(name: str, stack: Sequence[Sequence[Plane]]) -> tuple[np.ndarray, list[str]]:
+def _read_slices(
+    name: str, stack: Sequence[Sequence[Plane]], headers: Mapping[Path, Dataset]
+) -> tuple[np.ndarray, list[str]]:
     """The voxels (columns, rows, slices), and a remark if slices are there twice."""
     counts = Counter(plane.file for twins in stack for plane in twins)
 
     @lru_cache(maxsize=1)  # decode a multi-frame file once
     def frames(path: Path) -> np.ndarray:
-        return _pixels(path, counts[path])
+        return _pixels(path, headers[path], counts[path])
 
     slices: list[np.ndarray] = []
     duplicates: list[Plane] = []
@@ -573,22 +575,25 @@ def _read_slices(name: str, stack: Sequence[Sequence[Plane]]) -> tuple[np.ndarra
     return voxels, [f"{name}: {duplicates[0].short}{more} left out: another file holds the same slice."]
 
 
-def _pixels(path: Path, count: int) -> np.ndarray:
+def _pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
     """The stored values of a file, (frames, rows, columns).
 
     Args:
         count: how many frames its header places.
     """
     try:
-        dataset = read_dicom(path)
-        needed = get_expected_length(dataset)
+        needed = get_expected_length(header)
         if needed > available_memory():
             raise memory_error(path, needed)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        found = int(dataset.get("NumberOfFrames") or 1)
-        if not syntax.is_encapsulated:  # fewer bytes behind the last frame than one has are padding
-            found += (len(dataset.PixelData) - needed) // (needed // found)
-        pixels = _decoded_elsewhere(path) if _is_decoded_elsewhere(dataset) else pixel_array(dataset, raw=True)
+        found = int(header.get("NumberOfFrames") or 1)
+        if _is_decoded_elsewhere(header):
+            pixels = _decoded_elsewhere(path)
+        else:
+            dataset = dcmread(path)
+            if header.file_meta.TransferSyntaxUID != RLELossless:
+                # fewer bytes behind the last frame than one has are padding
+                found += (len(dataset.PixelData) - needed) // (needed // found)
+            pixels = pixel_array(dataset, raw=True)
     except InputError:
         raise
     except Exception as error:  # each of the decoders has its own kinds
