@@ -2,7 +2,6 @@
 
 import os
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,7 +62,7 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
             except InputError as error:
                 found.faults[str(file)] = str(error)
                 continue
-            except (OSError, EOFError, zlib.error) as error:
+            except Exception as error:  # of the system, or whatever damaged bytes break in a library
                 reason = getattr(error, "strerror", None) or "it is cut off or damaged"
                 found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
                 continue

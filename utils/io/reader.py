@@ -5,7 +5,8 @@ and compares an image with its label.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -79,17 +80,13 @@ def read_file(path: Path) -> Volume:
         InputError: if there is no such file, or no 3D volume in it.
     """
     path = header_file(path)
-    try:
+    with _faults_in_one_line(path):
         head = read_head(path)
         if header_size(head):
             return read_nifti(path, head)
         from utils.io.simpleitk_formats import read_with_simpleitk
 
         return read_with_simpleitk(path)
-    except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(path, error) from error
-    except MemoryError as error:
-        raise InputError(f"{path}: is too large for this machine's memory, or its header is damaged.") from error
 
 
 def read_parts(scan: Scan, faults: list[str]) -> list[Part]:
@@ -183,7 +180,7 @@ def voxel_files(path: Path) -> list[Path]:
 
         try:
             return list(files_of_header(path))
-        except (InputError, OSError):
+        except (OSError, ValueError):
             return []
     return [
         file
@@ -218,16 +215,31 @@ def _read_only_series(scan: Scan) -> Volume:
     """
     from utils.io.dicom_series import Series, find_series, is_dicom, read_series
 
-    try:
+    with _faults_in_one_line(scan.path):
         series, remarks = find_series([path for path in scan.image if is_dicom(path)])
-    except OSError as error:
-        raise _unreadable(scan.path, error) from error
-    if len(series) != 1:
-        names = f" ({', '.join(one.name for one in series)})" if series else ""
-        raise InputError(f"{scan.path}: holds {len(series)} DICOM series{names}. Give a folder that holds one.")
-    volume = read_series(Series(str(scan.path), series[0].files))
-    volume.remarks.extend(remarks)
-    return volume
+        if len(series) != 1:
+            names = f" ({', '.join(one.name for one in series)})" if series else ""
+            raise InputError(f"{scan.path}: holds {len(series)} DICOM series{names}. Give a folder that holds one.")
+        volume = read_series(Series(str(scan.path), series[0].files))
+        volume.remarks.extend(remarks)
+        return volume
+
+
+@contextmanager
+def _faults_in_one_line(path: Path) -> Iterator[None]:
+    """Turn whatever reading a file raises into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: is too large for this machine's memory, or its header is damaged.") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # damaged bytes raise whatever they happen to break in a library
+        raise InputError(
+            f"{path}: can't be read ({type(error).__name__}: {first_line(error)}). Copy or convert it again."
+        ) from error
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
