@@ -22,7 +22,7 @@ from utils.checkpoints.read import read_checkpoint
 from utils.export import ENDINGS
 from utils.system.files import UNFINISHED, write_json
 
-EPOCHS = 4  # of a cross-validation
+EPOCHS = 8  # of a cross-validation
 OLD = b"an older file"  # in the way of an export
 SMALLEST = 2**12  # bytes of a file that a full disk refuses; with less there would be no room for the messages
 STEPS_TO_STOP = 2  # epochs, or scans, in which a program that is told to stop does so
@@ -233,7 +233,7 @@ class CrossValidationInjector(CommandInjector):
         """The flags of ``main.py`` for a few epochs."""
         return [
             *TINY, f"--data_dir={self.data}", f"--json_list={self.list}", "--logdir=all", "--workers=0",
-            f"--max_epochs={EPOCHS}", "--val_every=2", "--save_every=1", "--optim_lr=1e-2", "--warmup_epochs=1",
+            f"--max_epochs={EPOCHS}", "--val_every=4", "--save_every=2", "--optim_lr=1e-2", "--warmup_epochs=1",
         ]  # fmt: skip
 
     def results(self, name: str) -> Path:
