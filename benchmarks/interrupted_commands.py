@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import time
 import zipfile
 import zlib
@@ -35,6 +36,8 @@ FACTS_OF_A_PAGE = re.compile(r"<dt>(command|made)</dt><dd>.*?</dd>")
 class CommandInjector(FaultInjector):
     """Interrupts a command. An interruption is halfway if a file was half-written at that moment."""
 
+    interruptions_of_a_run = 5
+
     def wait_for_a_moment(self, launch: Launch) -> None:
         """Wait for a random moment of a launch, which is halfway in one of two cases."""
         if self.random.random() < 0.5:
@@ -59,24 +62,24 @@ class CommandInjector(FaultInjector):
         """Sizes of files of which each can be the first that a disk is too full for."""
 
     def full_disks(self, times: int) -> Outcome:
-        """Limit the file size ``times`` times."""
+        """Limit the file size ``times`` times, half of them after a launch without a limit."""
 
         def interrupt(name: str, outcome: Outcome) -> bool:
+            progress = self.progress(name)
+            if self.random.random() < 0.5 and self.interrupt(name, signal.SIGTERM).status == 0:
+                return True
             launch = self.launch(name, file_size=self.random.choice(self.sizes(self.reference(name))) - 1)
             self.finish(launch)
             self.find_losses(launch, outcome)
             if launch.status == 0:
                 return True
             outcome.interruptions += 1
-            outcome.at_work += self.is_at_work(launch)
+            outcome.at_work += self.progress(name) > progress
             launch.writing = True
             if launch.status != 1 or NOT_WRITTEN not in launch.output():
                 outcome.problems.append(f"{name} ended with status {launch.status} on a full disk:\n{self.log(name)}")
             self.examine(launch, outcome)
-            if self.random.random() < 0.5:
-                return False
-            self.complete(name, outcome)
-            return True
+            return False
 
         return self.repeat("full-disk", times, interrupt)
 
@@ -151,6 +154,7 @@ class ExportInjector(CommandInjector):
     """
 
     program = "utils/export.py"
+    interruptions_of_a_run = 3
 
     def __init__(self, folder: Path, weights: Path, seed: int = 0, formats: tuple[str, ...] = tuple(ENDINGS)) -> None:
         self.weights, self.formats = weights, formats

@@ -113,6 +113,7 @@ class FaultInjector(ABC):
     """
 
     program: str  # its file in this repository
+    interruptions_of_a_run = sys.maxsize  # at most, so that there are several runs
     references: tuple[str, ...] = (UNINTERRUPTED,)  # names of runs that are never interrupted
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
@@ -262,8 +263,8 @@ class FaultInjector(ABC):
         outcome = Outcome()
         while outcome.interruptions < times:
             name = f"{kind}{outcome.runs}"
-            done = False
-            while not done and outcome.interruptions < times:
+            done, end = False, min(times, outcome.interruptions + self.interruptions_of_a_run)
+            while not done and outcome.interruptions < end:
                 done = interrupt(name, outcome)
             if not done:
                 self.complete(name, outcome)

@@ -79,14 +79,14 @@ TRAINING_ROWS: dict[str, Interrupt] = {
     "kill -9, 1 of 2": lambda programs, times: programs.training.killed_workers(times),
 }
 COMMAND_ROWS: dict[str, Interrupt] = {
-    "test.py, kill -9": lambda programs, times: programs.segmentation.signals(signal.SIGKILL, times),
-    "test.py, SIGTERM": lambda programs, times: programs.segmentation.signals(signal.SIGTERM, times),
-    "test.py, full disk": lambda programs, times: programs.segmentation.full_disks(times),
-    "crossval, kill -9": lambda programs, times: programs.crossval.signals(signal.SIGKILL, times),
-    "crossval, SIGTERM": lambda programs, times: programs.crossval.signals(signal.SIGTERM, times),
-    "crossval, full disk": lambda programs, times: programs.crossval.full_disks(times),
-    "export, kill -9": lambda programs, times: programs.export.signals(signal.SIGKILL, times),
-    "export, full disk": lambda programs, times: programs.export.full_disks(times),
+    "test.py: kill -9": lambda programs, times: programs.segmentation.signals(signal.SIGKILL, times),
+    "test.py: SIGTERM": lambda programs, times: programs.segmentation.signals(signal.SIGTERM, times),
+    "test.py: full disk": lambda programs, times: programs.segmentation.full_disks(times),
+    "crossval: kill -9": lambda programs, times: programs.crossval.signals(signal.SIGKILL, times),
+    "crossval: SIGTERM": lambda programs, times: programs.crossval.signals(signal.SIGTERM, times),
+    "crossval: full disk": lambda programs, times: programs.crossval.full_disks(times),
+    "export: kill -9": lambda programs, times: programs.export.signals(signal.SIGKILL, times),
+    "export: full disk": lambda programs, times: programs.export.full_disks(times),
 }
 ROWS = {**TRAINING_ROWS, **COMMAND_ROWS}
 
@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         programs = Programs(Path(name), args.seed)
         for heads, rows in ((TRAINING_HEADS, TRAINING_ROWS), (COMMAND_HEADS, COMMAND_ROWS)):
-            chosen = {row: interrupt for row, interrupt in rows.items() if row in args.rows}
+            chosen = {row: interrupt for row, interrupt in rows.items() if args.rows is None or row in args.rows}
             outcomes = {row: interrupt(programs, args.times) for row, interrupt in chosen.items()}
             if outcomes:
                 print(table(heads, outcomes), flush=True)
@@ -122,7 +122,7 @@ if __name__ == "__main__":
     parser = Parser(prog="python -m benchmarks.reliability", description="Interrupt programs, and compare.")
     parser.add_argument("--times", type=count, default=30, help="interruptions of each kind")
     parser.add_argument(
-        "--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), metavar="NAME", help="only these: %(choices)s"
+        "--rows", nargs="+", choices=tuple(ROWS), metavar="NAME", help=f"only some (default: {'; '.join(ROWS)})"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     main(parser.parse_args())
