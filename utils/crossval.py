@@ -11,6 +11,7 @@ scans, so its scores would be too high.
 """
 
 import argparse
+import ctypes
 import hashlib
 import os
 import shlex
@@ -59,6 +60,8 @@ Execute = Callable[[Sequence[str]], int]
 Records = dict[str, dict[str, Any]]
 
 REPOSITORY = Path(__file__).parent.parent
+C_LIBRARY = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 OUT_OF_FOLD = "out_of_fold"
 MACHINES = "machines.json"
 MACHINES_BY_FOLD = TypeAdapter(dict[str, list[str]], config=STRICT)
@@ -367,13 +370,16 @@ def _seconds(metrics: Path) -> float | None:
 def run_command(stop: StopRequest, command: Sequence[str]) -> int:
     """Run a command, pass signals on to it, and return its exit status.
 
+    On Linux it gets SIGTERM if this process dies, even by ``kill -9``. A training that went on would keep its folder
+    locked, so that the same command couldn't go on.
+
     Raises:
         Stopped: after a signal, once the command has ended.
     """
     child = None
     try:
         with stop.deferred():  # a signal between these two would leave a child that nobody waits for
-            child = subprocess.Popen(command)
+            child = subprocess.Popen(command, preexec_fn=_end_with_parent)
         stop.raise_if_requested()
         return child.wait()
     except Stopped as stopped:
@@ -382,6 +388,11 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
                 child.send_signal(stopped.number)
                 child.wait()
         raise
+
+
+def _end_with_parent() -> None:
+    if hasattr(C_LIBRARY, "prctl"):
+        C_LIBRARY.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def run(argv: Sequence[str] | None = None) -> None:

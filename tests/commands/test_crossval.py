@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from tests.checkpoints.conftest import NETWORK_FILE
-from tests.conftest import TINY, Run
+from tests.conftest import REPOSITORY, TINY, Run
 from utils.checkpoints.load import weight_files
 from utils.config.flags import parse_crossval
 from utils.config.messages import name_flags
@@ -390,6 +390,22 @@ def test_a_signal_reaches_the_program_and_ends_in_order(tmp_path: Path) -> None:
         with pytest.raises(Stopped):
             run_command(stop, [sys.executable, "-c", TIDY, str(tmp_path)])
     assert (tmp_path / "saved").exists()
+
+
+def test_a_program_ends_in_order_when_the_command_is_killed(tmp_path: Path) -> None:
+    code = "import sys; from utils.crossval import StopRequest, run_command; run_command(StopRequest(), sys.argv[1:])"
+    command = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", TIDY, str(tmp_path)], cwd=REPOSITORY)
+    wait_for(tmp_path / "ready")
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline, file
+        time.sleep(0.01)
 
 
 def test_a_program_s_status() -> None:

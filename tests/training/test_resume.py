@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import trainer
-from benchmarks.reliability import differences
+from benchmarks.interrupted_training import differences
 from tests.conftest import TINY, FileSizeLimit, Run
 from tests.training.test_training import equal, error_of, lines, train, weights
 from utils.checkpoints.read import read_checkpoint
