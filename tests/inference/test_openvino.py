@@ -152,6 +152,21 @@ def test_a_damaged_file_is_replaced(damage: bytes | None, compilations: list[Any
     assert len(compilations) == 2
 
 
+@pytest.mark.parametrize("place", [0.5, 1.0])
+def test_a_file_with_a_flipped_bit_is_replaced(place: float, compilations: list[Any], cache: Path) -> None:
+    """OpenVINO doesn't notice one among the weights, and would give other masks."""
+    one = member()
+    expected = compile_network(*one, FLOAT32, PROCESS)(windows(1))
+    (path,) = cache.glob("*.openvino")
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.unlink()  # the file is mapped where it is in use
+    path.write_bytes(content)
+    assert torch.equal(compile_network(*one, FLOAT32, PROCESS)(windows(1)), expected)
+    assert len(compilations) == 2
+    assert path.read_bytes() != content
+
+
 def test_the_cache_keeps_the_networks_used_last(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino, "CACHE_SIZE", 2)
     cache.mkdir(parents=True)

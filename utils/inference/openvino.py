@@ -32,6 +32,7 @@ NETWORK_CODE = Path(__file__).parents[2] / "networks"
 INSTALL = "pip install openvino==2026.4.0"
 CACHE_SIZE = 16  # compiled networks; one of the reference network takes 355 MiB
 ENDING = ".openvino"
+DIGEST = hashlib.sha256().digest_size  # bytes at the end of a file, the hash of what is before
 # largest root mean square difference to torch's float32 logits, relative to theirs, on random windows; measured for the
 # reference network: 0.0001 and 0.01, the latter the same as torch's own autocast
 TOLERANCE = {torch.float32: 0.001, torch.bfloat16: 0.05}
@@ -96,7 +97,10 @@ def compile_network(
                 return cached
             compiled = _compile(network, description, precision)
             with atomic_write(path) as temporary:
-                temporary.write_bytes(compiled.compiled.export_model().getbuffer())
+                content = compiled.compiled.export_model().getbuffer()
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.write(hashlib.sha256(content).digest())
             _remove_oldest(path.parent)
     except OSError as error:
         process.say(f"note: OpenVINO's compiled network can't be cached for the next launch ({error})")
@@ -193,19 +197,22 @@ def _key(network: nn.Module, description: Description, precision: Precision) -> 
 def _locked(folder: Path) -> Iterator[None]:
     """Let one program at a time use a folder; others wait, and then find what it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
-    """The compiled network in a file, mapped into memory; None if the file is missing or damaged."""
-    if not path.exists():
+    """The compiled network in a file, mapped into memory; None if the file is missing or isn't as it was written."""
+    if path.is_symlink() or not path.is_file():
         return None
     os.utime(path)  # now it is the last one that the cache drops
     try:
         memory = np.memmap(path, np.uint8, mode="c")
-        return CompiledNetwork(_core().import_model(_shared(memory), "CPU", _configuration(precision)), memory)
+        content, digest = memory[:-DIGEST], memory[-DIGEST:]
+        if hashlib.sha256(content).digest() != digest.tobytes():
+            return None
+        return CompiledNetwork(_core().import_model(_shared(content), "CPU", _configuration(precision)), memory)
     except (RuntimeError, ValueError):  # ValueError: the file is empty
         return None
 
