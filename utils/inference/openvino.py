@@ -210,7 +210,7 @@ def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
     try:
         memory = np.memmap(path, np.uint8, mode="c")
         content, digest = memory[:-DIGEST], memory[-DIGEST:]
-        if hashlib.sha256(content).digest() != digest.tobytes():
+        if hashlib.sha256(content.data).digest() != digest.tobytes():
             return None
         return CompiledNetwork(_core().import_model(_shared(content), "CPU", _configuration(precision)), memory)
     except (RuntimeError, ValueError):  # ValueError: the file is empty
