@@ -220,12 +220,13 @@ class CrossValidationInjector(CommandInjector):
 
     Args:
         data: the folder of the phantoms, written by :func:`utils.phantom.write_phantoms`.
+        folds: which of the two folds are trained and scored.
     """
 
     program = "utils/crossval.py"
 
-    def __init__(self, folder: Path, data: Path, seed: int = 0) -> None:
-        self.data, self.list = data, folder / "folds.json"
+    def __init__(self, folder: Path, data: Path, seed: int = 0, folds: tuple[int, ...] = (0, 1)) -> None:
+        self.data, self.list, self.folds = data, folder / "folds.json", folds
         self.orphaned = 0  # epochs and scans that the last launch's programs did after its end
         folder.mkdir(exist_ok=True)
         content = json.loads((data / "dataset_0.json").read_text())
@@ -238,6 +239,7 @@ class CrossValidationInjector(CommandInjector):
         return [
             *TINY, f"--data_dir={self.data}", f"--json_list={self.list}", "--logdir=all", "--workers=0",
             f"--max_epochs={EPOCHS}", "--val_every=4", "--save_every=2", "--optim_lr=1e-2", "--warmup_epochs=1",
+            "--folds", *map(str, self.folds),
         ]  # fmt: skip
 
     def results(self, name: str) -> Path:
@@ -297,8 +299,9 @@ class CrossValidationInjector(CommandInjector):
         """What differs in the runs, the folder of masks and the tables."""
         folders = self.results(expected), self.results(name)
         problems = unlike_results(*(folder / "out_of_fold" for folder in folders))
-        for fold in ("fold0", "fold1"):
-            problems += [f"{fold}/{what}" for what in training_differences(*(folder / fold for folder in folders))]
+        for fold in self.folds:
+            runs = [folder / f"fold{fold}" for folder in folders]
+            problems += [f"{runs[1]}: {what}" for what in training_differences(*runs)]
         tables = [folder / "crossval.csv" for folder in folders]
         facts = [comparable(json.loads((folder / "crossval.json").read_text())) for folder in folders]
         problems += ["crossval.csv"] * (tables[0].read_bytes() != tables[1].read_bytes())
