@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(
 ) -> None:
     train(run_main, phantoms, "good", "--max_epochs=1")
     broken = torch.load("runs/good/model_final.pt", weights_only=True)["state_dict"]
-    broken["out.conv.conv.bias"][0] = float("nan")
+    broken["out.conv.conv.weight"][:] = 1e38  # finite as such, which weights have to be
     torch.save(broken, "broken.pth")
     argv = [f"--data_dir={phantoms}", "--logdir=bad", "--workers=0", "--max_epochs=2", "--batch_size=4", *TINY]
     message = error_of(
