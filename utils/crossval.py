@@ -11,7 +11,6 @@ scans, so its scores would be too high.
 """
 
 import argparse
-import ctypes
 import hashlib
 import os
 import shlex
@@ -52,7 +51,7 @@ from utils.segmentation.results import save_results
 from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, first_line, one_line_errors
 from utils.system.files import file_state, open_regular, parse_json, read_json, write_json
 from utils.system.hardware import machine
-from utils.system.signals import StopRequest, forwarded_to
+from utils.system.signals import StopRequest, forwarded_to, signal_at_parents_end
 from utils.system.typed import STRICT
 from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run
 
@@ -60,8 +59,6 @@ Execute = Callable[[Sequence[str]], int]
 Records = dict[str, dict[str, Any]]
 
 REPOSITORY = Path(__file__).parent.parent
-C_LIBRARY = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 OUT_OF_FOLD = "out_of_fold"
 MACHINES = "machines.json"
 MACHINES_BY_FOLD = TypeAdapter(dict[str, list[str]], config=STRICT)
@@ -379,7 +376,7 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
     child = None
     try:
         with stop.deferred():  # a signal between these two would leave a child that nobody waits for
-            child = subprocess.Popen(command, preexec_fn=_end_with_parent)
+            child = subprocess.Popen(command, preexec_fn=partial(signal_at_parents_end, signal.SIGTERM))
         stop.raise_if_requested()
         return child.wait()
     except Stopped as stopped:
@@ -388,11 +385,6 @@ def run_command(stop: StopRequest, command: Sequence[str]) -> int:
                 child.send_signal(stopped.number)
                 child.wait()
         raise
-
-
-def _end_with_parent() -> None:
-    if hasattr(C_LIBRARY, "prctl"):
-        C_LIBRARY.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def run(argv: Sequence[str] | None = None) -> None:

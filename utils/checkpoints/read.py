@@ -2,11 +2,9 @@
 
 import errno
 import pickle
-import struct
 import types
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor
 from utils.checkpoints.archive import is_zip, require_no_bomb
 from utils.checkpoints.description import METADATA, refuse_newer
 from utils.checkpoints.schema import check_metadata, check_resume, check_tensors, describes_itself, require_bounded
-from utils.system.errors import DamagedError, InputError, first_line, is_out_of_memory
+from utils.system.errors import UNREADABLE, DamagedError, InputError, first_line, is_out_of_memory
 from utils.system.files import parse_json, require_regular
 
 MOST_METADATA = 2**20  # bytes of the description inside files of other formats
@@ -43,11 +41,6 @@ HARMLESS: list[Any] = [
     type(np.dtype(np.float32)),
     (types.SimpleNamespace, "argparse.Namespace"),  # flags, as MAE and DINO save them
 ]
-# what torch and zipfile raise on files that are damaged or of another kind
-UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError),
-    *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
-)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

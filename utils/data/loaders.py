@@ -4,10 +4,8 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,13 +30,8 @@ from utils.data.workers import WorkerLoader
 from utils.distributed.process import Process
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
-from utils.system.errors import InputError, LostError, WriteError, first_line
+from utils.system.errors import UNREADABLE, InputError, LostError, WriteError, first_line
 from utils.system.files import file_state, text_hash
-
-# what zipfile and torch raise on files that are damaged or of another kind
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-              ArithmeticError, NotImplementedError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
-              struct.error)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,21 @@
 """Errors that the user can mend, reported in one line without a traceback."""
 
+import pickle
 import signal
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from utils.system.streams import guard_streams
+
+# what torch and zipfile raise on files that are damaged or of another kind
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, MemoryError),
+    *(ArithmeticError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+)
 
 Spell = Callable[[str], str]  # how a program spells the settings that a message names in backquotes
 

@@ -22,6 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # seconds in which a second signal counts as a copy of the first: torchrun and schedulers may send one in several ways,
 # seconds apart on a busy machine; of Ctrl-C there is one copy at most, and it comes at once
 DUPLICATE_SECONDS = {signal.SIGTERM: 5.0, signal.SIGUSR1: 5.0, signal.SIGINT: 0.2}
+C_LIBRARY = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # of Linux's sys/prctl.h
 
 
@@ -133,9 +134,13 @@ class StopRequest:
 def end_with_parent() -> None:
     """In a helper process: leave Ctrl-C to the parent, and end when it ends, however it does (on Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    library = ctypes.CDLL(None)
-    if hasattr(library, "prctl"):
-        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_end(signal.SIGKILL)
+
+
+def signal_at_parents_end(number: int) -> None:
+    """Let this process get a signal when its parent ends, even by ``kill -9``; on Linux alone."""
+    if hasattr(C_LIBRARY, "prctl"):
+        C_LIBRARY.prctl(PR_SET_PDEATHSIG, int(number))
 
 
 @contextmanager
