@@ -36,7 +36,7 @@ def test_the_signal_that_ended_it_is_named(
     monkeypatch.setattr(reader_process, "PROGRAM", dying)
     monkeypatch.setattr(reader_process, "_idle", [])
     with pytest.raises(InputError, match=rf"scan\.mha: can't be read: its reader crashed \({number.name}\)"):
-        ask_itk_kind(tmp_path / "scan.mha")
+        ask_itk_kind(text(tmp_path, "scan.mha"))
 
 
 def test_a_file_that_is_never_done_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +48,8 @@ def test_a_file_that_is_never_done_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(reader_process, "PROGRAM", hanging)
     monkeypatch.setattr(reader_process, "READ_SECONDS", 1)
     monkeypatch.setattr(reader_process, "_idle", [])
-    with pytest.raises(InputError, match=r"its reader didn't come to an end within 1 s"):
-        ask_itk_kind(tmp_path / "scan.mha")
+    with pytest.raises(InputError, match=r"its reader didn't come to an end"):
+        ask_itk_kind(text(tmp_path, "scan.mha"))
 
 
 def test_the_process_is_used_again(tmp_path: Path) -> None:

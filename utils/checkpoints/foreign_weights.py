@@ -1,7 +1,7 @@
 """Put the weights of a file into a network: names, shapes, and the adaptation to another task."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from utils.system.typed import shown_text
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
 PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
+SHOWN_NAMES = 10  # of tensors, in a message
 ADAPTABLE = ("in_channels", "out_channels")
 
 
@@ -188,26 +189,28 @@ def _refuse_misfits(
             remedy = "Give `adapt_weights` to adapt them to the new task, or the flags that it was trained with"
         raise InputError(f"{source}: doesn't fit: {'; '.join(faults)}. {remedy}.")
 
-    names = {
-        "missing": [name for name in wanted if name not in given],
-        "unknown": [name for name in given if name not in wanted],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in given and given[name].shape != wanted[name].shape
-        ],
-    }
-    count = sum(map(len, names.values()))
-    if count:
-        listed = "; ".join(f"{what}: {', '.join(which)}" for what, which in names.items() if which)
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    misshapen = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    concerned = [*missing, *unknown, *misshapen]
+    if concerned:
+        shapes = [f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}" for name in misshapen]
+        kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+        listed = "; ".join(f"{what}: {_some(which)}" for what, which in kinds.items() if which)
         remedy = "give the flags that it was trained with"
         ends = (*architecture.declared("input_layers"), *architecture.declared("output_layers"))
-        concerned = [name.split()[0] for which in names.values() for name in which]
         if adapt is False and all(lies_in(name, ends) for name in concerned):
             remedy = "give `adapt_weights` to adapt them to the new task, or the flags that it was trained with"
         raise InputError(
-            f"{source}: {count} of its tensors don't fit the network that the flags describe; {remedy}. {listed}"
+            f"{source}: {len(concerned)} of its tensors don't fit the network that the flags describe; {remedy}. "
+            f"{listed}"
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message; of many the first, and how many more there are."""
+    more = f", … ({len(names) - SHOWN_NAMES} more)" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(shown_text, names[:SHOWN_NAMES])) + more
 
 
 def _config(network: nn.Module) -> NetworkConfig:

@@ -12,6 +12,7 @@ from utils.io.geometry import grid_faults
 from utils.io.reader import Part, alignment_faults, channel_fault, content_faults, label_faults, read_file, read_parts
 from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError
+from utils.system.text import one_line
 
 
 @dataclass
@@ -42,14 +43,14 @@ def check_scans(
     check = partial(check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings)
     results = process.stop.map_in_threads(check, unique, workers)
     findings = list(process.bar(results, "checking scans", len(unique)))
-    faults = [fault for found in findings for fault in found.faults]
+    faults = [one_line(fault) for found in findings for fault in found.faults]
     if faults:
         raise InputError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "
             + "\n       ".join(faults)
         )
     for note in _summary(remark for found in findings for remark in found.remarks):
-        process.say(f"note: {note}")
+        process.say(f"note: {one_line(note)}")
 
 
 def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> Findings:

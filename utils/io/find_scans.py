@@ -11,6 +11,7 @@ from utils.io.reader import header_file, is_image, voxel_files
 from utils.io.scan import ENDINGS, Scan, without_endings
 from utils.system.errors import InputError
 from utils.system.files import PipeError
+from utils.system.text import one_line
 
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
 NO_SCAN = "holds no scan: no NIfTI, no DICOM slices, nothing SimpleITK reads. Give another place."
@@ -86,6 +87,9 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
     if not found.scans and not found.faults:
         found.faults[paths[0]] = f"`input` {', '.join(paths)}: {NO_SCAN}"  # localizers alone
     found.scans = _with_distinct_names(found.scans)
+    # names of files, and what their headers say, may have line breaks and the like
+    found.remarks = [one_line(remark) for remark in found.remarks]
+    found.faults = {path: one_line(fault) for path, fault in found.faults.items()}
     return found
 
 

@@ -17,7 +17,7 @@ from utils.system.hardware import available_memory, total_memory
 
 PROGRAM = Path(__file__).with_name("reader_child.py")
 END_SECONDS = 5  # for a process that has broken off to be gone
-READ_SECONDS = 600  # for one file; the largest take some seconds
+READ_SECONDS = 20  # for one file, and as long again for every further 100 MB; it takes a share of that
 
 
 class _Child:
@@ -78,7 +78,7 @@ class _Child:
         self.end()
         status = self.process.returncode
         if status == -signal.SIGALRM:
-            return f"its reader didn't come to an end within {READ_SECONDS} s"
+            return "its reader didn't come to an end"
         return f"its reader crashed ({signal.Signals(-status).name if status < 0 else f'status {status}'})"
 
 
@@ -157,7 +157,8 @@ def _require_utf_8(path: Path) -> None:
 
 
 def _ask(path: Path, job: str, **details: Any) -> tuple[dict[str, Any], np.ndarray | None]:
-    request = {"job": job, "path": os.path.abspath(path), "details": details, "seconds": READ_SECONDS}
+    seconds = READ_SECONDS * (1 + path.stat().st_size // 100_000_000)
+    request = {"job": job, "path": os.path.abspath(path), "details": details, "seconds": seconds}
     with _at_work:
         child = _idle.pop() if _idle else _Child()
         try:

@@ -90,7 +90,7 @@ def segment_scans(
         with _faults_noted(outcome, scan, job, process):
             record = outcome.records[scan.name] = writing.result()
             for remark in record["remarks"]:
-                process.write(f"note: {remark}")
+                process.write(f"note: {one_line(remark)}")
 
     with (
         _finished_kept(process.stop),
