@@ -534,3 +534,22 @@ def test_frames_that_disagree(tmp_path: Path, frames: int | None, groups: int, p
     with pytest.raises(InputError) as error:
         read_tuple(Series("scan", (tmp_path / "enhanced.dcm",)))
     assert words in str(error.value).replace("The number", "the number")
+
+
+def test_a_slice_without_a_sound_series_uid_stays_with_its_folder(tmp_path: Path) -> None:
+    written = write_series(tmp_path, phantom(), AXIAL)
+    with pydicom.config.disable_value_validation():
+        written[0].SeriesInstanceUID = "MONOCHROME1"
+        save(written[0])
+    voxels, _, _, _ = read_tuple(only_series(tmp_path))
+    np.testing.assert_array_equal(voxels, phantom())
+
+
+def test_a_slice_that_says_it_is_of_another_series_is_noted(tmp_path: Path) -> None:
+    written = write_series(tmp_path, phantom(), AXIAL)
+    written[6].SeriesInstanceUID = generate_uid()
+    save(written[6])
+    series, remarks = find_series(sorted(tmp_path.iterdir()))
+    assert sorted(len(one.files) for one in series) == [1, 6]
+    path = written[6].filename
+    assert remarks == [f"{path}: is a series of its own by its SeriesInstanceUID, and taken as a scan of a slice."]

@@ -155,8 +155,8 @@ def lacks_preamble(path: Path) -> bool:
 def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     """Group DICOM files by the series that their headers name.
 
-    A damaged file stays with its series, so that reading that series tells of it. If it doesn't say which series it is
-    of, it stays with each one that has files in its folder.
+    A damaged file stays with its series, so that reading that series tells of it. A file that doesn't say which series
+    it is of stays with each one that has files in its folder.
 
     Returns:
         The series by name, no name twice; and remarks, a sentence for what was left out of each folder and why:
@@ -165,34 +165,42 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     grouped: dict[str, list[Path]] = defaultdict(list)
     numbers: dict[str, int | None] = {}
     left_out: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    damaged: list[tuple[Path, str]] = []
+    astray: list[tuple[Path, str]] = []
+    frames: dict[Path, int] = {}
     tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns"]
     for path in sorted(set(files)):
         try:
             header = read_dicom(path, stop_before_pixels=True, specific_tags=list(tags))
             is_damaged, reason = _is_cut_off(path, header), _why_no_slice(header)
             uid = str(header.get("SeriesInstanceUID") or "")
+            uid = uid if UID(uid).is_valid else ""
+            frames[path] = _whole_number(header, "NumberOfFrames") or 1
             number = _whole_number(header, "SeriesNumber")
         except InvalidDicomError as error:
             is_damaged, uid, number, reason = False, "", None, f"its header can't be read ({first_line(error)})"
         except Exception:  # damaged bytes raise whatever they happen to break in pydicom; reading it will tell
             is_damaged, uid, number = True, "", None
-        if is_damaged:
-            damaged.append((path, uid))
+        if is_damaged or (not uid and not reason):
+            astray.append((path, uid))
         elif reason:
             left_out[path.parent, reason].append(path)
         else:
-            uid = uid or str(path.parent)
             grouped[uid].append(path)
             numbers.setdefault(uid, number)
     folders = {uid: {path.parent for path in paths} for uid, paths in grouped.items()}
-    for path, uid in damaged:  # its identifier may be cut off as well
+    for path, uid in astray:  # a damaged file's identifier may be cut off as well
         beside = [uid] if uid in folders else [other for other in folders if path.parent in folders[other]]
         for other in beside or [str(path.parent)]:
             grouped[other].append(path)
             numbers.setdefault(other, None)
     names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = _remarks(left_out)
+    for paths in grouped.values():
+        has_more_beside = any(len(others) > 1 and others[0].parent == paths[0].parent for others in grouped.values())
+        if len(paths) == 1 and has_more_beside and frames.get(paths[0]) == 1:
+            remarks.append(
+                f"{paths[0]}: is a series of its own by its SeriesInstanceUID, and taken as a scan of a slice."
+            )
     series = [Series(names[uid], tuple(paths)) for uid, paths in grouped.items()]
     return sorted(series, key=lambda one: one.name), remarks
 
