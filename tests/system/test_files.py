@@ -199,3 +199,9 @@ def test_files_that_belong_together_are_written_together(
     assert {name: json.loads(text) for name, text in contents(tmp_path).items()} == {
         path.name: content for path, content in new.items()
     }
+
+
+def test_a_folder_where_the_temporary_file_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.part").mkdir()
+    with pytest.raises(WriteError, match=r"a\.txt: can't be written \(.*a\.txt\.part: Is a directory\)"):
+        write_text(tmp_path / "a.txt", "new")

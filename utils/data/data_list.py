@@ -15,6 +15,7 @@ from utils.system.errors import InputError
 from utils.system.files import read_json, text_hash
 from utils.system.text import one_line
 
+SHOWN_FAULTS = 50  # of a list
 PARTS = ("training", "validation", "test")
 
 
@@ -222,7 +223,8 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     if folds and fold not in folds:
         faults.append(f'no entry has "fold": {fold}; `fold` can be one of {", ".join(map(str, sorted(folds)))}')
     if faults:
-        raise InputError(f"{path}: " + "; ".join(faults))
+        more = [f"and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        raise InputError(f"{path}: " + "; ".join([*faults[:SHOWN_FAULTS], *more]))
     named = _distinct_names(parts, folder)
     return DataList(path, folder, named["training"], named["validation"], named["test"], labels, frozenset(folds))
 

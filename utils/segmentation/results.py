@@ -91,7 +91,7 @@ def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spe
         written += ["scores.csv", "scores.json"]
     else:  # remove those of an earlier command, which scored other scans
         for name in ("scores.csv", "scores.json"):
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
     save_measurements(folder, records, facts)
     write_label_tables(folder, job.organs)
     pictures = {record["scan"]: job.picture_file(record["scan"]) for record in records}

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,9 +111,11 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_to_disk(path.parent)  # so that the new name is on the disk too
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder of that name, which the error tells of
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, WriteError):  # which names another file
-            raise WriteError(f"{path}: can't be written ({error.strerror or error})") from error
+            named = "" if error.filename in (None, str(path), path) else f"{error.filename}: "
+            raise WriteError(f"{path}: can't be written ({named}{error.strerror or error})") from error
         raise
 
 
