@@ -69,6 +69,7 @@ EXPORT_AGAIN = "Export the series again from its source."
 DECODED_HERE = {
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
 }  # fmt: skip
+LARGE_FILE = 1 << 26  # bytes of pixels, up to which the memory isn't asked for
 SHOWN_FOLDERS = 3  # from which files were left out for one reason
 # that a data set can begin with: the length of its group, the character set, or what kind of image it is
 FIRST_ELEMENTS = {(b"\2\0", 0), (b"\2\0", 1)} | {
@@ -591,7 +592,7 @@ def _pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
     """
     try:
         needed = get_expected_length(header)
-        if needed > available_memory():
+        if needed > LARGE_FILE and needed > available_memory():
             raise memory_error(path, needed)
         found = int(header.get("NumberOfFrames") or 1)
         if _is_decoded_elsewhere(header):
