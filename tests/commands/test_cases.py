@@ -60,7 +60,7 @@ def a_scan(real_data: Path) -> Path:
 
 def test_beyond_float32(run_main: Run, run_test: Run, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make("beyond_float32")
-    words = "case_0.nii.gz: has voxels that 32-bit numbers can't hold (1, from "
+    words = "case_0.nii.gz: has voxels that 32-bit numbers can't hold or square (1, from "
     assert words in failure(lambda: train(run_main, data), capsys)
     assert words in failure(lambda: segment(run_test, f"--input={data}/imagesTr"), capsys)
     assert len(list(Path("masks").glob("case_*.nii.gz"))) == 3

@@ -238,7 +238,8 @@ def test_voxels_that_float32_can_not_hold(scan: Scan) -> None:
     with_image(scan, voxels)
     (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
     assert fault == (
-        f"{scan.image[0]}: has voxels that 32-bit numbers can't hold (2, from -1e+39 to 1e+300). Replace them."
+        f"{scan.image[0]}: has voxels that 32-bit numbers can't hold or square (2, from -1e+39 to 1e+300). Replace "
+        "them."
     )
 
 

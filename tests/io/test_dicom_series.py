@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from tests.io.series import (
     AXIAL,
@@ -553,3 +553,35 @@ def test_a_slice_that_says_it_is_of_another_series_is_noted(tmp_path: Path) -> N
     assert sorted(len(one.files) for one in series) == [1, 6]
     path = written[6].filename
     assert remarks == [f"{path}: is a series of its own by its SeriesInstanceUID, and taken as a scan of a slice."]
+
+
+def test_slices_of_two_patients_or_kinds_are_no_scan(tmp_path: Path) -> None:
+    for number, (keyword, value, words) in enumerate(
+        [("PatientID", "another", "of another patient"), ("SOPClassUID", MRImageStorage, "another kind of image")]
+    ):
+        written = write_series(tmp_path / str(number), phantom(), AXIAL)
+        setattr(written[2], keyword, value)
+        save(written[2])
+        with pytest.raises(InputError, match=f"is {words} than .*; both say that they are of one series"):
+            read_tuple(only_series(tmp_path / str(number)))
+
+
+def test_slices_of_two_echoes_are_noted(tmp_path: Path) -> None:
+    written = write_series(tmp_path, phantom(), AXIAL, EchoTime=10)
+    written[2].EchoTime = 20
+    save(written[2])
+    (remark,) = read_tuple(only_series(tmp_path))[3]
+    assert "has slices with different values of EchoTime" in remark
+
+
+def test_values_that_only_a_table_or_other_bits_tell_are_refused(tmp_path: Path) -> None:
+    (one,) = write_series(tmp_path, phantom((12, 10, 1)), AXIAL)
+    one.ModalityLUTSequence = [pydicom.Dataset()]
+    save(one)
+    with pytest.raises(InputError, match="tells its values by a table"):
+        read_tuple(only_series(tmp_path))
+    del one.ModalityLUTSequence
+    one.BitsStored, one.HighBit = 12, 15
+    save(one)
+    with pytest.raises(InputError, match="has HighBit 15 for 12 bits"):
+        read_tuple(only_series(tmp_path))

@@ -85,6 +85,47 @@ def test_a_negative_metaimage_spacing_runs_the_other_way(tmp_path: Path) -> None
     np.testing.assert_allclose(read(path).affine[:3, 2], [-2, 1, -2], atol=1e-6)
 
 
+def test_lengths_in_other_units_become_mm(tmp_path: Path) -> None:
+    """0.9, 1.2 and 3 cm are 9, 12 and 30 mm."""
+    for name, old, new in (
+        ("scan.nrrd", b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:'),
+        ("scan.mha", b"DimSize", b"DistanceUnits = cm\nDimSize"),
+    ):
+        assert read(changed(tmp_path, name, old, new)).spacing == pytest.approx((9, 12, 30))
+
+
+@pytest.mark.parametrize("name", ["scan.gipl", "scan.vtk", "scan.mrc"])
+def test_formats_that_do_not_tell_left_from_right_are_noted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.transpose(2, 1, 0)), str(path))
+    volume = read(path)
+    np.testing.assert_array_equal(np.sort(volume.voxels.ravel()), np.sort(VOXELS.ravel()))
+    assert volume.remarks == [f"{path}: its header doesn't tell how it lies, so that left and right are a guess."]
+
+
+@pytest.mark.parametrize("name", ["scan.gipl", "scan.vtk", "scan.mrc"])
+def test_other_formats_that_are_cut_off(tmp_path: Path, name: str) -> None:
+    """ITK makes up the voxels that are missing."""
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS.transpose(2, 1, 0)), str(tmp_path / name))
+    assert_fault(cut(tmp_path / name, -60), f"{CUT} (")
+
+
+@pytest.mark.parametrize(("count", "is_whole"), [(24, True), (23, False)])
+def test_vtk_in_words(tmp_path: Path, count: int, is_whole: bool) -> None:
+    head = "# vtk DataFile Version 3.0\nx\nASCII\nDATASET STRUCTURED_POINTS\nDIMENSIONS 4 3 2\nSPACING 1 1 1\n"
+    head += "ORIGIN 0 0 0\nPOINT_DATA 24\nSCALARS scalars short 1\nLOOKUP_TABLE default\n"
+    path = text(tmp_path, "scan.vtk", (head + " ".join(map(str, range(100, 100 + count))) + "\n").encode())
+    if is_whole:
+        assert read(path).voxels.max() == 123
+    else:
+        assert_fault(path, f"{CUT} (")
+
+
+def test_values_that_itk_would_not_scale_are_refused(tmp_path: Path) -> None:
+    path = changed(tmp_path, "scan.mha", b"DimSize", b"ElementToIntensityFunctionSlope = -1\nDimSize")
+    assert_fault(path, "scales its values (ElementToIntensityFunction), which isn't read. Convert it to NIfTI.")
+
+
 # ---- what can't be read
 
 

@@ -115,7 +115,8 @@ def size_fault(
             f"{path}: is {lengths.max() / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
         )
     voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
-    if 4 * voxels * volumes > available_memory():
+    own = 2 * float(np.prod(shape))  # on its own grid, as it is and with its axes turned
+    if 4 * (voxels * volumes + own) > available_memory():
         return (
             f"{path}: would have {voxels:.3g} voxels of {new_sizes} mm, which this machine's memory doesn't hold; "
             f"its own are {sizes} mm. Mend its header if they are wrong, or take a larger machine."

@@ -69,6 +69,13 @@ EXPORT_AGAIN = "Export the series again from its source."
 DECODED_HERE = {
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
 }  # fmt: skip
+# what the slices of a scan have in common: where they can't differ, the words for it
+ONE_SOURCE = {
+    "SOPClassUID": "another kind of image",
+    "PatientID": "of another patient",
+    "FrameOfReferenceUID": None,
+    "EchoTime": None,
+}
 LARGE_FILE = 1 << 26  # bytes of pixels, up to which the memory isn't asked for
 SHOWN_FOLDERS = 3  # from which files were left out for one reason
 # that a data set can begin with: the length of its group, the character set, or what kind of image it is
@@ -343,10 +350,12 @@ def read_series(series: Series) -> Volume:
             "file, or files of one slice each. Give a folder with one of them, or convert it to NIfTI."
         )
     _require_same_geometry(planes)
+    mixed = _require_same_source(series.name, headers)
     stack = stack_planes(planes)
     slices = [twins[0] for twins in stack]
     _require_regular_grid(series.name, slices)
     voxels, remarks = _read_slices(series.name, stack, headers)
+    remarks += mixed
     files = dict.fromkeys(plane.file for plane in slices)
     return Volume(voxels[None], _affine(slices), voxels.shape, None, [headers[path] for path in files], remarks)
 
@@ -386,6 +395,11 @@ def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
         raise InputError(
             f"{path}: is a Siemens mosaic, with many slices as tiles of one picture. Convert it to NIfTI with dcm2niix."
         )
+    if header.get("ModalityLUTSequence"):
+        raise InputError(f"{path}: tells its values by a table (Modality LUT), which isn't read. Convert it to NIfTI.")
+    stored, highest = (_whole_number(header, keyword) for keyword in ("BitsStored", "HighBit"))
+    if stored is not None and highest is not None and highest != stored - 1:
+        raise InputError(f"{path}: has HighBit {highest} for {stored} bits, which isn't read. Convert it to NIfTI.")
     if "PerFrameFunctionalGroupsSequence" not in header:
         if (_whole_number(header, "NumberOfFrames") or 1) > 1:
             raise InputError(
@@ -483,6 +497,30 @@ def _require_same_geometry(planes: Sequence[Plane]) -> None:
             raise _mixed_error(
                 first, plane, "orientation", *(_number_text(p.directions.ravel()) for p in (first, plane))
             )
+
+
+def _require_same_source(name: str, headers: Mapping[Path, Dataset]) -> list[str]:
+    """Check that all files are of one patient and one kind of image.
+
+    Returns:
+        A remark for what else may tell that they don't belong together.
+
+    Raises:
+        InputError: if they aren't.
+    """
+    remarks = []
+    for keyword, text in ONE_SOURCE.items():
+        found = {str(header.get(keyword, "")): path for path, header in headers.items()}
+        if len(found) < 2:
+            continue
+        one, other = list(found.values())[:2]
+        if text is not None:
+            raise InputError(
+                f"{other}: is {text} than {one.name}; both say that they are of one series. Put them into folders of "
+                "their own, and give them different series."
+            )
+        remarks.append(f"{name}: has slices with different values of {keyword}, such as {one.name} and {other.name}.")
+    return remarks
 
 
 def _mixed_error(first: Plane, second: Plane, what: str, one: str, other: str) -> InputError:
@@ -599,7 +637,7 @@ def _pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
             pixels = _decoded_elsewhere(path)
         else:
             dataset = dcmread(path)
-            if header.file_meta.TransferSyntaxUID != RLELossless:
+            if header.file_meta.TransferSyntaxUID != RLELossless and "PixelData" in dataset:
                 # fewer bytes behind the last frame than one has are padding
                 found += (len(dataset.PixelData) - needed) // (needed // found)
             pixels = pixel_array(dataset, raw=True)

@@ -25,7 +25,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from utils.io.scan import Volume, memory_error, stream_error, volume_from_array
+from utils.io.scan import BEST_DEFLATE, Volume, memory_error, stream_error, volume_from_array
 from utils.io.voxel_files import require_below
 from utils.system.errors import InputError, first_line
 from utils.system.files import open_regular
@@ -40,7 +40,6 @@ EXTENSION_FLAG = 4  # bytes behind the header that say whether more follows befo
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # in the units that a header may have instead
 SAME_SIZE = 0.01  # as a share of the voxel size
 SAME_PLACE = 0.5  # in voxels
-BEST_DEFLATE = 1032  # a gzip stream holds at most this many times its own bytes
 
 nib.imageglobals.logger.setLevel("CRITICAL")  # it would print lines of its own beside ours
 

@@ -25,7 +25,7 @@ NAMED_IN_HEADERS = (".mha", ".mhd", ".nrrd", ".nhdr")  # formats whose headers n
 FEW_VALUES = 20  # that a message shows
 NEARLY_WHOLE = 1e-3  # a label may lie this far from a whole number, as after resampling or a scale in the header
 LABELS = np.iinfo(np.int16)
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1e18  # a standardisation adds up squares, which 32-bit numbers hold up to 3.4e38
 
 Part = tuple[Path, Volume]  # of a scan: a channel's file, or the folder of a series
 
@@ -113,7 +113,8 @@ def content_faults(path: Path, volume: Volume) -> list[str]:
     elif low < -LARGEST or high > LARGEST:
         count = int((np.abs(voxels) > LARGEST).sum())
         faults.append(
-            f"{path}: has voxels that 32-bit numbers can't hold ({count}, from {low:g} to {high:g}). Replace them."
+            f"{path}: has voxels that 32-bit numbers can't hold or square ({count}, from {low:g} to {high:g}). Replace "
+            "them."
         )
     return faults
 

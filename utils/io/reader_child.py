@@ -43,7 +43,11 @@ def itk_volume(name: str, kind: str, room: int) -> Reply:
     voxel = sitk.GetArrayViewFromImage(
         sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     )
-    header: dict[str, Any] = {"size": size, "bytes": voxel.nbytes * int(np.prod(size, dtype=object))}
+    header: dict[str, Any] = {
+        "size": size,
+        "bytes": voxel.nbytes * int(np.prod(size, dtype=object)),
+        "item_bytes": voxel.itemsize,
+    }
     if len(size) == 4 and size[3] == 1:
         size = size[:3]
     if len(size) != 3 or header["bytes"] > room:

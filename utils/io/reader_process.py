@@ -128,16 +128,16 @@ def ask_itk_volume(path: Path, kind: str, voxels: bool) -> tuple[dict[str, Any],
         voxels: whether its voxels are wanted.
 
     Returns:
-        ``size`` and ``bytes``; with ``voxels``, if it is a 3D volume that fits into memory, also ``direction``,
-        ``spacing``, ``origin``, and its voxels (Z, Y, X[, C]). Or ``error`` alone, with ITK's text, if it can't be
-        read.
+        ``size``, ``bytes`` of all voxels and ``item_bytes`` of a number; with ``voxels``, if it is a 3D volume that
+        fits into memory, also ``direction``, ``spacing``, ``origin``, and its voxels (Z, Y, X[, C]). Or ``error``
+        alone, with ITK's text, if it can't be read.
 
     Raises:
         InputError: if SimpleITK crashes on it, or can't open such a name.
     """
     _require_utf_8(path)
-    # the voxels are there twice for a moment, in that process and in this one
-    return _ask(path, "itk_volume", kind=kind, room=available_memory() // 2 if voxels else 0)
+    # the voxels are there twice for a moment, in that process and in this one, and then become float32
+    return _ask(path, "itk_volume", kind=kind, room=available_memory() // 4 if voxels else 0)
 
 
 def ask_dicom_pixels(path: Path) -> tuple[dict[str, Any], np.ndarray | None]:

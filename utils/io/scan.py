@@ -12,6 +12,7 @@ from utils.system.errors import InputError, size_text
 from utils.system.hardware import available_memory
 from utils.system.text import printable
 
+BEST_DEFLATE = 1032  # a packed file holds at most this many times its own bytes
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from utils.io.dicom_series import is_dicom
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.reader_process import ask_itk_kind, ask_itk_volume
-from utils.io.scan import Volume, memory_error, stream_error, volume_from_array
+from utils.io.scan import BEST_DEFLATE, Volume, memory_error, stream_error, volume_from_array
 from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, unpacked_size
 from utils.system.errors import InputError
 from utils.system.files import open_regular, require_regular
@@ -25,6 +25,13 @@ NAMES_OTHERS = {
 META_PACKED = re.compile(rb"^CompressedData *= *True", re.MULTILINE)
 META_PACKED_SIZE = re.compile(rb"^CompressedDataSize *= *(\d{1,18})", re.MULTILINE)
 META_TEXT = re.compile(rb"^BinaryData *= *False", re.MULTILINE)
+# a header tells how its axes lie by one of these
+ORIENTED = re.compile(rb"^(space directions:|TransformMatrix|Rotation|Orientation)", re.MULTILINE)
+NRRD_UNITS = re.compile(rb"^space units:.*$", re.MULTILINE)
+META_UNIT = re.compile(rb"^DistanceUnits *= *(\S+)", re.MULTILINE)
+UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
+HEADER_BYTES = {"GiplImageIO": 256, "MRCImageIO": 1024}
+VTK_DATA = re.compile(rb"^(SCALARS|VECTORS|LOOKUP_TABLE|TENSORS)[^\n]*\n", re.MULTILINE)
 NRRD_PACKED = re.compile(rb"^encoding: *(gz|gzip)\s*$", re.MULTILINE)
 NRRD_SKIPS = re.compile(rb"^(line|byte) ?skip:", re.MULTILINE)
 
@@ -82,16 +89,23 @@ def read_with_simpleitk(path: Path) -> Volume:
     size = header["size"]
     if len(size) != 3 and not (len(size) == 4 and size[3] == 1):
         raise InputError(f"{path}: has {len(size)} dimensions; a scan has 3.")
-    if files is not None:
+    if files is None:
+        _require_data(path, kind, header)
+    else:
         (_require_meta_data if kind == META_IMAGE else _require_nrrd_data)(path, files, header["bytes"])
     header, array = _ask(path, kind, voxels=True)
     if array is None:
         raise memory_error(path, header["bytes"])
+    text = b"" if files is None else files.header
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(header["direction"], (3, 3)) * header["spacing"]
     affine[:3, 3] = header["origin"]
+    affine[:3] *= _millimetres(text)
     voxels = np.moveaxis(array, (0, 2), (2, 0))  # (Z, Y, X[, C]) -> (X, Y, Z[, C])
-    return volume_from_array(path, voxels, LPS_TO_RAS @ affine)
+    volume = volume_from_array(path, voxels, LPS_TO_RAS @ affine)
+    if not ORIENTED.search(text):
+        volume.remarks.append(f"{path}: its header doesn't tell how it lies, so that left and right are a guess.")
+    return volume
 
 
 def _ask(path: Path, kind: str, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -101,6 +115,54 @@ def _ask(path: Path, kind: str, voxels: bool = False) -> tuple[dict[str, Any], n
     return header, array
 
 
+def _millimetres(header: bytes) -> float:
+    """How many mm the unit of length of a header has; 1 for one that isn't stated or known."""
+    units = {
+        unit.decode("latin-1").lower() for unit in re.findall(rb'"([^"]*)"', (NRRD_UNITS.search(header) or [b""])[0])
+    }
+    if found := META_UNIT.search(header):
+        units = {found[1].decode("latin-1").lower()}
+    return UNITS.get(units.pop(), 1.0) if len(units) == 1 else 1.0
+
+
+def _require_data(path: Path, kind: str, header: dict[str, Any]) -> None:
+    """Check that a file of another format can hold its voxels; ITK makes up those that are missing.
+
+    Raises:
+        InputError: if it can't.
+    """
+    needed, size = header["bytes"], path.stat().st_size
+    if kind == "VTKImageIO":
+        is_whole = _is_whole_vtk(path, needed, needed // header["item_bytes"])
+    elif kind in HEADER_BYTES and not _is_packed(path):
+        is_whole = size >= HEADER_BYTES[kind] + needed
+    else:
+        is_whole = size * BEST_DEFLATE >= needed
+    if not is_whole:
+        raise InputError(
+            f"{path}: is cut off or damaged ({size} bytes can't hold the {needed} of its voxels). Copy it again."
+        )
+
+
+def _is_whole_vtk(path: Path, needed: int, numbers: int) -> bool:
+    """Whether a VTK file has as many bytes, or numbers in words, as its header says."""
+    with open_regular(path) as file:
+        head = file.read(1 << 12)
+        start = max((found.end() for found in VTK_DATA.finditer(head)), default=0)
+        size = path.stat().st_size - start
+        if re.search(rb"^BINARY", head, re.MULTILINE | re.IGNORECASE):
+            return size >= needed
+        if size < 2 * numbers - 1:  # a digit and a space for each
+            return False
+        file.seek(start)
+        return len(file.read().split()) >= numbers
+
+
+def _is_packed(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _require_meta_data(path: Path, files: VoxelFiles, needed: int) -> None:
     """Check that a MetaImage's voxels are all there; ITK tells only half of what can be wrong.
 
@@ -108,8 +170,14 @@ def _require_meta_data(path: Path, files: VoxelFiles, needed: int) -> None:
         needed: bytes of the voxels.
 
     Raises:
-        InputError: if they aren't.
+        InputError: if they aren't, or are scaled in a way that ITK passes over.
     """
+    for name, usual in ((b"Slope", 1.0), (b"Offset", 0.0)):
+        scale = re.search(rb"^ElementToIntensityFunction" + name + rb" *= *(\S+)", files.header, re.MULTILINE)
+        if scale and scale[1] not in (b"%g" % usual, b"%.1f" % usual):
+            raise InputError(
+                f"{path}: scales its values (ElementToIntensityFunction), which isn't read. Convert it to NIfTI."
+            )
     if len(files.files) > 1 or META_TEXT.search(files.header):
         return  # a file for each slice, or numbers in words
     data = files.files[0] if files.files else path

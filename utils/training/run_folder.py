@@ -17,7 +17,7 @@ from utils.checkpoints.save import save_checkpoint
 from utils.evaluation.pictures import curves, overlay, pixels, save_picture
 from utils.evaluation.validation import Example
 from utils.system.errors import DamagedError, InputError, TrainingError, WriteError
-from utils.system.files import UNFINISHED, lock, writable_folder, write_json, write_text
+from utils.system.files import UNFINISHED, lock, make_folder, remove, writable_folder, write_json, write_text
 from utils.training.tensorboard import EventFile
 
 Say = Callable[[str], None]
@@ -203,7 +203,7 @@ def remove_run(path: Path) -> None:
     if path.is_dir():
         descriptor = _lock(path)
         for file in _own_files(path):
-            file.unlink()
+            remove(file)
         os.close(descriptor)
 
 
@@ -247,9 +247,16 @@ def find_checkpoint(folder: Path, *, resume: bool, checkpoint: Path | None, say:
 
 
 def _set_aside(file: Path) -> Path:
-    """Move a file to ``set_aside/``, under a name that is free there."""
+    """Move a file to ``set_aside/``, under a name that is free there.
+
+    Raises:
+        InputError: if that is a link, which could lead anywhere.
+        WriteError: if it can't be made.
+    """
     target = file.parent / SET_ASIDE / file.name
-    target.parent.mkdir(exist_ok=True)
+    if target.parent.is_symlink():
+        raise InputError(f"{target.parent}: is a link, and files are moved within the run's folder alone. Remove it.")
+    make_folder(target.parent)
     number = 1
     while target.exists():
         number += 1
