@@ -433,3 +433,26 @@ def test_flags_that_contradict_each_other(
     run_main: Run, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words in error_of(run_main, flags, capsys)
+
+
+@pytest.mark.parametrize("name", ["args.json", "x.part", "model.pt"])
+def test_a_folder_where_a_file_of_the_run_should_be_is_one_line(
+    run_main: Run, phantoms: Path, in_tmp: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path("runs/run") / name).mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        run_main([f"--data_dir={phantoms}", "--logdir=run", "--overwrite", "--workers=0", "--max_epochs=1", *TINY])
+    assert f"error: runs/run/{name}: can't be removed (Is a directory)" in capsys.readouterr().err
+
+
+def test_nothing_is_moved_through_a_link(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/run").mkdir(parents=True)
+    Path("elsewhere").mkdir()
+    Path("runs/run/set_aside").symlink_to(Path("elsewhere").absolute())
+    Path("runs/run/model_final.pt").write_bytes(b"damaged")
+    with pytest.raises(SystemExit):
+        run_main([f"--data_dir={phantoms}", "--logdir=run", "--resume", "--workers=0", "--max_epochs=1", *TINY])
+    assert "runs/run/set_aside: is a link" in capsys.readouterr().err
+    assert not list(Path("elsewhere").iterdir())

@@ -80,7 +80,7 @@ class RunFolder:
         self.lock = _lock(path)
         if progress.at_start:
             for file in _own_files(path):
-                os.remove(file)
+                remove(file)
         if not self.best.exists():
             progress.best_score = progress.best_epoch = None  # so that the next validation saves a best model here
         epochs_written = progress.epoch if any(path.glob("events.out.tfevents.*")) else 0
