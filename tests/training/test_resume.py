@@ -453,6 +453,16 @@ def test_nothing_is_moved_through_a_link(
     Path("runs/run/set_aside").symlink_to(Path("elsewhere").absolute())
     Path("runs/run/model_final.pt").write_bytes(b"damaged")
     with pytest.raises(SystemExit):
-        run_main([f"--data_dir={phantoms}", "--logdir=run", "--resume", "--workers=0", "--max_epochs=1", *TINY])
+        run_main(
+            [
+                f"--data_dir={phantoms}",
+                "--logdir=run",
+                "--resume",
+                "--save_checkpoint",
+                "--workers=0",
+                "--max_epochs=1",
+                *TINY,
+            ]
+        )
     assert "runs/run/set_aside: is a link" in capsys.readouterr().err
     assert not list(Path("elsewhere").iterdir())
