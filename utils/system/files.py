@@ -114,7 +114,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):  # a folder of that name, which the error tells of
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, WriteError):  # which names another file
-            named = "" if error.filename in (None, str(path), path) else f"{error.filename}: "
+            named = f"{error.filename}: " if isinstance(error, IsADirectoryError) else ""  # not the file itself
             raise WriteError(f"{path}: can't be written ({named}{error.strerror or error})") from error
         raise
 
