@@ -203,9 +203,9 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
             numbers.setdefault(other, None)
     names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = _remarks(left_out)
+    with_larger_series = {paths[0].parent for paths in grouped.values() if len(paths) > 1}
     for paths in grouped.values():
-        has_more_beside = any(len(others) > 1 and others[0].parent == paths[0].parent for others in grouped.values())
-        if len(paths) == 1 and has_more_beside and frames.get(paths[0]) == 1:
+        if len(paths) == 1 and paths[0].parent in with_larger_series and frames.get(paths[0]) == 1:
             remarks.append(
                 f"{paths[0]}: is a series of its own by its SeriesInstanceUID, and taken as a scan of a slice."
             )
@@ -243,14 +243,15 @@ def read_dicom(path: Path, **options: Any) -> Dataset:
     """
     with open_regular(path) as file:
         may_be_deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(1 << 10)
-    if may_be_deflated and read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        _require_room_for_deflated(path)
+    if may_be_deflated:
+        meta = read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            _require_room_for_deflated(path, meta)
     return dcmread(path, **options)
 
 
-def _require_room_for_deflated(path: Path) -> None:
+def _require_room_for_deflated(path: Path, meta: Dataset) -> None:
     """Check that what follows the first group of elements isn't more than there is memory for when unpacked."""
-    meta = read_file_meta_info(path)
     with open_regular(path) as file:
         file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))  # preamble, the length, and what it counts
         room, size, unpacker = available_memory() // 4, 0, zlib.decompressobj(-zlib.MAX_WBITS)

@@ -49,11 +49,16 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
         before, empty = len(found.faults), True
         for file in _files_below(path, found) if given is None else [given]:
             try:
-                if not is_dicom(file) and file != given and lacks_preamble(file):
+                if is_dicom(file):
+                    kind = slices
+                elif file != given and lacks_preamble(file):
                     bare.setdefault(file.parent, []).append(file)
                     empty = False
                     continue
-                kind = slices if is_dicom(file) else volumes if file == given or is_volume(file) else None
+                elif file == given or is_volume(file):
+                    kind = volumes
+                else:
+                    continue
             except PipeError as error:
                 if given is None:
                     found.remarks.append(f"{file}: left out, a pipe, a socket or a device.")
@@ -67,9 +72,8 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
                 reason = getattr(error, "strerror", None) or "it is cut off or damaged"
                 found.faults[str(file)] = f"{file}: can't be read ({reason}). Copy it again, or mend its permissions."
                 continue
-            if kind is not None:
-                kind.setdefault(os.path.abspath(file), file)
-                empty = False
+            kind.setdefault(os.path.abspath(file), file)
+            empty = False
         if empty and len(found.faults) == before:
             found.faults[text] = f"`input` {path}: {NO_SCAN}"
     for folder, slices_of_it in bare.items():
