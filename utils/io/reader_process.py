@@ -120,15 +120,15 @@ def ask_itk_kind(path: Path) -> str:
     return str(_ask(path, "itk_kind")[0].get("kind", ""))
 
 
-def ask_itk_volume(path: Path, kind: str, voxels: bool) -> tuple[dict[str, Any], np.ndarray | None]:
+def ask_itk_volume(path: Path, kind: str, size: int | None) -> tuple[dict[str, Any], np.ndarray | None]:
     """A volume that SimpleITK reads.
 
     Args:
         kind: the ITK class that is to read it.
-        voxels: whether its voxels are wanted.
+        size: bytes of its voxels, which may lie in other files; None if only the header is wanted.
 
     Returns:
-        ``size``, ``bytes`` of all voxels and ``item_bytes`` of a number; with ``voxels``, if it is a 3D volume that
+        ``size``, ``bytes`` of all voxels and ``item_bytes`` of a number; with voxels, if it is a 3D volume that
         fits into memory, also ``direction``, ``spacing``, ``origin``, and its voxels (Z, Y, X[, C]). Or ``error``
         alone, with ITK's text, if it can't be read.
 
@@ -137,7 +137,8 @@ def ask_itk_volume(path: Path, kind: str, voxels: bool) -> tuple[dict[str, Any],
     """
     _require_utf_8(path)
     # the voxels are there twice for a moment, in that process and in this one, and then become float32
-    return _ask(path, "itk_volume", kind=kind, room=available_memory() // 4 if voxels else 0)
+    room = 0 if size is None else available_memory() // 4
+    return _ask(path, "itk_volume", size or 0, kind=kind, room=room)
 
 
 def ask_dicom_pixels(path: Path) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -156,8 +157,8 @@ def _require_utf_8(path: Path) -> None:
         raise InputError(f"{path}: has a name that isn't UTF-8, which SimpleITK can't open. Rename it.") from None
 
 
-def _ask(path: Path, job: str, **details: Any) -> tuple[dict[str, Any], np.ndarray | None]:
-    seconds = READ_SECONDS * (1 + path.stat().st_size // 100_000_000)
+def _ask(path: Path, job: str, size: int = 0, **details: Any) -> tuple[dict[str, Any], np.ndarray | None]:
+    seconds = READ_SECONDS * (1 + max(path.stat().st_size, size) // 100_000_000)
     request = {"job": job, "path": os.path.abspath(path), "details": details, "seconds": seconds}
     with _at_work:
         child = _idle.pop() if _idle else _Child()

@@ -93,7 +93,7 @@ def read_with_simpleitk(path: Path) -> Volume:
         _require_data(path, kind, header)
     else:
         (_require_meta_data if kind == META_IMAGE else _require_nrrd_data)(path, files, header["bytes"])
-    header, array = _ask(path, kind, voxels=True)
+    header, array = _ask(path, kind, header["bytes"])
     if array is None:
         raise memory_error(path, header["bytes"])
     text = b"" if files is None else files.header
@@ -108,8 +108,8 @@ def read_with_simpleitk(path: Path) -> Volume:
     return volume
 
 
-def _ask(path: Path, kind: str, voxels: bool = False) -> tuple[dict[str, Any], np.ndarray | None]:
-    header, array = ask_itk_volume(path, kind, voxels)
+def _ask(path: Path, kind: str, size: int | None = None) -> tuple[dict[str, Any], np.ndarray | None]:
+    header, array = ask_itk_volume(path, kind, size)
     if "error" in header:
         raise InputError(f"{path}: can't be read ({_itk_reason(header['error'])}). Copy or convert it again.")
     return header, array
