@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 # from the bottom to the top; a room imports those below it
 ROOMS = ["system", "networks", "optimizers", "io", "distributed", "data", "checkpoints", "inference", "evaluation",
-         "training", "segmentation", "config"]  # fmt: skip
+         "training", "segmentation", "planning", "config"]  # fmt: skip
 LIBRARY = [*REPOSITORY.glob("networks/**/*.py"), *REPOSITORY.glob("optimizers/*.py"),
            *[path for path in REPOSITORY.glob("utils/*/*.py") if path.parent.name != "config"]]  # fmt: skip
 COMMANDS = [path for path in REPOSITORY.glob("utils/*.py") if path.name != "__init__.py"]

@@ -29,6 +29,7 @@ class DataList:
         training, validation, test: its scans.
         labels: names of the values 0, 1, …, or None if the list doesn't name them.
         folds: the folds that its entries name.
+        modalities: what the list says of each channel of an image, such as CT; None if it says nothing.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class DataList:
     test: list[Scan]
     labels: tuple[str, ...] | None
     folds: frozenset[int] = frozenset()
+    modalities: tuple[str, ...] | None = None
 
     def ignores(self, fold: int) -> bool:
         """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
@@ -216,8 +218,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             else:
                 parts[part].append(scan)
     labels: tuple[str, ...] | None = None
+    modalities: tuple[str, ...] | None = None
     try:
         labels = _read_labels(content.get("labels"))
+        modalities = _read_modalities(content.get("modality", content.get("channel_names")))
     except ValueError as error:
         faults.append(str(error))
     if folds and fold not in folds:
@@ -226,7 +230,8 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         more = [f"and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
         raise InputError(f"{path}: " + "; ".join([*faults[:SHOWN_FAULTS], *more]))
     named = _distinct_names(parts, folder)
-    return DataList(path, folder, named["training"], named["validation"], named["test"], labels, frozenset(folds))
+    split = (named["training"], named["validation"], named["test"])
+    return DataList(path, folder, *split, labels, frozenset(folds), modalities)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -345,3 +350,17 @@ def _read_labels(labels: Any) -> tuple[str, ...] | None:
         return clean_labels([names[value] for value in range(len(names))])
     except ValueError as error:
         raise ValueError(f'"labels" {error}') from error
+
+
+def _read_modalities(modalities: Any) -> tuple[str, ...] | None:
+    """Names of the channels, from the decathlon's ``{"0": "CT"}``; nnU-Net v2 has the same as "channel_names"."""
+    if modalities is None or modalities in ({}, [], ""):
+        return None
+    if isinstance(modalities, str):
+        modalities = {"0": modalities}
+    if isinstance(modalities, list):
+        modalities = {str(number): name for number, name in enumerate(modalities)}
+    numbers = [str(number) for number in range(len(modalities))] if isinstance(modalities, dict) else []
+    if not numbers or set(modalities) != set(numbers) or not all(isinstance(one, str) for one in modalities.values()):
+        raise ValueError('"modality" must name the channels one by one, as in {"0": "T1", "1": "FLAIR"}')
+    return tuple(one_line(modalities[number]) for number in numbers)
