@@ -15,8 +15,9 @@ import SimpleITK as sitk  # noqa: N813
 from tests.conftest import REPOSITORY, FileSizeLimit
 from tests.io.series import AXIAL, phantom, write_series
 from utils import make_data_list
+from utils.data import folders
 from utils.data.data_list import read_data_list
-from utils.make_data_list import find_scans, highest_label, split_folds
+from utils.data.folders import find_scans, label_values, split_folds
 from utils.system.errors import InputError, WriteError
 
 
@@ -128,10 +129,10 @@ def test_folds_share_out_every_scan_once() -> None:
     assert split_folds(entries, 4, seed=1) != folds
 
 
-def test_highest_label(tmp_path: Path) -> None:
+def test_values_of_labels(tmp_path: Path) -> None:
     for name, value in (("a", 2), ("b", 5)):
         nib.save(nib.Nifti1Image(np.full((2, 2, 2), value, np.uint8), np.eye(4)), tmp_path / f"{name}.nii.gz")
-    assert highest_label(tmp_path, ["a.nii.gz", "b.nii.gz"]) == 5
+    assert label_values(tmp_path, ["a.nii.gz", "b.nii.gz"]) == {"a.nii.gz": {2}, "b.nii.gz": {5}}
 
 
 def test_the_command_writes_lists_and_overwrites_none(phantoms: Path, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_labels_that_can_not_be_read_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "text.nii.gz").write_text("hello")
     nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii.gz")
     with pytest.raises(InputError) as error:
-        highest_label(tmp_path, ["text.nii.gz", "nan.nii.gz", "missing.nii.gz"])
+        label_values(tmp_path, ["text.nii.gz", "nan.nii.gz", "missing.nii.gz"])
     message = str(error.value)
     assert "text.nii.gz: is no volume: neither NIfTI" in message
     assert "nan.nii.gz: has NaN or infinite values" in message
@@ -261,12 +262,12 @@ def test_label_values_that_no_label_has(tmp_path: Path) -> None:
         save(tmp_path / f"{name}.nii", value, np.int32)
     save(tmp_path / "d.nii", 32767, np.int32)
     with pytest.raises(InputError) as error:
-        highest_label(tmp_path, ["a.nii", "b.nii", "c.nii", "d.nii"])
+        label_values(tmp_path, ["a.nii", "b.nii", "c.nii", "d.nii"])
     assert sorted(part.partition(": ")[0] for part in str(error.value).split("; ")) == [
         str(tmp_path / f"{name}.nii") for name in "abc"
     ]
     assert "b.nii: has the values -1, but labels are 0 … 32767. Remap them." in str(error.value)
-    assert highest_label(tmp_path, ["d.nii"]) == 32767
+    assert label_values(tmp_path, ["d.nii"]) == {"d.nii": {32767}}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -279,7 +280,7 @@ def test_a_full_disk_leaves_all_lists_as_they_were(
     if overwrite:
         run(tmp_path, monkeypatch)
     before = lists(tmp_path)
-    monkeypatch.setattr(make_data_list, "tqdm", lambda iterable, **_: iterable)
+    monkeypatch.setattr(folders, "tqdm", lambda iterable, **_: iterable)
     with file_size_limit(300), pytest.raises(WriteError, match=r"dataset_\d.json: can't be written \(File too large\)"):
         run(tmp_path, monkeypatch, "--labels=background,liver", *(["--overwrite"] if overwrite else []))
     assert lists(tmp_path) == before
@@ -317,3 +318,56 @@ def test_a_folder_in_the_place_of_a_list_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match=r"dataset_1\.json: a folder, where a list is to be written"):
         run(tmp_path, monkeypatch, "--overwrite")
     assert lists(tmp_path) == {}
+
+
+def described(folder: Path, *, labels: dict[str, int]) -> None:
+    """Two scans of two channels, whose labels have the value 1."""
+    for name in ("a", "b"):
+        save(folder / f"labelsTr/{name}.nii")
+        for channel in ("0000", "0001"):
+            save(folder / f"imagesTr/{name}_{channel}.nii")
+    content = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": labels, "file_ending": ".nii"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def test_names_come_from_the_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described(tmp_path, labels={"background": 0, "liver": 1})
+    run(tmp_path, monkeypatch)
+    data = read_data_list(str(tmp_path), None, 0)
+    assert (data.labels, data.modalities) == (("background", "liver"), ("T1", "FLAIR"))
+
+
+def test_flags_name_labels_and_channels_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described(tmp_path, labels={"background": 0, "liver": 1})
+    run(tmp_path, monkeypatch, "--labels=background,spleen", "--modality=MR")
+    data = read_data_list(str(tmp_path), None, 0)
+    assert (data.labels, data.modalities) == (("background", "spleen"), ("MR", "MR"))
+    with pytest.raises(InputError, match="--modality: has an empty name"):
+        run(tmp_path, monkeypatch, "--modality=T1,")
+
+
+def test_what_nobody_named_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lists of MR said "CT" before, unless a flag said otherwise."""
+    for name in ("imagesTr/a.nii", "labelsTr/a.nii", "imagesTr/b.nii", "labelsTr/b.nii"):
+        save(tmp_path / name)
+    run(tmp_path, monkeypatch)
+    data = read_data_list(str(tmp_path), None, 0)
+    assert (data.labels, data.modalities) == (("background", "label 1"), None)
+
+
+def test_a_class_that_no_scan_has_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described(tmp_path, labels={"background": 0, "liver": 1, "spleen": 2})
+    run(tmp_path, monkeypatch)
+    words = "dataset.json: none of the 2 label files has the value 2 (spleen). Add a scan that has it"
+    assert f"note: {tmp_path}/{words}" in capsys.readouterr().out
+    assert sorted(lists(tmp_path)) == ["dataset.json", "dataset_0.json", "dataset_1.json"]
+
+
+def test_names_of_the_description_that_are_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described(tmp_path, labels={"background": 0})
+    words = r"dataset\.json: names 1 labels, but the files have the values 0 … 1 \(labelsTr/a\.nii has 1, and 1 more"
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, monkeypatch)
+    assert list(lists(tmp_path)) == ["dataset.json"]

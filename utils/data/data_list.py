@@ -17,6 +17,7 @@ from utils.system.text import one_line
 
 SHOWN_FAULTS = 50  # of a list
 PARTS = ("training", "validation", "test")
+IGNORE = "ignore"  # nnU-Net's name for voxels that are not to be learned
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
     Raises:
         InputError: if the folder or the file isn't there.
     """
-    folder = _existing_folder(data_dir)
+    folder = existing_folder(data_dir)
     name = json_list if json_list is not None else f"dataset_{fold}.json"
     for is_there in (os.path.isfile, os.path.exists):  # what is no file is named when it is read
         for path in (folder / name, Path(name)):
@@ -142,7 +143,7 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
         found = sorted(fold for fold in folds if fold is not None)
         where = f'{path}: its "training" entries name'
     else:
-        found = _numbered_lists(_existing_folder(data_dir))
+        found = _numbered_lists(existing_folder(data_dir))
         where = f"`data_dir` {data_dir}: dataset_0.json, dataset_1.json, … there give"
     if len(found) < 2:
         raise InputError(
@@ -158,7 +159,12 @@ def _numbered_lists(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match is not None and str(int(match[1])) == match[1])
 
 
-def _existing_folder(data_dir: str) -> Path:
+def existing_folder(data_dir: str) -> Path:
+    """The folder of the scans.
+
+    Raises:
+        InputError: if it isn't there.
+    """
     folder = Path(data_dir)
     if not os.path.isdir(folder):
         raise InputError(f"`data_dir` {data_dir}: no such folder. Give the folder that holds the scans.")
@@ -174,9 +180,9 @@ def unlisted(json_list: str | None) -> DataList:
     if json_list is None:
         return DataList(Path("`input`"), Path("."), [], [], [], None)
     path = Path(json_list)
-    content = _load(path)
+    content = load_json(path)
     try:
-        labels = _read_labels(content.get("labels")) if isinstance(content, dict) else None
+        labels = read_labels(content.get("labels")) if isinstance(content, dict) else None
     except ValueError as error:
         raise InputError(f"`json_list` {path}: {error}. Mend the list.") from error
     if labels is None:
@@ -220,8 +226,8 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     labels: tuple[str, ...] | None = None
     modalities: tuple[str, ...] | None = None
     try:
-        labels = _read_labels(content.get("labels"))
-        modalities = _read_modalities(content.get("modality", content.get("channel_names")))
+        labels = read_labels(content.get("labels"))
+        modalities = read_modalities(content.get("modality", content.get("channel_names")))
     except ValueError as error:
         faults.append(str(error))
     if folds and fold not in folds:
@@ -235,13 +241,18 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
 
 
 def _read_content(path: Path) -> dict[str, Any]:
-    content = _load(path)
+    content = load_json(path)
     if not isinstance(content, dict) or not any(part in content for part in PARTS):
         raise InputError(f'{path}: not a data list: it needs "training" and "validation" lists of scans.')
     return content
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: if it can't be read, or holds something else.
+    """
     try:
         return read_json(path)
     except InputError:
@@ -326,8 +337,12 @@ def _read_fold(entry: Mapping[str, Any]) -> int | None:
     return fold
 
 
-def _read_labels(labels: Any) -> tuple[str, ...] | None:
-    """Names by value, from the decathlon's ``{"1": "spleen"}``, nnU-Net v2's ``{"spleen": 1}`` or a list."""
+def read_labels(labels: Any) -> tuple[str, ...] | None:
+    """Names by value, from the decathlon's ``{"1": "spleen"}``, nnU-Net v2's ``{"spleen": 1}`` or a list.
+
+    Raises:
+        ValueError: if they don't name the values 0, 1, 2, …, or have nnU-Net's regions or its ignore label.
+    """
     if labels is None or labels in ({}, []):
         return None
     problem = '"labels" must name the values 0, 1, 2, … one by one, as in {"0": "background", "1": "spleen"}'
@@ -335,6 +350,7 @@ def _read_labels(labels: Any) -> tuple[str, ...] | None:
         labels = {str(value): name for value, name in enumerate(labels)}
     if not isinstance(labels, dict):
         raise ValueError(problem)
+    _require_plain(labels)
     by_name = all(isinstance(value, int) for value in labels.values())
     pairs = [(value, name) for name, value in labels.items()] if by_name else list(labels.items())
     if any(isinstance(value, bool) or not isinstance(name, str) for value, name in pairs):
@@ -352,8 +368,31 @@ def _read_labels(labels: Any) -> tuple[str, ...] | None:
         raise ValueError(f'"labels" {error}') from error
 
 
-def _read_modalities(modalities: Any) -> tuple[str, ...] | None:
-    """Names of the channels, from the decathlon's ``{"0": "CT"}``; nnU-Net v2 has the same as "channel_names"."""
+def _require_plain(labels: dict[str, Any]) -> None:
+    """Check that nnU-Net's labels are one value each, and all to be learned."""
+    region = next((name for name, value in labels.items() if _is_region(value)), None)
+    if region is not None:
+        raise ValueError(
+            f'"labels" has the region {reprlib.repr(region)}, a list of values, and regions can\'t be trained yet. '
+            'Name each value by itself, as in {"background": 0, "edema": 1, "tumour core": 2}'
+        )
+    if isinstance(labels.get(IGNORE), int):
+        raise ValueError(
+            f'"labels" has an ignore label, {reprlib.repr(labels[IGNORE])}, which can\'t be trained yet. Leave out the '
+            f'scans that have it, or give its voxels another value, and take "{IGNORE}" out of "labels"'
+        )
+
+
+def _is_region(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, int) for one in value)
+
+
+def read_modalities(modalities: Any) -> tuple[str, ...] | None:
+    """Names of the channels, from the decathlon's ``{"0": "CT"}``; nnU-Net v2 has the same as "channel_names".
+
+    Raises:
+        ValueError: if they don't name the channels 0, 1, 2, …
+    """
     if modalities is None or modalities in ({}, [], ""):
         return None
     if isinstance(modalities, str):
@@ -362,5 +401,5 @@ def _read_modalities(modalities: Any) -> tuple[str, ...] | None:
         modalities = {str(number): name for number, name in enumerate(modalities)}
     numbers = [str(number) for number in range(len(modalities))] if isinstance(modalities, dict) else []
     if not numbers or set(modalities) != set(numbers) or not all(isinstance(one, str) for one in modalities.values()):
-        raise ValueError('"modality" must name the channels one by one, as in {"0": "T1", "1": "FLAIR"}')
+        raise ValueError('"modality" or "channel_names" must name the channels, as in {"0": "T1", "1": "FLAIR"}')
     return tuple(one_line(modalities[number]) for number in numbers)
