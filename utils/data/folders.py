@@ -108,7 +108,10 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
     layout = next((names for names in LAYOUTS if all(os.path.isdir(data_dir / name) for name in names[:2])), None)
     if layout is None:
         known = ", ".join(f"{images} with {labels}" for images, labels, _ in LAYOUTS)
-        raise InputError(f"`data_dir` {data_dir}: holds none of the known layouts ({known}).")
+        raise InputError(
+            f"`data_dir` {data_dir}: holds none of the known layouts ({known}). Give the folder that holds these, or "
+            "arrange the scans so."
+        )
     images, labels, unlabelled = layout
     label_files = _volumes(data_dir, labels, notes, may_be_series=False)
     image_files = _volumes(data_dir, images, notes)
