@@ -12,7 +12,7 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 
-from networks.registry import NetworkConfig, StateDict, flag, register
+from networks.registry import NetworkConfig, Size, StateDict, flag, register
 
 SWIN_DIVISOR = 32  # patches of 2 voxels, merged four times
 SEGRESNET_BLOCKS = (1, 2, 2, 4)
@@ -63,6 +63,7 @@ class SwinUNETR(nets.SwinUNETR):
     input_layers = ("swinViT.patch_embed.proj", "encoder1")
     output_layers = ("out",)
     unsafe_bfloat16_roi_x = (32, 64)
+    sizes = tuple(Size({"feature_size": width}, rate) for width, rate in ((12, 4e-3), (24, 1e-3), (48, 5e-4)))
 
     def __init__(self, config: SwinUNETRConfig) -> None:
         with torch.device("cpu"):  # building computes numbers, which the device meta doesn't hold
@@ -97,6 +98,7 @@ class SegResNet(nets.SegResNet):
     input_layers = ("convInit",)
     output_layers = ("conv_final.2",)
     unsafe_bfloat16_roi_x = (8, 16)
+    sizes = tuple(Size({"feature_size": width}, rate) for width, rate in ((16, 4e-3), (32, 1e-3)))
 
     def __init__(self, config: SegResNetConfig) -> None:
         super().__init__(
@@ -146,6 +148,7 @@ class DynUNet(nets.DynUNet):
     input_layers = ("input_block.conv1", "skip_layers.downsample.conv1")  # the first block by its two names
     output_layers = ("output_block",)
     unsafe_bfloat16_roi_x = (2,)
+    sizes = tuple(Size({"feature_size": width}, rate) for width, rate in ((16, 4e-3), (32, 1e-3)))
 
     def __init__(self, config: DynUNetConfig) -> None:
         kernels, strides = kernels_and_strides(config.img_size, config.spacing)

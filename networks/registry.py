@@ -22,6 +22,7 @@ What a class may declare beside its layers, all of it optional:
 ``cuda_graph``         True if a training step can be recorded as a CUDA graph
 ``fast_layers``        True if all layers of :func:`networks.layers.optimize_for_cpu` were measured to pay
 ``unsafe_bfloat16_roi_x``  windows' voxels along x at which a 3×3×3 convolution sees a volume two voxels deep along x
+``sizes``              a :class:`Size` for each size that ``utils.plan`` may choose, the smallest first
 ``settings_of``        static method: a state dict -> the settings that its shapes show, for messages
 ``origin_of``          static method: a state dict -> the program that wrote it, and the tensors that none reads
 """
@@ -176,6 +177,19 @@ class NetworkConfig:
             multiples = str(divisor[0]) if len(set(divisor)) == 1 else size_text(divisor)
             return [f"`img_size` must be multiples of {multiples} for {architecture.name}, not {size}"]
         return []
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size of a network that planning may choose.
+
+    Attributes:
+        settings: of its config; the others have their defaults.
+        optim_lr: the highest learning rate of AdamW that suits it.
+    """
+
+    settings: Mapping[str, Any]
+    optim_lr: float
 
 
 @dataclass(frozen=True)

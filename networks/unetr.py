@@ -8,7 +8,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock,
 from torch import Tensor, nn
 
 from networks.layers.layout import in_layout_of
-from networks.registry import StateDict, flag, register
+from networks.registry import Size, StateDict, flag, register
 from networks.vit import TransformerBlock, ViT, ViTConfig
 
 # blocks whose output the skip paths read, counted from 0, by patch size: those of the published weights, and after each
@@ -18,6 +18,15 @@ SKIP_LAYERS = {16: (3, 6, 9), 8: (3, 7)}
 UNREAD_OF_MONAI_07 = re.compile(r"vit\.patch_embedding\.cls_token|encoder[23]\.blocks\.\d+\.1\.(conv|norm)3\..+")
 UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
+# patches of 8 voxels and deep supervision helped at every size that was measured (docs/results.md); the rate of the first
+# is that of recipes/hippocampus.args, that of the last is the published one
+DETAIL = {"patch_size": 8, "deep_supervision": True}
+SIZES = (
+    Size({"feature_size": 16, "hidden_size": 96, "mlp_dim": 192, "num_heads": 6, **DETAIL}, 4e-3),
+    Size({"feature_size": 16, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6, **DETAIL}, 2e-3),
+    Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **DETAIL}, 5e-4),
+    Size({"feature_size": 32, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, **DETAIL}, 1e-4),
+)
 FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 
 
@@ -45,6 +54,7 @@ class UNETR(nn.Module):
     cuda_graph = True
     fast_layers = True
     unsafe_bfloat16_roi_x = (8, 16)
+    sizes = SIZES
 
     def __init__(self, config: UNETRConfig) -> None:
         super().__init__()

@@ -9,7 +9,7 @@
 ``preprocessing``  the fields of :class:`utils.data.preprocessing.Preprocessing`
 ``labels``         names of the classes, the background first
 ``amp``            whether mixed precision was on
-``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``
+``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``, ``left_right``
 ``state_dict``     the weights, under the published names; with ``ema_decay`` their average
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None
@@ -54,7 +54,8 @@ class Description:
         config: the network's settings; their class says which network it is.
         labels: names of the classes, the background first.
         amp: whether mixed precision may be used.
-        flips: how crops were flipped in training, ``none``, ``published`` or ``anatomical``; None if that isn't known.
+        flips: how crops were flipped in training, ``none``, ``published``, ``anatomical`` or
+            ``left_right``; None if that isn't known.
     """
 
     config: NetworkConfig

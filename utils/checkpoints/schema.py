@@ -89,7 +89,7 @@ class Metadata(TypedDict):
     preprocessing: dict[str, Any]
     labels: Annotated[list[Label], Len(1), AfterValidator(_distinct)]
     amp: bool
-    flips: NotRequired[Literal["none", "published", "anatomical"] | None]
+    flips: NotRequired[Literal["none", "published", "anatomical", "left_right"] | None]
     epoch: NotRequired[Count]
     score: NotRequired[float | None]
     versions: NotRequired[dict[str, str]]

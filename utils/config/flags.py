@@ -28,13 +28,14 @@ from utils.config.parser import (
     real,
     whole,
 )
+from utils.data.mirroring import SIDES_ONLY
 from utils.data.preprocessing import INTENSITIES
 from utils.system.errors import InputError
 from utils.training.losses import LOSSES
 
 ENGINES = ("torch", "openvino", "auto")
 AUGMENTATIONS = ("published", "strong")
-FLIPS = ("published", "anatomical")
+FLIPS = ("published", "anatomical", SIDES_ONLY)
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
 FILES = "@FILE stands for the flags in a file; recipes/ has some for main.py."
@@ -145,7 +146,7 @@ def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--flips", choices=FLIPS, default="published", help="or anatomical: left and right swap")
+    group.add_argument("--flips", choices=FLIPS, default="published", help="or anatomical: left and right swap; or left_right: the same, along x alone")
     group.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="or strong: as in nnU-Net")
 
 

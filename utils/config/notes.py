@@ -4,15 +4,17 @@ import argparse
 
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
+from utils.data.mirroring import SIDES_ONLY
 
 
 def training_notes(
     args: argparse.Namespace, data: DataList, augmentation: Augmentation, epochs_done: int, batches: int
 ) -> list[str]:
     """What is allowed and may still surprise, a sentence each."""
-    fixed = [axis for number, axis in enumerate("xyz") if number not in augmentation.mirroring.axes]
+    asked = "x" if args.flips == SIDES_ONLY else "xyz"
+    fixed = [axis for number, axis in enumerate(asked) if number not in augmentation.mirroring.axes]
     both = sum(scan in data.training for scan in data.validation)
-    anatomical = args.flips == "anatomical" and args.RandFlipd_prob > 0
+    swapping = args.flips != "published" and args.RandFlipd_prob > 0
     sided = ", ".join(augmentation.mirroring.pairs(data.label_names(args.out_channels)))
     remarks = {
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
@@ -31,15 +33,15 @@ def training_notes(
         "crops are not rotated by 90°, which would mix labels up": (
             not augmentation.mirroring.allows_rotate90 and args.RandRotate90d_prob > 0
         ),
-        f"{data.path} names no labels, so that --flips anatomical can't tell left from right": (
-            anatomical and data.labels is None
+        f"{data.path} names no labels, so that --flips {args.flips} can't tell left from right": (
+            swapping and data.labels is None
         ),
-        f"flips along x swap {sided}": anatomical and bool(sided),
+        f"flips along x swap {sided}": swapping and bool(sided),
         "no label has a side by its name, and flips along x swap none": (
-            anatomical and data.labels is not None and 0 in augmentation.mirroring.axes and not sided
+            swapping and data.labels is not None and 0 in augmentation.mirroring.axes and not sided
         ),
-        "--flips anatomical does nothing, since --RandFlipd_prob is 0": (
-            args.flips == "anatomical" and args.RandFlipd_prob == 0
+        f"--flips {args.flips} does nothing, since --RandFlipd_prob is 0": (
+            args.flips != "published" and args.RandFlipd_prob == 0
         ),
         f"an epoch is one step, since it has fewer batches of each process ({batches}) than --accumulate": (
             args.accumulate > batches

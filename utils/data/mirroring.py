@@ -45,6 +45,7 @@ class Mirroring:
         return {0, 1} <= set(self.axes) and (self.classes is None or list(self.classes) == sorted(self.classes))
 
 
+SIDES_ONLY = "left_right"  # flips along x alone
 # as UNETR was trained in 2021: labels don't change, whatever their side
 PUBLISHED = Mirroring((0, 1, 2))
 
@@ -53,7 +54,8 @@ def trained_mirrorings(flips: str | None, labels: Sequence[str]) -> tuple[Mirror
     """The mirrorings that a network saw in training, the identity first.
 
     Args:
-        flips: ``anatomical``, ``published`` or ``none``, as its checkpoint records; None stands for those of 2021.
+        flips: ``anatomical``, ``left_right``, ``published`` or ``none``, as its checkpoint records; None stands for
+            those of 2021.
 
     Raises:
         InputError: if its crops were not flipped.
@@ -64,6 +66,8 @@ def trained_mirrorings(flips: str | None, labels: Sequence[str]) -> tuple[Mirror
         )
     if flips == "anatomical":
         return mirrorings(labels)
+    if flips == SIDES_ONLY:
+        return tuple(one for one in mirrorings(labels) if set(one.axes) <= {0})
     return tuple(Mirroring(axes) for axes in _combinations(PUBLISHED.axes))
 
 

@@ -1,0 +1,144 @@
+"""What a training step of a network costs: its memory, counted, and its time, measured."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from networks.layers import optimize_for_cpu
+from networks.precision import Precision, choose_precision
+from networks.registry import Architecture, NetworkConfig
+from optimizers import build_optimizer, parameter_groups
+from utils.system.errors import InputError
+from utils.training.losses import build_loss
+
+BYTES_PER_WEIGHT = 16  # the weight, its gradient and Adam's two averages, in float32
+# beside what the backward pass keeps there are gradients of activations, the loss and the kernels' scratch space
+# (docs/planning.md has the measurements)
+ON_TOP_OF_ACTIVATIONS = 1.5
+PROGRAM_BYTES = 800e6  # Python, torch and MONAI, with the libraries that they load
+WARM_UP_STEPS, TIMED_STEPS = 1, 3
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """How long a network takes on this machine.
+
+    Attributes:
+        step_seconds: a training step.
+        window_seconds: a forward pass of one window in validation.
+        amp: whether mixed precision is on; the faster of both.
+    """
+
+    step_seconds: float
+    window_seconds: float
+    amp: bool
+
+
+def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) -> float:
+    """The memory that training needs beside the scans, in bytes.
+
+    The forward pass runs on torch's device ``meta``, which knows the shape of each tensor and computes none. What
+    autograd keeps for the backward pass is counted.
+
+    Args:
+        crops: in a step.
+    """
+    with torch.device("meta"):
+        network = architecture.build(config)
+    network = network.to("meta")  # a class may build on the CPU whatever the default is
+    network.train()
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    volume = torch.zeros((crops, config.in_channels, *config.img_size), device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(volume)
+    activations = sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in parameters)
+    logits = 4 * crops * config.out_channels * volume[0, 0].numel()
+    return PROGRAM_BYTES + BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (activations + logits)
+
+
+def measure_step(
+    architecture: Architecture, config: NetworkConfig, crops: int, optimization: Mapping[str, Any], device: torch.device
+) -> StepCost:
+    """Train for a few steps on noise, with mixed precision and without where that differs.
+
+    Args:
+        crops: in a step.
+        optimization: by their names, the settings of loss and optimizer.
+
+    Raises:
+        InputError: if this machine has no memory for it.
+    """
+    amps = [True, False]
+    if choose_precision(device, True, config) == choose_precision(device, False, config):
+        amps = [True]  # it changes nothing here, and need not be named
+    try:
+        costs = [_measure(architecture, config, crops, optimization, device, amp) for amp in amps]
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise InputError(
+            f"a step of {architecture.name} with {crops} crops of {config.img_size} voxels doesn't fit into this "
+            "machine's memory. Give a lower `memory`."
+        ) from error
+    return min(costs, key=lambda cost: cost.step_seconds)
+
+
+def _measure(
+    architecture: Architecture,
+    config: NetworkConfig,
+    crops: int,
+    optimization: Mapping[str, Any],
+    device: torch.device,
+    amp: bool,
+) -> StepCost:
+    precision = choose_precision(device, amp, config)
+    network = optimize_for_cpu(architecture.build(config)).to(device)
+    loss_function = build_loss("dice_ce", 0.0, 1e-6, getattr(config, "deep_supervision", False))
+    optimizer = build_optimizer("adamw", parameter_groups(network), optimization["optim_lr"], 1e-5, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((crops, config.in_channels, *config.img_size), generator=generator).to(device)
+    label = torch.randint(0, config.out_channels, (crops, 1, *config.img_size), generator=generator, dtype=torch.uint8)
+    label = label.to(device)
+
+    def step() -> None:
+        with precision.autocast():
+            loss = loss_function(network(image), label)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    network.train()
+    step_seconds = _fastest(step, device)
+    network.eval()
+    with torch.inference_mode():
+        window_seconds = _fastest(lambda: _forward(network, image[:1], precision), device)
+    return StepCost(step_seconds, window_seconds, amp)
+
+
+def _forward(network: torch.nn.Module, image: Tensor, precision: Precision) -> None:
+    with precision.autocast():
+        network(image)
+
+
+def _fastest(work: Any, device: torch.device) -> float:
+    """Seconds that the fastest of some calls took: others may have waited for another program."""
+    seconds = []
+    for number in range(WARM_UP_STEPS + TIMED_STEPS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= WARM_UP_STEPS:
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)

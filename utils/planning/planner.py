@@ -1,0 +1,308 @@
+"""The rules that turn a fingerprint into a plan. docs/planning.md has the source of each."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from networks.registry import Architecture, NetworkConfig, Size
+from utils.planning.augmentation import plan_augmentation
+from utils.planning.choices import Choice, Plan, Section
+from utils.planning.costs import StepCost, step_bytes
+from utils.planning.fingerprint import Fingerprint
+from utils.planning.grid import (
+    LARGEST_VOLUME,
+    SMALLEST_VOLUME,
+    Spacing,
+    Triple,
+    Window,
+    coarser_spacing,
+    coarsest_spacing,
+    fit_window,
+    make_config,
+    native_spacing,
+    text,
+)
+from utils.planning.intensities import Intensities, plan_intensities
+from utils.planning.schedule import Schedule, plan_schedule, rounded_up, time_left, windows_of_a_scan
+from utils.system.errors import InputError
+
+# steps that a run should have, at least, before its window grows, before two crops make a step, and before the network
+# does (docs/planning.md)
+FEWEST_STEPS = 2_000
+STEPS_FOR_TWO_CROPS = 4_000
+STEPS_FOR_A_LARGER_NETWORK = 20_000
+VOLUME_STEP = 1.25  # from one volume of a window to the next that is tried
+WITHOUT_HOURS_VOLUME = 96**3  # of the window, where nothing was timed: that of UNETR's paper
+SCANS_SHARE = 0.5  # of the memory, that prepared scans may take
+CROPS_FROM_DISK = 4  # of a scan each time it is read, where memory doesn't hold all scans
+DEFAULT_SIZE = Size({}, 1e-3)  # of a network whose class says nothing
+
+Measure = Callable[[NetworkConfig, int, float], StepCost]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training may take.
+
+    Attributes:
+        hours: from the start of ``main.py`` to its end; None for a fixed number of steps.
+        memory: bytes for the program; on a GPU, of the GPU.
+        scans_memory: bytes for prepared scans, of the machine.
+    """
+
+    hours: float | None
+    memory: float
+    scans_memory: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained, and what a step of it takes."""
+
+    size: Size
+    spacing: Spacing
+    window: Window
+    crops: int
+    cost: StepCost | None
+
+
+class Planner:
+    """Makes a plan.
+
+    Args:
+        measure: the cost of a step with a config, so many crops and a learning rate, on this machine.
+    """
+
+    def __init__(self, fingerprint: Fingerprint, architecture: Architecture, budget: Budget, measure: Measure) -> None:
+        self.fingerprint = fingerprint
+        self.architecture = architecture
+        self.budget = budget
+        self.measure = measure
+        x, y, z = np.median([scan.body_mm for scan in fingerprint.scans], axis=0)
+        self.body_mm: Triple = (float(x), float(y), float(z))
+        self.sizes: Sequence[Size] = architecture.declared("sizes", (DEFAULT_SIZE,))
+        self.channels = {"in_channels": fingerprint.channels, "out_channels": len(fingerprint.labels)}
+
+    def plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            InputError: if the budget is too small for one step, or for one pass over the scans.
+        """
+        intensities = plan_intensities(self.fingerprint)
+        network = self.choose_network()
+        in_memory = self.scan_bytes(network.spacing.mm) <= self.budget.scans_memory * SCANS_SHARE
+        crops_per_scan = 1 if in_memory else CROPS_FROM_DISK
+        batch = math.ceil(network.crops / crops_per_scan)
+        steps_per_epoch = math.ceil(self.fingerprint.training / batch)
+        step = network.cost.step_seconds * batch * crops_per_scan / network.crops if network.cost else 0.0
+        schedule = plan_schedule(
+            self.budget.hours, steps_per_epoch, step, len(self.fingerprint.scans), self.validation_seconds(network)
+        )
+        uses = schedule.epochs * crops_per_scan
+        return Plan(
+            sections=(
+                Section("Data", (self.data_choice(in_memory),)),
+                Section("Preprocessing", (intensities.choice, self.spacing_choice(network))),
+                Section("Network", self.network_choices(network)),
+                Section("Augmentation", tuple(plan_augmentation(self.fingerprint, uses))),
+                Section("Training", self.training_choices(network, schedule, batch, crops_per_scan)),
+            ),
+            questions=(*intensities.questions, *self.questions()),
+            remarks=intensities.remarks,
+        )
+
+    def choose_network(self) -> Network:
+        """Spacing, window, size and crops that fit the memory and leave enough steps in the hours."""
+        native = native_spacing(self.fingerprint)
+        if self.budget.hours is None:
+            size = self.sizes[min(1, len(self.sizes) - 1)]
+            volume = self.volume_in_memory(size, native.mm, 2, WITHOUT_HOURS_VOLUME)
+            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
+            return Network(size, spacing, self.window(size, spacing.mm, volume), 2, None)
+        smallest = self.sizes[0]
+        volume = self.volume_in_memory(smallest, native.mm, 1, LARGEST_VOLUME)
+        while True:
+            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
+            network = self.timed(Network(smallest, spacing, self.window(smallest, spacing.mm, volume), 1, None))
+            ratio = self.steps(network) / FEWEST_STEPS
+            taken = math.prod(network.window)
+            if ratio >= 1 or taken <= SMALLEST_VOLUME:
+                break
+            # a step takes about as long as its window is large; one more look decides
+            volume = max(SMALLEST_VOLUME, min(taken / VOLUME_STEP, taken * ratio))
+            try:
+                self.window(smallest, spacing.mm, volume)
+            except InputError:
+                break  # the network takes no smaller one
+        for crops, size, needed in (
+            (2, smallest, STEPS_FOR_TWO_CROPS // 2),
+            *((2, size, STEPS_FOR_A_LARGER_NETWORK) for size in self.sizes[1:]),
+        ):
+            larger = dataclasses.replace(network, crops=crops, size=size)
+            if self.steps(network) < needed or not self.fits(larger):
+                break
+            larger = self.timed(larger)
+            if self.steps(larger) < needed:
+                break
+            network = larger
+        return network
+
+    def window(self, size: Size, spacing: Triple, volume: float) -> Window:
+        """The window of at most ``volume`` voxels."""
+        settings = {**self.channels, **size.settings}
+        return fit_window(self.architecture, settings, spacing, self.body_mm, volume)
+
+    def config(self, network: Network) -> NetworkConfig:
+        """What the network is built from."""
+        settings = {**self.channels, **network.size.settings}
+        return make_config(self.architecture, settings, network.spacing.mm, network.window)
+
+    def volume_in_memory(self, size: Size, spacing: Triple, crops: int, most: float) -> float:
+        """The largest volume of a window, up to ``most``, with which a step fits into the memory.
+
+        Raises:
+            InputError: if no window does.
+        """
+        volume = most
+        needed = math.inf
+        while True:
+            try:
+                network = Network(size, Spacing(spacing, ""), self.window(size, spacing, volume), crops, None)
+            except InputError:
+                if needed == math.inf:  # not even the largest volume holds a window
+                    raise
+                raise InputError(
+                    f"`memory` {self.budget.memory / 1e9:.2g}: one step of {self.architecture.name} takes "
+                    f"{needed / 1e9:.2g} GB. Give more."
+                ) from None
+            needed = step_bytes(self.architecture, self.config(network), crops)
+            if needed <= self.budget.memory:
+                return volume
+            volume = min(volume, math.prod(network.window)) / VOLUME_STEP
+
+    def fits(self, network: Network) -> bool:
+        """Whether a step fits into the memory."""
+        return step_bytes(self.architecture, self.config(network), network.crops) <= self.budget.memory
+
+    def timed(self, network: Network) -> Network:
+        """The network with the cost of a step, its seconds on a coarse grid."""
+        cost = self.measure(self.config(network), network.crops, network.size.optim_lr)
+        cost = StepCost(rounded_up(cost.step_seconds), rounded_up(cost.window_seconds), cost.amp)
+        return dataclasses.replace(network, cost=cost)
+
+    def steps(self, network: Network) -> float:
+        """How many steps the hours leave time for."""
+        assert self.budget.hours is not None
+        assert network.cost is not None
+        seconds, _ = time_left(self.budget.hours, len(self.fingerprint.scans), self.validation_seconds(network))
+        return seconds / network.cost.step_seconds
+
+    def validation_seconds(self, network: Network) -> float:
+        """How long a validation takes; 0 if nothing was timed."""
+        if network.cost is None:
+            return 0.0
+        windows = windows_of_a_scan(self.shape(network.spacing.mm), network.window)
+        return self.fingerprint.validation * windows * network.cost.window_seconds
+
+    def shape(self, spacing: Triple) -> Triple:
+        """Voxels of the median scan along each axis."""
+        x, y, z = (length / mm for length, mm in zip(self.body_mm, spacing, strict=True))
+        return x, y, z
+
+    def scan_bytes(self, spacing: Triple) -> float:
+        """The memory that all prepared scans take."""
+        of_a_voxel = 4 * self.fingerprint.channels + 2  # float32, and labels
+        return float(len(self.fingerprint.scans) * math.prod(self.shape(spacing)) * of_a_voxel)
+
+    def data_choice(self, in_memory: bool) -> Choice:
+        """Channels and classes, and where prepared scans are kept."""
+        names = ", ".join(self.fingerprint.labels[1:])
+        settings: dict[str, int | bool] = {**self.channels}
+        reason = f"{self.fingerprint.channels} image channel(s); the background and {names}."
+        if not in_memory:
+            settings["use_normal_dataset"] = True
+            reason += f" Half of the memory doesn't hold all scans, so they are read again for each {CROPS_FROM_DISK} crops."
+        return Choice(settings, reason)
+
+    def spacing_choice(self, network: Network) -> Choice:
+        """Size of a voxel."""
+        return Choice(dict(zip(("space_x", "space_y", "space_z"), network.spacing.mm, strict=True)), network.spacing.reason)
+
+    def network_choices(self, network: Network) -> tuple[Choice, ...]:
+        """The network, its window and its number format."""
+        lengths = [edge * mm for edge, mm in zip(network.window, network.spacing.mm, strict=True)]
+        share = min(1.0, math.prod(network.window) / math.prod(self.shape(network.spacing.mm)))
+        number = [dict(size.settings) for size in self.sizes].index(dict(network.size.settings)) + 1
+        budget = (
+            "without `hours` it isn't timed"
+            if network.cost is None
+            else f"a larger one leaves fewer than {STEPS_FOR_A_LARGER_NETWORK:,} steps in the time, or needs more memory"
+            if number < len(self.sizes)
+            else "it is the largest"
+        )
+        choices = [
+            Choice(
+                {"model_name": self.architecture.name, **network.size.settings},
+                f"Size {number} of {len(self.sizes)}: {budget}.",
+            ),
+            Choice(
+                dict(zip(("roi_x", "roi_y", "roi_z"), network.window, strict=True)),
+                f"A window of {text(lengths)} mm, {share:.0%} of the median scan's {text(self.body_mm)} mm: the largest "
+                + (
+                    f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
+                    if network.cost is None
+                    else f"that fits the memory and leaves {FEWEST_STEPS:,} steps in the time, up to {LARGEST_VOLUME:,} "
+                    "voxels and the scan."
+                ),
+            ),
+        ]
+        if network.cost is not None and not network.cost.amp:
+            choices.append(Choice({"noamp": True}, "Mixed precision was slower on this machine, or there is none."))
+        return tuple(choices)
+
+    def training_choices(
+        self, network: Network, schedule: Schedule, batch: int, crops_per_scan: int
+    ) -> tuple[Choice, ...]:
+        """Batch, learning rate, epochs, validations."""
+        crops = batch * crops_per_scan
+        why = (
+            f"a step takes {network.cost.step_seconds:.2g} s on this machine, which leaves {schedule.steps:,} steps in "
+            f"{self.budget.hours:g} hours"
+            if network.cost is not None
+            else f"about {schedule.steps:,} steps, a tenth of nnU-Net's; `hours` fits them to the time there is"
+        )
+        return (
+            Choice({"batch_size": batch, "crops_per_scan": crops_per_scan}, f"{crops} crop(s) in a step."),
+            Choice({"optim_lr": network.size.optim_lr}, "What suits this size of the network (docs/planning.md)."),
+            Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
+            Choice(
+                {"val_every": schedule.val_every},
+                "So that validations take a tenth of the time, or there is one at the end.",
+            ),
+            Choice({"save_checkpoint": True}, "Keeps the weights, without which a run leaves nothing to use."),
+        )
+
+    def questions(self) -> list[str]:
+        """What the scans don't tell."""
+        found = []
+        if not self.fingerprint.labels_are_named:
+            found.append(
+                "What are the labels called? Nothing here names them. Names make tables readable, and tell left from "
+                "right: give `labels` background,liver,… to utils.plan."
+            )
+        for value, name in list(enumerate(self.fingerprint.labels))[1:]:
+            without = sum(value not in scan.structures for scan in self.fingerprint.scans)
+            if without:
+                found.append(
+                    f"{without} of {len(self.fingerprint.scans)} scans have no {name}. Is it absent there, or was it not "
+                    "drawn? Training takes it to be absent."
+                )
+        return found
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]

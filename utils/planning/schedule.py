@@ -1,0 +1,92 @@
+"""How long the network trains: steps, epochs, validations, learning rate."""
+
+import math
+from dataclasses import dataclass
+
+from utils.system.errors import InputError
+
+STEPS_WITHOUT_HOURS = 25_000  # a tenth of nnU-Net's 250,000 (docs/planning.md)
+VALIDATION_SHARE = 0.1  # of the hours
+START_SECONDS = 30.0  # for the imports and the data check
+READING_SECONDS = 1.0  # for a scan that is read and resampled before the first step
+# each step also loads its crops, and time is kept for saving
+STEP_SHARE = 0.95
+MOST_VALIDATIONS = 10
+WARM_UP_SHARE = 0.05  # of the epochs: Primus warms up for 50 of 1000 (Wald et al., arXiv 2503.01835)
+OVERLAP = 0.5  # of windows in validation, the default of `infer_overlap`
+TIME_GRID = 1.05  # measured seconds are rounded up to a power of this, so that noise rarely changes a plan
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs and what happens between them."""
+
+    steps: int
+    epochs: int
+    warmup_epochs: int
+    val_every: int
+
+
+def rounded_up(seconds: float) -> float:
+    """A measured time on a coarse grid."""
+    return float(TIME_GRID ** math.ceil(math.log(seconds, TIME_GRID)))
+
+
+def windows_of_a_scan(shape: tuple[float, float, float], window: tuple[int, int, int]) -> int:
+    """How many windows a sliding window takes for a scan in voxels."""
+    stride = [max(1.0, edge * (1 - OVERLAP)) for edge in window]
+    counts = [
+        1 + max(0, math.ceil((full - edge) / step)) for full, edge, step in zip(shape, window, stride, strict=True)
+    ]
+    return math.prod(counts)
+
+
+def time_left(hours: float, scans: int, validation: float) -> tuple[float, int]:
+    """The seconds of ``hours`` for training steps, and how many validations there are beside them.
+
+    Args:
+        scans: that are read before the first step.
+        validation: seconds of one validation.
+
+    Raises:
+        InputError: if nothing is left.
+    """
+    left = hours * 3600 - START_SECONDS - READING_SECONDS * scans
+    validations = max(1, min(MOST_VALIDATIONS, int(VALIDATION_SHARE * left / validation)))
+    seconds = (left - validations * validation) * STEP_SHARE
+    if seconds <= 0:
+        least = (START_SECONDS + READING_SECONDS * scans + 2 * validation) / 3600
+        raise InputError(
+            f"`hours` {hours:g}: to read {scans} scans and to validate once takes longer on this machine. Give `hours` "
+            f"{least:.1g} or more."
+        )
+    return seconds, validations
+
+
+def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans: int, validation: float) -> Schedule:
+    """Epochs for the time there is, or for :data:`STEPS_WITHOUT_HOURS`.
+
+    Args:
+        step: seconds of a step on this machine; without ``hours``, any number.
+        scans, validation: as in :func:`time_left`.
+
+    Raises:
+        InputError: if the time doesn't suffice for one epoch.
+    """
+    if hours is None:
+        epochs, validations = max(1, round(STEPS_WITHOUT_HOURS / steps_per_epoch)), MOST_VALIDATIONS
+    else:
+        seconds, validations = time_left(hours, scans, validation)
+        epochs = int(seconds / step / steps_per_epoch)
+        if epochs == 0:
+            least = hours * 1.2 * steps_per_epoch * step / seconds
+            raise InputError(
+                f"`hours` {hours:g}: too short for one pass over the scans, {steps_per_epoch} steps of {step:.2g} s on "
+                f"this machine. Give `hours` {least:.2g} or more."
+            )
+    return Schedule(
+        steps=epochs * steps_per_epoch,
+        epochs=epochs,
+        warmup_epochs=min(max(1, round(WARM_UP_SHARE * epochs)), epochs - 1),
+        val_every=math.ceil(epochs / validations),
+    )
