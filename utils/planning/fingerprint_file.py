@@ -116,7 +116,7 @@ class FingerprintFile:
             reason = schema_faults(error)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-        self.note = f"{self.path}: is none of this version, or damaged ({reason}); all scans are read anew."
+        self.note = f"{self.path}: is damaged or of another version ({reason}); all scans are read anew."
         return empty
 
     def _write(self, about: dict[str, Any]) -> None:

@@ -39,14 +39,14 @@ def _copies(fingerprint: Fingerprint) -> Iterator[str]:
         same.setdefault(facts, []).append(scan.name)
     for names in same.values():
         if len(names) > 1:
-            yield f"{named(names)} seem to be the same scan: a copy that trains tells what another is validated by."
+            yield f"{named(names)}: have the same voxels and labels. A copy that trains makes validation look too good."
 
 
 def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
     for axis, letter in enumerate("xyz"):
         spacings = {scan.name: scan.spacing[axis] for scan in fingerprint.scans}
         lengths = {scan.name: scan.shape[axis] * scan.spacing[axis] for scan in fingerprint.scans}
-        yield from _far(spacings, FAR_SIZE, f"voxels along {letter}", "mm")
+        yield from _far(spacings, FAR_SIZE, f"the voxel size along {letter}", "mm")
         yield from _far(lengths, FAR_SIZE, f"the scan's length along {letter}", "mm")
 
 
@@ -82,8 +82,7 @@ def _orientations(fingerprint: Fingerprint) -> Iterator[str]:
 def _unlabelled(fingerprint: Fingerprint) -> Iterator[str]:
     names = [scan.name for scan in fingerprint.scans if not scan.structures]
     if names:
-        have = "has no labelled voxel" if len(names) == 1 else "have no labelled voxels"
-        yield f"{named(names)} {have}: everything there counts as background. Is that so, or were they never drawn?"
+        yield f"{named(names)}: no voxel is labelled, so that all count as background. Or was nothing ever drawn?"
 
 
 def _labels(fingerprint: Fingerprint) -> Iterator[str]:
