@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.data.mirroring import Mirroring, mirrorings, trained_mirrorings
+from utils.data.mirroring import Mirroring, mirrorings, side_pairs, trained_mirrorings
 from utils.phantom import LABELS
 from utils.system.errors import InputError
 
@@ -66,3 +66,17 @@ def test_a_network_is_mirrored_as_its_crops_were() -> None:
     assert trained_mirrorings(None, LABELS) == published
     with pytest.raises(InputError, match="crops were not flipped in training"):
         trained_mirrorings("none", LABELS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        (("background", "right kidney", "liver", "left kidney"), [(3, 1)]),
+        (("background", "heart_ventricle_left", "heart_ventricle_right"), [(1, 2)]),  # on its side, if no mirror image
+        (("background", "RKid", "LKid", "RAd", "LAd"), [(2, 1), (4, 3)]),
+        (("background", "L1", "L2", "left lung", "spleen"), []),  # vertebrae, and a side without the other
+        (LABELS, [(3, 2), (13, 12)]),
+    ],
+)
+def test_pairs_of_sides_name_the_left_one_first(labels: tuple[str, ...], pairs: list[tuple[int, int]]) -> None:
+    assert side_pairs(labels) == pairs

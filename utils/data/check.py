@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -43,14 +44,23 @@ def check_scans(
     check = partial(check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings)
     results = process.stop.map_in_threads(check, unique, workers)
     findings = list(process.bar(results, "checking scans", len(unique)))
+    require_no_faults(findings)
+    for note in summary(remark for found in findings for remark in found.remarks):
+        process.say(f"note: {one_line(note)}")
+
+
+def require_no_faults(findings: Iterable[Findings]) -> None:
+    """Check that nothing is wrong with any scan.
+
+    Raises:
+        InputError: listing every fault of every file.
+    """
     faults = [one_line(fault) for found in findings for fault in found.faults]
     if faults:
         raise InputError(
             f"{len(faults)} fault{'s' * (len(faults) > 1)} in the data; nothing was started.\n       "
             + "\n       ".join(faults)
         )
-    for note in _summary(remark for found in findings for remark in found.remarks):
-        process.say(f"note: {one_line(note)}")
 
 
 def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> Findings:
@@ -77,6 +87,18 @@ def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Prepro
 
 def _check_intensities(parts: Sequence[Part], settings: Preprocessing | None, found: Findings) -> None:
     """Check the voxels of each channel, and with ``settings`` that the window shows some of them."""
+    extremes = check_voxels(parts, found)
+    if settings is not None and len(extremes) == 2 * len(parts):
+        fault = window_fault(parts[0][0], min(extremes), max(extremes), settings)
+        found.faults += [fault] if fault is not None else []
+
+
+def check_voxels(parts: Sequence[Part], found: Findings) -> list[float]:
+    """Check the place and the voxels of each file.
+
+    Returns:
+        The lowest and the highest voxel of each that has sound ones.
+    """
     extremes: list[float] = []
     for path, volume in parts:
         found.faults += content_faults(path, volume)
@@ -87,28 +109,37 @@ def _check_intensities(parts: Sequence[Part], settings: Preprocessing | None, fo
             found.faults.append(f"{path}: every voxel is {low:g}; there is nothing to see in it.")
         else:
             extremes += [low, high]
-    if settings is not None and len(extremes) == 2 * len(parts):
-        fault = window_fault(parts[0][0], min(extremes), max(extremes), settings)
-        found.faults += [fault] if fault is not None else []
+    return extremes
 
 
 def _check_label(scan: Scan, parts: Sequence[Part], out_channels: int, found: Findings) -> None:
     assert scan.label is not None
-    try:
-        label = read_file(scan.label)
-    except InputError as error:
-        found.faults.append(str(error))
+    label = read_checked_label(scan.label, parts, found)
+    if label is None:
         return
-    found.remarks += label.remarks
-    if parts:
-        path, image = parts[0]
-        found.faults += grid_faults(scan.label, label.shape, label.affine, path, image.shape, image.affine)
-    if any(_same_voxels(channel, label) for _, volume in parts for channel in volume.voxels):
-        found.remarks.append(f"{scan.label}: has the voxels of its image: nothing to learn. Is it the label map?")
     for fault in label_faults(scan.label, label, out_channels):
         if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
             fault = f"{fault.removesuffix('.')}, or give `out_channels` {round(float(label.voxels.max())) + 1}."
         found.faults.append(fault)
+
+
+def read_checked_label(file: Path, parts: Sequence[Part], found: Findings) -> Volume | None:
+    """The volume of a label's file, compared with the image's files; None if it can't be read.
+
+    Its values may be any.
+    """
+    try:
+        label = read_file(file)
+    except InputError as error:
+        found.faults.append(str(error))
+        return None
+    found.remarks += label.remarks
+    if parts:
+        path, image = parts[0]
+        found.faults += grid_faults(file, label.shape, label.affine, path, image.shape, image.affine)
+    if any(_same_voxels(channel, label) for _, volume in parts for channel in volume.voxels):
+        found.remarks.append(f"{file}: has the voxels of its image: nothing to learn. Is it the label map?")
+    return label
 
 
 def _same_voxels(channel: np.ndarray, label: Volume) -> bool:
@@ -117,7 +148,7 @@ def _same_voxels(channel: np.ndarray, label: Volume) -> bool:
     return same_shape and all(map(np.array_equal, channel.T, label.voxels[0].T))
 
 
-def _summary(remarks: Iterable[str]) -> list[str]:
+def summary(remarks: Iterable[str]) -> list[str]:
     """The remarks, those of one text about several files as one."""
     paths: dict[str, list[str]] = {}
     for remark in remarks:

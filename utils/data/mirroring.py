@@ -95,6 +95,13 @@ def mirrorings(labels: Sequence[str]) -> tuple[Mirroring, ...]:
     )
 
 
+def side_pairs(labels: Sequence[str]) -> list[tuple[int, int]]:
+    """The labels whose names differ by left and right alone, the left one's index first."""
+    words = {word: other for pair in (SIDES, *ABBREVIATIONS) for word, other in pair.items() if word.startswith("l")}
+    pairs = [(one, _counterpart(label, labels, words)) for one, label in enumerate(labels)]
+    return [(one, other) for one, other in pairs if other is not None and other != one]
+
+
 def _other_side(label: str, labels: Sequence[str]) -> int | None:
     """The index of the other side's label; a label's own index if it has no side; None if it can't be mirrored."""
     place = _counterpart(label, labels, SIDES)

@@ -109,11 +109,9 @@ def size_fault(
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     lengths = spacing * shape
+    if (fault := length_fault(path, shape, affine)) is not None:
+        return fault
     sizes, new_sizes = (" × ".join(f"{size:.4g}" for size in each) for each in (spacing, settings.spacing))
-    if lengths.max() > LONGEST_MM:
-        return (
-            f"{path}: is {lengths.max() / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
-        )
     voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
     own = 2 * float(np.prod(shape))  # on its own grid, as it is and with its axes turned
     if 4 * (voxels * volumes + own) > available_memory():
@@ -122,6 +120,16 @@ def size_fault(
             f"its own are {sizes} mm. Mend its header if they are wrong, or take a larger machine."
         )
     return None
+
+
+def length_fault(path: Path, shape: Sequence[int], affine: np.ndarray) -> str | None:
+    """A sentence if a scan (X, Y, Z) would be longer than a person, else None."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    longest = float((spacing * shape).max())
+    if longest <= LONGEST_MM:
+        return None
+    sizes = " × ".join(f"{size:.4g}" for size in spacing)
+    return f"{path}: is {longest / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
 
 
 def intensity_remarks(path: Path, voxels: np.ndarray, settings: Preprocessing) -> list[str]:

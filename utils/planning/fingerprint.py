@@ -1,8 +1,14 @@
 """What a folder's scans are: the facts about each, and over all of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from utils.system.errors import InputError
+
 QUANTILES = 200  # steps between a volume's lowest and its highest value
+SHOWN = 5  # scans that a sentence names
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,89 @@ class Fingerprint:
     def channels(self) -> int:
         """How many volumes each scan has."""
         return self.scans[0].channels
+
+    def percentile(self, channel: int, percent: float) -> float | None:
+        """A percentile of a channel's labelled voxels over all scans, each counting the same; None without any."""
+        return pooled_percentile([scan.labelled_quantiles[channel] for scan in self.scans if scan.structures], percent)
+
+    def scans_with(self, value: int) -> list[ScanFacts]:
+        """The scans that have a label."""
+        return [scan for scan in self.scans if value in scan.structures]
+
+
+def pooled_percentile(quantiles: Sequence[Sequence[float]], percent: float) -> float | None:
+    """A percentile of several volumes' voxels, each volume counting the same; None without any.
+
+    Args:
+        quantiles: of each volume, as :class:`ScanFacts` has them.
+    """
+    if not quantiles:
+        return None
+    ends = np.array(quantiles)
+    # between two quantiles lie as many voxels as between any others
+    return float(np.percentile((ends[:, 1:] + ends[:, :-1]) / 2, percent))
+
+
+def named(names: Sequence[str]) -> str:
+    """Names for a sentence: the first few, and how many more there are."""
+    shown, more = names[:SHOWN], len(names) - SHOWN
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def check_fingerprint(fingerprint: Fingerprint) -> None:
+    """Check that one network can learn from all scans.
+
+    Raises:
+        InputError: if they differ in channels, or their labels and the labels' names disagree.
+    """
+    _check_channels(fingerprint)
+    _check_labels(fingerprint)
+
+
+def _check_channels(fingerprint: Fingerprint) -> None:
+    names: dict[int, list[str]] = {}
+    for scan in fingerprint.scans:
+        names.setdefault(scan.channels, []).append(scan.name)
+    if len(names) > 1:
+        kinds = "; ".join(f"{count} in {named(names[count])}" for count in sorted(names))
+        raise InputError(
+            f"the scans' numbers of channels differ: {kinds}. A network takes one number: give all scans the same "
+            "channels, or leave the others out of the data list."
+        )
+    modalities = fingerprint.modalities
+    if modalities is not None and len(modalities) != fingerprint.channels:
+        raise InputError(
+            f"the data list names {len(modalities)} channel{'s' * (len(modalities) > 1)} ({', '.join(modalities)}), "
+            f'but the scans have {fingerprint.channels}. Mend the list\'s "modality" or "channel_names", or add the '
+            "missing files."
+        )
+
+
+def _check_labels(fingerprint: Fingerprint) -> None:
+    labels = fingerprint.labels
+    unnamed: dict[int, list[str]] = {}
+    for scan in fingerprint.scans:
+        for value in scan.structures:
+            if value >= len(labels):
+                unnamed.setdefault(value, []).append(scan.name)
+    if unnamed:
+        values = "; ".join(f"{value} in {named(unnamed[value])}" for value in sorted(unnamed))
+        raise InputError(
+            f"label values that the data list doesn't name: {values}. It names 0 … {len(labels) - 1}: name them in "
+            'its "labels", or remap them.'
+        )
+    if not any(scan.structures for scan in fingerprint.scans):
+        raise InputError("no scan has a labelled voxel: there is nothing to learn. Are these the label maps?")
+    absent = [value for value in range(1, len(labels)) if not fingerprint.scans_with(value)]
+    if not absent:
+        return
+    if fingerprint.labels_are_named:
+        missing = ", ".join(f"{labels[value]} ({value})" for value in absent)
+        todo = 'Take them out of the list\'s "labels" and number the others one by one, or add scans that have them.'
+        raise InputError(f"labels that the data list names and no scan has: {missing}. {todo}")
+    raise InputError(
+        f"label values that no scan has, although some have {len(labels) - 1}: {', '.join(map(str, absent))}. Remap "
+        'the labels to 0, 1, 2, … without gaps, or name them all in a list\'s "labels" and add scans that have them.'
+    )
