@@ -146,7 +146,12 @@ def _add_augmentation_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
-    group.add_argument("--flips", choices=FLIPS, default="published", help="or anatomical: left and right swap; or left_right: the same, along x alone")
+    group.add_argument(
+        "--flips",
+        choices=FLIPS,
+        default="published",
+        help="or anatomical: left and right swap; or left_right: the same, along x alone",
+    )
     group.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="or strong: as in nnU-Net")
 
 

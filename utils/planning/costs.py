@@ -1,7 +1,6 @@
 """What a training step of a network costs: its memory, counted, and its time, measured."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from networks.layers import optimize_for_cpu
 from networks.precision import Precision, choose_precision
 from networks.registry import Architecture, NetworkConfig
 from optimizers import build_optimizer, parameter_groups
-from utils.system.errors import InputError
+from utils.system.errors import InputError, size_text
 from utils.training.losses import build_loss
 
 BYTES_PER_WEIGHT = 16  # the weight, its gradient and Adam's two averages, in float32
@@ -30,7 +29,7 @@ class StepCost:
     Attributes:
         step_seconds: a training step.
         window_seconds: a forward pass of one window in validation.
-        amp: whether mixed precision is on; the faster of both.
+        amp: whether mixed precision is on.
     """
 
     step_seconds: float
@@ -67,45 +66,41 @@ def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) ->
     return PROGRAM_BYTES + BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (activations + logits)
 
 
+def number_formats(device: torch.device, config: NetworkConfig) -> tuple[bool, ...]:
+    """With mixed precision or without, as far as that makes a difference here."""
+    differs = choose_precision(device, True, config) != choose_precision(device, False, config)
+    return (True, False) if differs else (True,)
+
+
 def measure_step(
-    architecture: Architecture, config: NetworkConfig, crops: int, optimization: Mapping[str, Any], device: torch.device
+    architecture: Architecture, config: NetworkConfig, crops: int, lr: float, device: torch.device, amp: bool
 ) -> StepCost:
-    """Train for a few steps on noise, with mixed precision and without where that differs.
+    """Train for a few steps on noise.
 
     Args:
         crops: in a step.
-        optimization: by their names, the settings of loss and optimizer.
 
     Raises:
         InputError: if this machine has no memory for it.
     """
-    amps = [True, False]
-    if choose_precision(device, True, config) == choose_precision(device, False, config):
-        amps = [True]  # it changes nothing here, and need not be named
     try:
-        costs = [_measure(architecture, config, crops, optimization, device, amp) for amp in amps]
+        return _measure(architecture, config, crops, lr, device, amp)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         raise InputError(
-            f"a step of {architecture.name} with {crops} crops of {config.img_size} voxels doesn't fit into this "
-            "machine's memory. Give a lower `memory`."
+            f"a step of {architecture.name} with {crops} crops of {size_text(config.img_size)} voxels doesn't fit into "
+            "this machine's memory. Give a lower `memory`."
         ) from error
-    return min(costs, key=lambda cost: cost.step_seconds)
 
 
 def _measure(
-    architecture: Architecture,
-    config: NetworkConfig,
-    crops: int,
-    optimization: Mapping[str, Any],
-    device: torch.device,
-    amp: bool,
+    architecture: Architecture, config: NetworkConfig, crops: int, lr: float, device: torch.device, amp: bool
 ) -> StepCost:
     precision = choose_precision(device, amp, config)
     network = optimize_for_cpu(architecture.build(config)).to(device)
     loss_function = build_loss("dice_ce", 0.0, 1e-6, getattr(config, "deep_supervision", False))
-    optimizer = build_optimizer("adamw", parameter_groups(network), optimization["optim_lr"], 1e-5, 0.0)
+    optimizer = build_optimizer("adamw", parameter_groups(network), lr, 1e-5, 0.0)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((crops, config.in_channels, *config.img_size), generator=generator).to(device)
     label = torch.randint(0, config.out_channels, (crops, 1, *config.img_size), generator=generator, dtype=torch.uint8)

@@ -161,7 +161,11 @@ def fit_window(
 
 
 def _taken(
-    architecture: Architecture, settings: Mapping[str, Any], spacing: Triple, wanted: Sequence[float], shape: Sequence[int]
+    architecture: Architecture,
+    settings: Mapping[str, Any],
+    spacing: Triple,
+    wanted: Sequence[float],
+    shape: Sequence[int],
 ) -> Window | None:
     """The window nearest to ``wanted`` that the network takes, None if there is none near."""
     for step in itertools.chain([_divisor(architecture, settings, spacing, wanted)], STEPS):

@@ -225,12 +225,16 @@ class Planner:
         reason = f"{self.fingerprint.channels} image channel(s); the background and {names}."
         if not in_memory:
             settings["use_normal_dataset"] = True
-            reason += f" Half of the memory doesn't hold all scans, so they are read again for each {CROPS_FROM_DISK} crops."
+            reason += (
+                f" Half of the memory doesn't hold all scans, so they are read again for each {CROPS_FROM_DISK} crops."
+            )
         return Choice(settings, reason)
 
     def spacing_choice(self, network: Network) -> Choice:
         """Size of a voxel."""
-        return Choice(dict(zip(("space_x", "space_y", "space_z"), network.spacing.mm, strict=True)), network.spacing.reason)
+        return Choice(
+            dict(zip(("space_x", "space_y", "space_z"), network.spacing.mm, strict=True)), network.spacing.reason
+        )
 
     def network_choices(self, network: Network) -> tuple[Choice, ...]:
         """The network, its window and its number format."""
