@@ -161,9 +161,8 @@ def slices(
                 panel.add_patch(Rectangle(corner, *sides, **FRAME))
             panel.text(0.02, 0.5, left, transform=panel.transAxes, va="center", **LETTERS)
             left_end, right_end = shape[across] - high[across], shape[across] - low[across]
-            panel.set(
-                xlim=(left_end - 0.5, right_end - 0.5), ylim=(low[up] - 0.5, high[up] - 0.5), xticks=[], yticks=[]
-            )
+            panel.set(xlim=(left_end - 0.5, right_end - 0.5), ylim=(low[up] - 0.5, high[up] - 0.5))
+            panel.set(xticks=[], yticks=[], facecolor="black")
             panel.spines[:].set_visible(False)
             if column == 0:
                 panel.set_ylabel(row.name, **LETTERS)
