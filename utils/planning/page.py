@@ -73,7 +73,9 @@ def write_page(
         ],
         legend={name: to_hex(colour) for name, colour in zip(names, colours[1:], strict=True)},
         window=_window_in_words(settings),
-        grey="the planned CT window" if settings["intensity"] == "ct" else "its 1st to its 99th percentile",
+        grey="the ends of the planned CT window"
+        if settings["intensity"] == "ct"
+        else "each volume's 1st and 99th percentile",
         scans=[
             _scan_part(facts, size, by_name[facts.name], fingerprint, settings) for size, facts in shown(fingerprint)
         ],
@@ -124,11 +126,12 @@ def planned_window(mask: np.ndarray, spacing: Sequence[float], window_mm: Sequen
 
     if not mask.any():
         return around(np.asarray(mask.shape) / 2)
-    places = np.argwhere(mask) + 0.5
-    centre = (places.min(0) + places.max(0)) / 2
+    ends = [np.flatnonzero(mask.any(axis=others))[[0, -1]] for others in ((1, 2), (0, 2), (0, 1))]
+    centre = np.array([(first + last + 1) / 2 for first, last in ends])
     box = around(centre)
     if mask[_inside(box)].any():
         return box
+    places = np.argwhere(mask) + 0.5
     return around(places[(((places - centre) * spacing) ** 2).sum(1).argmin()])
 
 
