@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 
-from utils.evaluation.pictures import caption, curves, orthogonal, overlay, pixels
+from utils.evaluation.pictures import Row, caption, curves, label_colours, orthogonal, overlay, pixels, slices
 from utils.evaluation.validation import Example
 
 LABELS = ("background", "liver", "spleen")
@@ -99,3 +100,18 @@ def test_captions_are_one_short_line() -> None:
     assert caption("left\n\tkidney") == "left kidney"
     assert caption("x" * 300) == "x" * 47 + "…"
     assert caption(r"$\foo$") == r"\$\foo\$"  # how matplotlib draws dollar signs as such
+
+
+def test_slices_show_a_frame_that_reaches_beyond_the_scan() -> None:
+    image, mask = np.zeros((8, 6, 4)), np.ones((8, 6, 4), np.uint8)
+    frame = [(-2.0, 10.0), (1.0, 4.0), (0.0, 4.0)]
+    rows = [Row("image", image, (0.0, 1.0)), Row("labels", image, (0.0, 1.0), mask)]
+    figure = slices(rows, (4, 3, 2), label_colours(LABELS), (1.0, 1.0, 1.0), frame)
+    assert [len(panel.patches) for panel in figure.axes] == [0, 0, 0, 1, 1, 1]
+    axial = figure.axes[3]
+    assert (axial.get_xlim(), axial.get_ylim()) == ((-2.5, 9.5), (-0.5, 5.5))
+    box = axial.patches[0]
+    assert isinstance(box, Rectangle)
+    assert box.get_bbox().bounds == (-2.5, 0.5, 12, 3)
+    plain = slices(rows, (4, 3, 2), label_colours(LABELS), (1.0, 1.0, 1.0))
+    assert [len(panel.patches) for panel in plain.axes] == [0] * 6

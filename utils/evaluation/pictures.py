@@ -1,6 +1,7 @@
 """Pictures: the curves of a run, and label and prediction on slices of a scan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from utils.evaluation.validation import Example
 from utils.system.files import atomic_write
@@ -18,6 +20,19 @@ from utils.system.text import one_line
 
 TRANSPARENT = (0.0, 0.0, 0.0, 0.0)
 LONGEST_CAPTION = 48
+LETTERS: dict[str, Any] = {"color": "white", "fontsize": 13}  # legible at half the size too
+# white on a black rim, which is seen on any colour
+FRAME: dict[str, Any] = {
+    "fill": False,
+    "edgecolor": "white",
+    "linewidth": 1.8,
+    "linestyle": (0, (5, 2)),
+    "clip_on": False,
+    "path_effects": [withStroke(linewidth=3.6, foreground="black")],
+}
+
+Colour = tuple[float, float, float, float]  # red, green, blue, opacity
+Box = Sequence[tuple[float, float]]  # along X, Y and Z where it begins and ends, in voxels from the volume's lower end
 
 
 def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float, float]) -> Figure:
@@ -38,9 +53,9 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
     titles = (caption(example.name), "label", "prediction")
     for panel, title, volume in zip(panels, titles, (None, example.label, example.prediction), strict=True):
         look = {"origin": "lower", "aspect": spacing[1] / spacing[0]}
-        panel.imshow(_section(example.image.numpy(), 2, plane), cmap="gray", **look)
+        panel.imshow(section(example.image.numpy(), 2, plane), cmap="gray", **look)
         if volume is not None:
-            panel.imshow(_section(volume.numpy(), 2, plane), **_overlay_style(colours), **look)
+            panel.imshow(section(volume.numpy(), 2, plane), **_overlay_style(colours), **look)
         panel.set_title(title)
         panel.set_axis_off()
     patches = [Patch(color=colour, label=caption(name)) for colour, name in zip(colours[1:], labels[1:], strict=True)]
@@ -59,8 +74,7 @@ def orthogonal(
 ) -> Figure:
     """Image, prediction and label on an axial, a coronal and a sagittal slice, as radiologists look at them.
 
-    Each slice is the one with most voxels of prediction and label; the middle one if both are empty. The patient's
-    right, or front, is on the left; the head is on top.
+    Each slice is the one with most voxels of prediction and label; the middle one if both are empty.
 
     Args:
         image, prediction, label: (X, Y, Z) each, axes to Right, Anterior and Superior; without a label, its row of
@@ -70,39 +84,89 @@ def orthogonal(
         window: the intensities that are drawn black and white.
     """
     masks = {"prediction": prediction} if label is None else {"prediction": prediction, "label": label}
-    planes = _fullest_planes(np.logical_or.reduce([mask > 0 for mask in masks.values()]))
+    planes = fullest_planes(np.logical_or.reduce([mask > 0 for mask in masks.values()]))
     colours = label_colours(labels)
-    width, depth, height = (size * step for size, step in zip(image.shape, spacing, strict=True))  # in mm
+    rows = [Row(name, image, window, mask) for name, mask in {"image": None, **masks}.items()]
+    figure = slices(rows, planes, colours, spacing)
+    figure.set_figheight(figure.get_figheight() + 0.5)  # for title and legend
+    figure.suptitle(caption(title), **LETTERS)
+    seen = {
+        int(value)
+        for mask in masks.values()
+        for axis, plane in enumerate(planes)
+        for value in np.unique(section(mask, axis, plane))
+    }
+    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(seen - {0})]
+    if patches:
+        look = {"ncols": 3, "frameon": False, "fontsize": LETTERS["fontsize"], "labelcolor": LETTERS["color"]}
+        figure.legend(handles=patches, loc="outside lower center", **look)
+    return figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of :func:`slices`.
+
+    Attributes:
+        name: what stands beside it.
+        image: (X, Y, Z), axes to Right, Anterior and Superior.
+        window: the intensities that are drawn black and white.
+        mask: the label map (X, Y, Z) to lay over it, or None.
+    """
+
+    name: str
+    image: np.ndarray
+    window: tuple[float, float]
+    mask: np.ndarray | None = None
+
+
+def slices(
+    rows: Sequence[Row],
+    planes: Sequence[int],
+    colours: Sequence[Colour],
+    spacing: Sequence[float],
+    frame: Box | None = None,
+) -> Figure:
+    """Volumes on one grid, each in a row of an axial, a coronal and a sagittal slice, as radiologists look at them.
+
+    The patient's right, or front, is on the left; the head is on top.
+
+    Args:
+        planes: the slice across X, Y and Z.
+        colours: of the classes.
+        spacing: voxel size in mm along X, Y and Z.
+        frame: a box to draw on the rows with a mask, which may reach beyond the volumes.
+    """
+    shape = rows[0].image.shape
+    lows, highs = zip(*(frame or [(0.0, 0.0)] * 3), strict=True)
+    low, high = np.minimum(lows, 0), np.maximum(highs, shape)  # what is to be seen, in voxels
+    width, depth, height = (high - low) * spacing  # in mm
     inches_per_mm = 9 / (width + width + depth)  # three panels side by side
     row_height = min(max(depth, height) * inches_per_mm, 5.0)  # else a scan of the whole body would fill many screens
-    rows = 1 + len(masks)
 
-    figure = Figure(figsize=(9, rows * row_height + 1), layout="constrained", facecolor="black")
-    panels = figure.subplots(rows, 3, squeeze=False, width_ratios=(width, width, depth))
-    letters: dict[str, Any] = {"color": "white", "fontsize": 13}  # legible at half the size too
-    visible: set[int] = set()
+    figure = Figure(figsize=(9, len(rows) * row_height + 0.5), layout="constrained", facecolor="black")
+    panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(width, width, depth))
     directions = (("axial", 2, "R"), ("coronal", 1, "R"), ("sagittal", 0, "A"))
     for column, (direction, axis, left) in enumerate(directions):
-        across, up = (step for number, step in enumerate(spacing) if number != axis)
-        look = {"origin": "lower", "aspect": up / across}
-        grey = _section(image, axis, planes[axis])
-        for panel, (name, mask) in zip(panels[:, column], {"image": None, **masks}.items(), strict=True):
-            panel.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], **look)
-            if mask is not None:
-                section = _section(mask, axis, planes[axis])
-                panel.imshow(section, **_overlay_style(colours), **look)
-                visible.update(np.unique(section).astype(int).tolist())
-            panel.text(0.02, 0.5, left, transform=panel.transAxes, va="center", **letters)
-            panel.set(xticks=[], yticks=[])
+        across, up = (number for number in range(3) if number != axis)
+        look = {"origin": "lower", "aspect": spacing[up] / spacing[across]}
+        for panel, row in zip(panels[:, column], rows, strict=True):
+            grey = section(row.image, axis, planes[axis])
+            panel.imshow(grey, cmap="gray", vmin=row.window[0], vmax=row.window[1], **look)
+            if row.mask is not None:
+                panel.imshow(section(row.mask, axis, planes[axis]), **_overlay_style(colours), **look)
+            if row.mask is not None and frame is not None:
+                corner = (shape[across] - highs[across] - 0.5, lows[up] - 0.5)  # the first axis runs to the left
+                sides = (highs[across] - lows[across], highs[up] - lows[up])
+                panel.add_patch(Rectangle(corner, *sides, **FRAME))
+            panel.text(0.02, 0.5, left, transform=panel.transAxes, va="center", **LETTERS)
+            left_end, right_end = shape[across] - high[across], shape[across] - low[across]
+            panel.set(xlim=(left_end - 0.5, right_end - 0.5), ylim=(low[up] - 0.5, high[up] - 0.5))
+            panel.set(xticks=[], yticks=[], facecolor="black")
             panel.spines[:].set_visible(False)
             if column == 0:
-                panel.set_ylabel(name, **letters)
-        panels[0, column].set_title(direction, **letters)
-    figure.suptitle(caption(title), **letters)
-    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(visible - {0})]
-    if patches:
-        look = {"ncols": 3, "frameon": False, "fontsize": letters["fontsize"], "labelcolor": letters["color"]}
-        figure.legend(handles=patches, loc="outside lower center", **look)
+                panel.set_ylabel(row.name, **LETTERS)
+        panels[0, column].set_title(direction, **LETTERS)
     return figure
 
 
@@ -160,7 +224,13 @@ def caption(name: str) -> str:
     return shown.replace("$", r"\$")
 
 
-def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
+def grey_window(image: np.ndarray) -> tuple[float, float]:
+    """The intensities of a volume (X, Y, Z) to draw black and white where no CT window says so."""
+    low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99))
+    return float(low), float(high)
+
+
+def section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
     """A slice of a volume whose axes run to Right, Anterior and Superior, turned as radiologists look at it.
 
     Returns:
@@ -170,19 +240,19 @@ def _section(volume: np.ndarray, axis: int, plane: int) -> np.ndarray:
     return np.moveaxis(volume, axis, 0)[plane][::-1].T
 
 
-def _fullest_planes(voxels: np.ndarray) -> list[int]:
+def fullest_planes(voxels: np.ndarray) -> list[int]:
     """For each axis of a boolean volume, the plane across it with most True voxels; the middle one if all are False."""
     if not voxels.any():
         return [size // 2 for size in voxels.shape]
     return [int(voxels.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1))]
 
 
-def label_colours(labels: Sequence[str]) -> list[tuple[float, float, float, float]]:
+def label_colours(labels: Sequence[str]) -> list[Colour]:
     """A colour (red, green, blue, opacity) for each class; the background is transparent."""
     return [TRANSPARENT, *(colormaps["tab20"](value % 20) for value in range(len(labels) - 1))]
 
 
-def _overlay_style(colours: Sequence[tuple[float, float, float, float]]) -> dict[str, Any]:
+def _overlay_style(colours: Sequence[Colour]) -> dict[str, Any]:
     """The arguments of ``imshow`` that lay a label map over an image."""
     return {
         "cmap": ListedColormap(colours),

@@ -1,7 +1,5 @@
 """The HTML report over all segmented scans, with the scans to look at first on top."""
 
-import base64
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,15 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import nan_mean
-from utils.evaluation.pictures import caption
+from utils.evaluation.pages import box_plot, data_uri, decimals, label_axis, render, scans_in_words, svg_uri
 from utils.system.files import write_text
-from utils.system.text import one_line
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 
@@ -33,8 +27,6 @@ FEWEST_SCANS = 4
 # from this many spreads on, a volume is far from the median: Iglewicz and Hoaglin, How to detect and handle outliers
 # (1993)
 FAR = 3.5
-# if the largest volume is more than this many times the smallest, the axis is logarithmic
-WIDE = 20.0
 
 
 def write_report(
@@ -59,26 +51,19 @@ def write_report(
     plots = {"Volume by organ": _volume_plot(records, organs)}
     if "dice" in scores:
         plots = {"Dice by organ, on the scan's own grid": _dice_plot(records, organs), **plots}
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
-    )
-    content = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    content = render(
+        TEMPLATE,
         facts=facts,
-        scan_count=_scans_in_words(len(records)),
-        labelled_count=_scans_in_words(sum(map(_is_labelled, records))),
+        scan_count=scans_in_words(len(records)),
+        labelled_count=scans_in_words(sum(map(_is_labelled, records))),
         summary_heads=[SCORES[score][0] for score in scores],
         summary=[_summary_row(records, organ, scores) for organ in organs],
         summary_means=[_mean_over_scans(records, score) for score in scores],
-        plots={title: _data_uri("image/svg+xml", _svg(figure)) for title, figure in plots.items()},
+        plots={title: svg_uri(figure) for title, figure in plots.items()},
         order=_order_in_words(records),
         scans=[_scan_section(record, reasons, pictures) for record, reasons in worst_first(records)],
     )
     write_text(path, content)
-
-
-def _printable(value: Any) -> Any:
-    """What the page shows of a value: names have line breaks and the like in them."""
-    return one_line(value) if isinstance(value, str) else value
 
 
 def worst_first(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
@@ -194,13 +179,13 @@ def _summary_row(records: Sequence[Mapping[str, Any]], organ: str, scores: Seque
     return {
         "organ": organ,
         "found": f"{len(volumes)} of {len(records)}",
-        "volume": _decimals(float(nan_mean(volumes)), 1),
-        "scores": [_decimals(_organ_mean(records, organ, score), SCORES[score][1]) for score in scores],
+        "volume": decimals(float(nan_mean(volumes)), 1),
+        "scores": [decimals(_organ_mean(records, organ, score), SCORES[score][1]) for score in scores],
     }
 
 
 def _mean_over_scans(records: Sequence[Mapping[str, Any]], score: str) -> str:
-    return _decimals(float(nan_mean([_scan_mean(record, score) for record in records])), SCORES[score][1])
+    return decimals(float(nan_mean([_scan_mean(record, score) for record in records])), SCORES[score][1])
 
 
 def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: Mapping[str, Path]) -> dict[str, Any]:
@@ -211,7 +196,7 @@ def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: M
         "shape": " × ".join(f"{size}" for size in record["shape"]),
         "spacing": " × ".join(f"{step:.3g}" for step in record["spacing_mm"]),
         "reasons": [*reasons, *record["remarks"]],
-        "picture": _data_uri("image/png", pictures[record["scan"]].read_bytes()),
+        "picture": data_uri("image/png", pictures[record["scan"]].read_bytes()),
         "heads": [SCORES[score][0] for score in scores],
         "organs": [_organ_row(organ, values, scores) for organ, values in record["organs"].items()],
     }
@@ -222,13 +207,13 @@ def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> 
     intensity, box = "–", ["–"] * 3
     if found:
         digits = 0 if values["std"] >= 10 else 2
-        intensity = f"{_decimals(values['mean'], digits)} ± {_decimals(values['std'], digits)}"
+        intensity = f"{decimals(values['mean'], digits)} ± {decimals(values['std'], digits)}"
         corners = zip(*values["bounding_box_mm"], strict=True)
-        box = [f"{_decimals(low, 0)}…{_decimals(high, 0)}" for low, high in corners]
+        box = [f"{decimals(low, 0)}…{decimals(high, 0)}" for low, high in corners]
     return {
         "name": organ,
         "touches_edge": values["touches_edge"],
-        "volume": _decimals(values["volume_ml"], 1) if found else "not found",
+        "volume": decimals(values["volume_ml"], 1) if found else "not found",
         "intensity": intensity,
         "box": box,
         "scores": [_score_cell(values, score) for score in scores],
@@ -238,55 +223,21 @@ def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> 
 def _score_cell(values: Mapping[str, Any], score: str) -> str:
     if values.get(score) is None:
         return "undefined" if score == "hd95_mm" and values.get("dice") is not None else "absent"
-    return _decimals(values[score], SCORES[score][1])
+    return decimals(values[score], SCORES[score][1])
 
 
 def _dice_plot(records: Sequence[Mapping[str, Any]], organs: Sequence[str]) -> Figure:
     values = [[record["organs"][organ].get("dice") for record in records] for organ in organs]
-    figure, panel = _box_plot(organs, [[value for value in row if value is not None] for row in values])
+    figure, panel = box_plot(organs, [[value for value in row if value is not None] for row in values])
     panel.set(xlabel="Dice", xlim=(-0.03, 1.03))
     return figure
 
 
 def _volume_plot(records: Sequence[Mapping[str, Any]], organs: Sequence[str]) -> Figure:
     values = [_found_volumes(records, organ) for organ in organs]
-    figure, panel = _box_plot(organs, values)
-    panel.set(xlabel="volume (ml)")
-    volumes = [volume for row in values for volume in row]
-    if volumes and max(volumes) > WIDE * min(volumes):
-        panel.set(xscale="log", xlabel="volume (ml), logarithmic axis")
-        panel.xaxis.set_major_formatter("{x:g}")
+    figure, panel = box_plot(organs, values)
+    label_axis(panel, "volume (ml)", values)
     return figure
-
-
-def _box_plot(names: Sequence[str], values: Sequence[Sequence[float]]) -> tuple[Figure, Axes]:
-    """A line per name, top to bottom, with a box of its values and each value as a point."""
-    figure = Figure(figsize=(5, 0.9 + 0.3 * len(names)), layout="constrained")
-    panel = figure.subplots()
-    lines = range(len(names))
-    look: dict[str, Any] = {"showfliers": False, "medianprops": {"color": "black", "linewidth": 2}, "zorder": 1}
-    panel.boxplot(values, orientation="horizontal", positions=lines, widths=0.6, **look)
-    for line, row in zip(lines, values, strict=True):
-        # shift the points up and down in turn, so that equal values are seen side by side
-        heights = [line + 0.14 * (index % 3 - 1) for index in range(len(row))]
-        panel.scatter(row, heights, s=12, color=colormaps["tab10"](0), alpha=0.8, linewidths=0, zorder=2)
-    panel.set_yticks(lines, [caption(name) for name in names])
-    panel.invert_yaxis()
-    panel.grid(axis="x", alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
-    return figure, panel
-
-
-def _svg(figure: Figure) -> bytes:
-    """The figure as SVG without a background, its text as outlines; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _has_score(record: Mapping[str, Any], score: str) -> bool:
@@ -310,14 +261,6 @@ def _organ_mean(records: Sequence[Mapping[str, Any]], organ: str, score: str) ->
 def _found_volumes(records: Iterable[Mapping[str, Any]], organ: str) -> list[float]:
     volumes = (record["organs"][organ]["volume_ml"] for record in records)
     return [volume for volume in volumes if volume > 0]
-
-
-def _decimals(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
-
-
-def _scans_in_words(scans: int) -> str:
-    return "1 scan" if scans == 1 else f"{scans} scans"
 
 
 def _volume_in_words(volume: float) -> str:

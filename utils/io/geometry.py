@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 
 from utils.system.errors import size_text
 
@@ -11,6 +12,19 @@ GRID_TOLERANCE_MM = 1e-2
 FARTHEST_MM = 1e7  # beyond it 32-bit numbers, which headers have, don't tell one mm from the next
 # DICOM and ITK count mm to the patient's Left, Posterior and Superior, nibabel to Right, Anterior and Superior
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def to_ras(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A view of a volume (X, Y, Z) whose axes run to the Right, Anterior and Superior, as nearly as its voxels lie."""
+    turned: np.ndarray = apply_orientation(volume, io_orientation(affine))
+    return turned
+
+
+def ras_spacing(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel size in mm along the axes of :func:`to_ras`."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    x, y, z = (float(steps[axis]) for axis in np.argsort(io_orientation(affine)[:, 0]))
+    return x, y, z
 
 
 def affine_faults(path: Path, affine: np.ndarray) -> list[str]:

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from nibabel.orientations import apply_orientation, io_orientation
 from torch import Tensor
 
 from utils.data.preprocessing import OnNetworkGrid, intensity_remarks, size_fault, to_network_grid, window_fault
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.metrics import dice_per_label, nan_to_none
-from utils.evaluation.pictures import orthogonal, pixels, save_picture
+from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
 from utils.inference.scan_grid import class_on_scan_grid, to_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.dicom_seg import write_segmentation
+from utils.io.geometry import ras_spacing, to_ras
 from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan, Volume
 from utils.segmentation.job import SegmentationJob
@@ -195,12 +195,8 @@ def _on_scan(prepared: PreparedScan, probabilities: Tensor, label: int) -> np.nd
 def _picture(prepared: PreparedScan, mask: np.ndarray, job: SegmentationJob) -> Figure:
     """Image, mask and label in three directions, with the scan's axes turned to Right, Anterior and Superior."""
     volume, settings = prepared.volume, job.preprocessing
-    turns = io_orientation(volume.affine)
-    image = apply_orientation(volume.voxels[0], turns)
-    label = None if prepared.label is None else apply_orientation(prepared.label, turns)
-    window = (settings.a_min, settings.a_max)
-    if settings.intensity != "ct":
-        low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], (1, 99))
-        window = (float(low), float(high))
-    x, y, z = (volume.spacing[axis] for axis in np.argsort(turns[:, 0]))
-    return orthogonal(image, apply_orientation(mask, turns), label, job.labels, (x, y, z), window, prepared.scan.name)
+    image = to_ras(volume.voxels[0], volume.affine)
+    label = None if prepared.label is None else to_ras(prepared.label, volume.affine)
+    window = (settings.a_min, settings.a_max) if settings.intensity == "ct" else grey_window(image)
+    turned, spacing = to_ras(mask, volume.affine), ras_spacing(volume.affine)
+    return orthogonal(image, turned, label, job.labels, spacing, window, prepared.scan.name)
