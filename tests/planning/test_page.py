@@ -245,7 +245,7 @@ def test_scans_from_the_smallest_to_the_largest_are_shown() -> None:
         ("a", "the largest of 7"),
     ]
     assert [scan.name for _, scan in shown(fingerprint(facts("a"), facts("b")))] == ["a", "b"]
-    assert [rank for rank, _ in shown(fingerprint(facts("a")))] == ["number 1 of 1 by size"]
+    assert [rank for rank, _ in shown(fingerprint(facts("a")))] == ["the only one"]
     assert [scan.name for _, scan in shown(fingerprint(facts("a", ())))] == ["a"]
 
 

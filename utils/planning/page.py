@@ -107,7 +107,9 @@ def shown(fingerprint: Fingerprint) -> list[tuple[str, ScanFacts]]:
     ranked = sorted(labelled or fingerprint.scans, key=lambda facts: (math.prod(_lengths(facts)), facts.name))
     last = len(ranked) - 1
     ranks = sorted({round(number * last / (SHOWN_SCANS - 1)) for number in range(SHOWN_SCANS)})
-    words = {last: f"the largest of {len(ranked)}", 0: f"the smallest of {len(ranked)}"} if last else {}
+    words = (
+        {last: f"the largest of {len(ranked)}", 0: f"the smallest of {len(ranked)}"} if last else {0: "the only one"}
+    )
     return [(words.get(rank, f"number {rank + 1} of {len(ranked)} by size"), ranked[rank]) for rank in ranks]
 
 
