@@ -219,6 +219,14 @@ def test_each_channel_has_its_row_of_pictures_and_its_histogram(tmp_path: Path) 
     )
 
 
+def test_of_many_channels_the_first_few_are_shown(tmp_path: Path) -> None:
+    all_facts = fingerprint(facts("a", channels=40), modalities=None)
+    text = page(tmp_path, all_facts, plan(), [write_scan(tmp_path, "a", channels=40)])
+    assert "Channels that aren't shown: 36." in text
+    assert [word for word in Page(text).words if word.startswith("Intensities, ")][-1] == "Intensities, channel 3"
+    assert len(text) < 600_000
+
+
 def test_a_scan_that_cannot_be_read_leaves_the_old_page(tmp_path: Path) -> None:
     scan = write_scan(tmp_path, "a")
     scan.image[0].write_bytes(b"no scan")
@@ -237,7 +245,7 @@ def test_scans_from_the_smallest_to_the_largest_are_shown() -> None:
         ("a", "the largest of 7"),
     ]
     assert [scan.name for _, scan in shown(fingerprint(facts("a"), facts("b")))] == ["a", "b"]
-    assert [rank for rank, _ in shown(fingerprint(facts("a")))] == ["number 1 of 1 by size"]
+    assert [rank for rank, _ in shown(fingerprint(facts("a")))] == ["the only one"]
     assert [scan.name for _, scan in shown(fingerprint(facts("a", ())))] == ["a"]
 
 

@@ -26,6 +26,7 @@ from utils.system.text import one_line
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 
 SHOWN_SCANS = 4
+SHOWN_CHANNELS = 4
 AXES = {"x": "left to right", "y": "back to front", "z": "feet to head"}
 BINS = 150
 OUTERMOST = 0.5  # percent of the voxels at either end, which a histogram leaves out
@@ -73,13 +74,17 @@ def write_page(
         ],
         legend={name: to_hex(colour) for name, colour in zip(names, colours[1:], strict=True)},
         window=_window_in_words(settings),
+        more_channels=max(0, fingerprint.channels - SHOWN_CHANNELS),
         grey="the ends of the planned CT window"
         if settings["intensity"] == "ct"
         else "each volume's 1st and 99th percentile",
         scans=[
             _scan_part(facts, size, by_name[facts.name], fingerprint, settings) for size, facts in shown(fingerprint)
         ],
-        histograms=[_histogram_part(fingerprint, channel, settings) for channel in range(fingerprint.channels)],
+        histograms=[
+            _histogram_part(fingerprint, channel, settings)
+            for channel in range(min(SHOWN_CHANNELS, fingerprint.channels))
+        ],
         structures=[_structure_row(fingerprint, value, name) for value, name in enumerate(names, start=1)],
         volumes=svg_uri(_volume_plot(fingerprint)),
         grid=_grid_rows(fingerprint, settings),
@@ -102,7 +107,9 @@ def shown(fingerprint: Fingerprint) -> list[tuple[str, ScanFacts]]:
     ranked = sorted(labelled or fingerprint.scans, key=lambda facts: (math.prod(_lengths(facts)), facts.name))
     last = len(ranked) - 1
     ranks = sorted({round(number * last / (SHOWN_SCANS - 1)) for number in range(SHOWN_SCANS)})
-    words = {last: f"the largest of {len(ranked)}", 0: f"the smallest of {len(ranked)}"} if last else {}
+    words = (
+        {last: f"the largest of {len(ranked)}", 0: f"the smallest of {len(ranked)}"} if last else {0: "the only one"}
+    )
     return [(words.get(rank, f"number {rank + 1} of {len(ranked)} by size"), ranked[rank]) for rank in ranks]
 
 
@@ -172,7 +179,7 @@ def _scan_part(
     images = [to_ras(channel, volume.affine) for channel in volume.voxels]
     volumes = {
         caption(_channel_name(fingerprint, number)): (image, _ct_window(settings) or grey_window(image))
-        for number, image in enumerate(images)
+        for number, image in enumerate(images[:SHOWN_CHANNELS])
     }
     figure = scan_picture(volumes, label, fingerprint.labels, ras_spacing(volume.affine), _window_mm(settings))
     return {
