@@ -18,8 +18,8 @@ SKIP_LAYERS = {16: (3, 6, 9), 8: (3, 7)}
 UNREAD_OF_MONAI_07 = re.compile(r"vit\.patch_embedding\.cls_token|encoder[23]\.blocks\.\d+\.1\.(conv|norm)3\..+")
 UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
-# patches of 8 voxels and deep supervision helped at every size that was measured (docs/results.md); the rate of the first
-# is that of recipes/hippocampus.args, that of the last is the published one
+# patches of 8 voxels and deep supervision helped where they were measured (docs/results.md); the rate of the first is
+# that of recipes/hippocampus.args, that of the last is the published one
 DETAIL = {"patch_size": 8, "deep_supervision": True}
 SIZES = (
     Size({"feature_size": 16, "hidden_size": 96, "mlp_dim": 192, "num_heads": 6, **DETAIL}, 4e-3),

@@ -153,12 +153,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder of the scans; the plan is written there")
     parser.add_argument("--json_list", help="data list (default: dataset_FOLD.json, written if there is none)")
     parser.add_argument("--fold", type=whole, default=0, help="the fold that trains and validates")
-    parser.add_argument("--labels", type=names, help="names of the labels 0, 1, …, with commas between: background,liver,… "
-                        "(default: those in dataset.json)")  # fmt: skip
+    parser.add_argument("--labels", type=names, help="names of the labels 0, 1, …, with commas between: "
+                        "background,liver,… (default: those in dataset.json)")  # fmt: skip
     parser.add_argument("--hours", type=positive, help="how long main.py may take on this machine, with everything "
                         "(default: a fixed number of steps)")  # fmt: skip
-    parser.add_argument("--memory", type=positive, metavar="GB", help="what training may take (default: most of what is "
-                        "free)")  # fmt: skip
+    parser.add_argument("--memory", type=positive, metavar="GB", help="what training may take (default: most of what "
+                        "is free)")  # fmt: skip
     parser.add_argument("--model_name", default="unetr", metavar="NAME", help="the network, as main.py knows it")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     parser.add_argument("--workers", type=whole, default=8, help="threads that read scans")

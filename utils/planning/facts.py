@@ -10,7 +10,7 @@ from utils.data.check import Findings, check_voxels, read_checked_label
 from utils.data.preprocessing import length_fault
 from utils.io.reader import LABELS, Part, alignment_faults, label_faults, read_parts
 from utils.io.scan import Scan
-from utils.planning.fingerprint import QUANTILES, ScanFacts, StructureFacts
+from utils.planning.fingerprint import AIR, QUANTILES, ScanFacts, StructureFacts
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
@@ -116,8 +116,13 @@ def _boxes(label: np.ndarray) -> dict[int, tuple[slice, ...]]:
 
 
 def _body_shape(channels: Sequence[np.ndarray]) -> np.ndarray:
-    """Voxels along each axis of the box around those above the lowest value, as preprocessing crops a scan to it."""
+    """Voxels along each axis of the box around the body: voxels above the lowest value, and of a CT above air.
+
+    Preprocessing crops a scan to such a box; for a CT it takes the lower end of the window, which isn't chosen yet.
+    """
     lowest = min(channel.min() for channel in channels)
+    if max(channel.max() for channel in channels) > AIR:
+        lowest = max(lowest, AIR)
     shape = []
     for axis, size in enumerate(channels[0].shape):
         slices = [np.moveaxis(channel, axis, 0) for channel in channels]

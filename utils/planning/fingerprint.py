@@ -7,6 +7,8 @@ import numpy as np
 
 from utils.system.errors import InputError
 
+# in Hounsfield units air is -1000, fat -100, water 0; scans of other kinds have no voxels this far below 0
+AIR = -300.0
 QUANTILES = 200  # steps between a volume's lowest and its highest value
 SHOWN = 5  # scans that a sentence names
 
@@ -39,7 +41,7 @@ class ScanFacts:
         shape: voxels along each axis.
         spacing: mm along each axis.
         orientation: axis codes of the file's array, such as LPS.
-        body_mm: edges of the box around all voxels above the lowest value.
+        body_mm: edges of the box around all voxels above the lowest value and above :data:`AIR`.
         quantiles: of each channel, QUANTILES + 1 values from the lowest to the highest, of all voxels.
         labelled_quantiles: the same of the labelled voxels; empty if there are none.
         structures: by label value, those that the scan has; the background is none.

@@ -59,8 +59,8 @@ def native_spacing(fingerprint: Fingerprint) -> Spacing:
     elif spread.any():
         low, high = spacings.min(axis=0), spacings.max(axis=0)
         reason = (
-            f"The median of the scans, whose spacings go from {text(low)} to {text(high)} mm. Each scan is resampled to "
-            "it (as nnU-Net does)."
+            f"The median of the scans, whose spacings go from {text(low)} to {text(high)} mm. All are resampled to it "
+            "(as nnU-Net does)."
         )
     else:
         reason = "All scans have this spacing, so that none has to be resampled."

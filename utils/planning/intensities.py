@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.planning.choices import Choice
-from utils.planning.fingerprint import Fingerprint
+from utils.planning.fingerprint import AIR, Fingerprint
 from utils.planning.grid import significant
 
-# Hounsfield units: air is -1000, fat -100, water 0. Scans of other kinds have no voxels this far below 0
-AIR = -300.0
 LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of their circle, and 16-bit metal
 MOST = 0.9  # of the scans, from which on what they show holds for all
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels: nnU-Net's CTNormalization

@@ -25,7 +25,7 @@ from utils.planning.grid import (
     native_spacing,
     text,
 )
-from utils.planning.intensities import Intensities, plan_intensities
+from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import Schedule, plan_schedule, rounded_up, time_left, windows_of_a_scan
 from utils.system.errors import InputError
 
@@ -232,40 +232,34 @@ class Planner:
 
     def spacing_choice(self, network: Network) -> Choice:
         """Size of a voxel."""
-        return Choice(
-            dict(zip(("space_x", "space_y", "space_z"), network.spacing.mm, strict=True)), network.spacing.reason
-        )
+        settings = dict(zip(("space_x", "space_y", "space_z"), network.spacing.mm, strict=True))
+        return Choice(settings, network.spacing.reason)
 
     def network_choices(self, network: Network) -> tuple[Choice, ...]:
         """The network, its window and its number format."""
+        number = [dict(size.settings) for size in self.sizes].index(dict(network.size.settings)) + 1
         lengths = [edge * mm for edge, mm in zip(network.window, network.spacing.mm, strict=True)]
         share = min(1.0, math.prod(network.window) / math.prod(self.shape(network.spacing.mm)))
-        number = [dict(size.settings) for size in self.sizes].index(dict(network.size.settings)) + 1
-        budget = (
-            "without `hours` it isn't timed"
-            if network.cost is None
-            else f"a larger one leaves fewer than {STEPS_FOR_A_LARGER_NETWORK:,} steps in the time, or needs more memory"
-            if number < len(self.sizes)
-            else "it is the largest"
-        )
+        if network.cost is None:
+            why_size = "without `hours` nothing is timed."
+            why_window = f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
+        else:
+            limit = f"a larger one would leave fewer than {STEPS_FOR_A_LARGER_NETWORK:,} steps, or need more memory."
+            why_size = "it is the largest." if number == len(self.sizes) else limit
+            why_window = f"that fits the memory, leaves {FEWEST_STEPS:,} steps in the time, and no scan is smaller."
         choices = [
             Choice(
                 {"model_name": self.architecture.name, **network.size.settings},
-                f"Size {number} of {len(self.sizes)}: {budget}.",
+                f"Size {number} of {len(self.sizes)}: {why_size}",
             ),
             Choice(
                 dict(zip(("roi_x", "roi_y", "roi_z"), network.window, strict=True)),
-                f"A window of {text(lengths)} mm, {share:.0%} of the median scan's {text(self.body_mm)} mm: the largest "
-                + (
-                    f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
-                    if network.cost is None
-                    else f"that fits the memory and leaves {FEWEST_STEPS:,} steps in the time, up to {LARGEST_VOLUME:,} "
-                    "voxels and the scan."
-                ),
+                f"A window of {text(lengths)} mm, {share:.0%} of the median scan, whose body takes {text(self.body_mm)} "
+                f"mm: the largest {why_window}",
             ),
         ]
         if network.cost is not None and not network.cost.amp:
-            choices.append(Choice({"noamp": True}, "Mixed precision was slower on this machine, or there is none."))
+            choices.append(Choice({"noamp": True}, "Mixed precision was slower on this machine."))
         return tuple(choices)
 
     def training_choices(
@@ -302,8 +296,8 @@ class Planner:
             without = sum(value not in scan.structures for scan in self.fingerprint.scans)
             if without:
                 found.append(
-                    f"{without} of {len(self.fingerprint.scans)} scans have no {name}. Is it absent there, or was it not "
-                    "drawn? Training takes it to be absent."
+                    f"{without} of {len(self.fingerprint.scans)} scans have no {name}. Is it absent there, or was it "
+                    "not drawn? Training takes it to be absent."
                 )
         return found
 
