@@ -29,11 +29,12 @@ from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import Schedule, plan_schedule, rounded_up, time_left, windows_of_a_scan
 from utils.system.errors import InputError
 
-# steps that a run should have, at least, before its window grows, before two crops make a step, and before the network
-# does (docs/planning.md)
+# steps that a run should have before its window grows and before two crops make a step, and before the network grows
+# (docs/planning.md)
 FEWEST_STEPS = 2_000
-STEPS_FOR_TWO_CROPS = 4_000
 STEPS_FOR_A_LARGER_NETWORK = 20_000
+ENOUGH = 0.9  # of the fewest steps, since windows grow in steps
+FIRST_VOLUME = 48**3  # of the window that is timed first
 VOLUME_STEP = 1.25  # from one volume of a window to the next that is tried
 WITHOUT_HOURS_VOLUME = 96**3  # of the window, where nothing was timed: that of UNETR's paper
 SCANS_SHARE = 0.5  # of the memory, that prepared scans may take
@@ -123,26 +124,10 @@ class Planner:
             volume = self.volume_in_memory(size, native.mm, 2, WITHOUT_HOURS_VOLUME)
             spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
             return Network(size, spacing, self.window(size, spacing.mm, volume), 2, None)
-        smallest = self.sizes[0]
-        volume = self.volume_in_memory(smallest, native.mm, 1, LARGEST_VOLUME)
-        while True:
-            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
-            network = self.timed(Network(smallest, spacing, self.window(smallest, spacing.mm, volume), 1, None))
-            ratio = self.steps(network) / FEWEST_STEPS
-            taken = math.prod(network.window)
-            if ratio >= 1 or taken <= SMALLEST_VOLUME:
-                break
-            # a step takes about as long as its window is large; one more look decides
-            volume = max(SMALLEST_VOLUME, min(taken / VOLUME_STEP, taken * ratio))
-            try:
-                self.window(smallest, spacing.mm, volume)
-            except InputError:
-                break  # the network takes no smaller one
-        for crops, size, needed in (
-            (2, smallest, STEPS_FOR_TWO_CROPS // 2),
-            *((2, size, STEPS_FOR_A_LARGER_NETWORK) for size in self.sizes[1:]),
-        ):
-            larger = dataclasses.replace(network, crops=crops, size=size)
+        network = self.choose_window(self.sizes[0], native)
+        for size in self.sizes:
+            needed = FEWEST_STEPS if size is self.sizes[0] else STEPS_FOR_A_LARGER_NETWORK
+            larger = dataclasses.replace(network, size=size, crops=2)
             if self.steps(network) < needed or not self.fits(larger):
                 break
             larger = self.timed(larger)
@@ -150,6 +135,25 @@ class Planner:
                 break
             network = larger
         return network
+
+    def choose_window(self, size: Size, native: Spacing) -> Network:
+        """The largest window that fits the memory and leaves enough steps, and the spacing that goes with it."""
+        assert self.budget.hours is not None
+
+        def network(volume: float) -> Network:
+            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
+            return self.timed(Network(size, spacing, self.window(size, spacing.mm, volume), 1, None))
+
+        largest = self.volume_in_memory(size, native.mm, 1, LARGEST_VOLUME)
+        least = min(largest, SMALLEST_VOLUME)
+        first = network(min(largest, FIRST_VOLUME))
+        # a step takes about as long as its window is large
+        volume = min(largest, max(least, math.prod(first.window) * self.steps(first) / FEWEST_STEPS))
+        found = network(volume)
+        while self.steps(found) < ENOUGH * FEWEST_STEPS and volume > least:
+            volume = max(least, volume / VOLUME_STEP)
+            found = network(volume)
+        return found
 
     def window(self, size: Size, spacing: Triple, volume: float) -> Window:
         """The window of at most ``volume`` voxels."""
@@ -254,8 +258,8 @@ class Planner:
             ),
             Choice(
                 dict(zip(("roi_x", "roi_y", "roi_z"), network.window, strict=True)),
-                f"A window of {text(lengths)} mm, {share:.0%} of the median scan, whose body takes {text(self.body_mm)} "
-                f"mm: the largest {why_window}",
+                f"A window of {text(lengths)} mm, {share:.0%} of the median scan, whose body takes "
+                f"{text(self.body_mm)} mm: the largest {why_window}",
             ),
         ]
         if network.cost is not None and not network.cost.amp:
