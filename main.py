@@ -24,6 +24,7 @@ from utils.config.messages import name_flags
 from utils.config.notes import training_notes
 from utils.config.settings import (
     augmentation_from_args,
+    complete_flags,
     description_from_args,
     group_settings,
     launch_settings,
@@ -59,6 +60,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )
     data.require("training", "validation")
     description = description_from_args(args, data)
+    channels, classes = description.config.in_channels, description.config.out_channels
+    process.require_same({"`in_channels`": channels}, "Give every machine the same scans.")
     settings = description.preprocessing
     network = description.build()
     if description.architecture.file is not None:
@@ -66,10 +69,11 @@ def main(process: Process, args: argparse.Namespace) -> None:
     find = partial(find_checkpoint, folder, resume=args.resume, checkpoint=checkpoint, say=process.say)
     continued = process.on_main_then_broadcast("looking for a checkpoint", find)
     process.require_same_files(files_to_start_from(args, folder, continued))
-    start = initial_state(start_settings(args), continued, description, data, network)
+    start = initial_state(start_settings(args, description), continued, description, data, network)
     if not args.skip_data_check:
         scans = data.training + data.validation
-        check = partial(check_scans, scans, args.in_channels, args.out_channels, settings, args.workers, process)
+        labels_in = None if data.labels is None else data.path
+        check = partial(check_scans, scans, channels, classes, settings, args.workers, process, labels_in=labels_in)
         process.on_main_then_broadcast("checking scans", check)
 
     if args.cache_dir is not None:
@@ -108,7 +112,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         raise InputError(f"--cuda_graph: {obstacle}. Leave it out.")
     if obstacle is None and not args.nocuda_graph:
         crops = min(args.batch_size, len(data.training)) * args.crops_per_scan
-        wrapped = cuda_graph.record(network, (crops, args.in_channels, *settings.roi), precision)
+        wrapped = cuda_graph.record(network, (crops, channels, *settings.roi), precision)
     else:
         wrapped = process.wrap(network)
     deep_supervision = getattr(description.config, "deep_supervision", False)
@@ -124,16 +128,19 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
+    process.say(f"they have {channels} channel{'s' * (channels > 1)} and {classes} classes, the background included")
     process.say(
         f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
     )
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
     if process.device.type == "cuda" and obstacle is not None and not args.nocuda_graph:
         process.say(f"note: steps aren't recorded as a CUDA graph: {obstacle}")
-    for note in [*start.notes, *training_notes(args, data, augmentation, progress.epoch, len(train_loader))]:
+    notes = training_notes(args, data, description.labels, augmentation, progress.epoch, len(train_loader))
+    for note in [*start.notes, *notes]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
-    record = partial(RunFolder, folder, description, vars(args), data.files(), progress, process.say)
+    flags = complete_flags(vars(args), description)
+    record = partial(RunFolder, folder, description, flags, data.files(), progress, process.say)
     with record() if process.is_main else nullcontext() as run_folder:
         run_training(Run(plan, learner, train_loader, validate, process, folder / LATEST, run_folder), progress)
     process.say(f"done; {folder} holds the run")

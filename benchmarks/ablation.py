@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import markdown
-from utils.config.flags import parse_train
+from utils.config.flags import FROM_THE_DATA, parse_train
 from utils.config.parser import Parser, count
 from utils.system.errors import InputError, TrainingError, one_line_errors
 from utils.system.hardware import machine
@@ -81,6 +81,8 @@ def finished(folder: str, flags: Sequence[str]) -> bool:
     if not record.exists() or not metrics.exists():
         return False
     given, recorded = vars(parse_train(flags)), json.loads(record.read_text(encoding="utf-8"))
+    # those that no flag gives are left to the data
+    given |= {name: recorded.get(name) for name in FROM_THE_DATA if given[name] is None}
     if len(metrics.read_text(encoding="utf-8").splitlines()) < recorded["max_epochs"]:
         return False
     for values in (given, recorded):

@@ -139,7 +139,7 @@ class NetworkConfig:
     """
 
     in_channels: int = flag(1, "channels of a scan", at_least=1, at_most=MOST_CHANNELS)
-    out_channels: int = flag(14, "classes, the background included", at_least=1, at_most=MOST_CHANNELS)
+    out_channels: int = flag(14, "classes, background included", at_least=1, at_most=MOST_CHANNELS)
     img_size: tuple[int, int, int] = (96, 96, 96)
     spacing: tuple[float, float, float] = (1.5, 1.5, 2.0)
 

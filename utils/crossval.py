@@ -30,13 +30,13 @@ from pydantic import TypeAdapter
 
 import utils
 from networks.registry import find_architecture
-from utils.checkpoints.description import Description, preprocessing_from, refuse_contradictions
+from utils.checkpoints.description import Description, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
 from utils.checkpoints.schema import EPOCH
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
-from utils.config.settings import job_from_args
+from utils.config.settings import complete_flags, description_from_args, job_from_args
 from utils.data.check import check_scans
 from utils.data.data_list import DataList, find_folds, read_data_list
 from utils.distributed.process import Process
@@ -111,13 +111,17 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
     folds = plan(args, flags)
     for note in check_folds(folds, args.out_channels):
         process.say(f"note: {note}")
+    planned = plan_network(folds, args)
     with claim_group(args.logdir) as folder:
-        trained = {} if args.overwrite else {fold.number: find_trained(fold, args) for fold in folds}
+        trained = {} if args.overwrite else {fold.number: find_trained(fold, args, planned) for fold in folds}
         untrained = [fold for fold in folds if trained.get(fold.number) is None]
         if not args.skip_data_check:  # all scans now, so that the last fold doesn't fail days later
             scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
-            settings = preprocessing_from(vars(args))
-            check_scans(scans, args.in_channels, args.out_channels, settings, args.workers, process)
+            config, settings = planned.config, planned.preprocessing
+            labels_in = None if folds[0].data.labels is None else folds[0].data.path
+            check_scans(
+                scans, config.in_channels, config.out_channels, settings, args.workers, process, labels_in=labels_in
+            )
         if args.overwrite:
             for fold in folds:
                 remove_run(fold.folder)
@@ -125,12 +129,12 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
         results: dict[int, tuple[SegmentationJob, Records]] = {}
         for fold in folds:
             try:
-                description = trained.get(fold.number) or train(fold, args, folder, execute, process)
+                description = trained.get(fold.number) or train(fold, args, planned, folder, execute, process)
                 results[fold.number] = score(fold, description, execute, process)
             except Stopped as stopped:
                 name = signal.Signals(stopped.number).name
                 raise Stopped(stopped.number, f"stopped by {name} in {fold}; {GOES_ON}") from None
-        sum_up(folds, results, folder, args, command, process)
+        sum_up(folds, results, folder, args, planned, command, process)
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
@@ -154,8 +158,11 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
     return folds
 
 
-def check_folds(folds: Sequence[Fold], out_channels: int) -> list[str]:
+def check_folds(folds: Sequence[Fold], out_channels: int | None) -> list[str]:
     """Check that no network is scored on a scan that it trained on, and no scan is scored twice.
+
+    Args:
+        out_channels: as given; by default each list tells.
 
     Returns:
         A note if some scans are scored by no fold.
@@ -163,11 +170,15 @@ def check_folds(folds: Sequence[Fold], out_channels: int) -> list[str]:
     Raises:
         InputError: naming the first scan for which that doesn't hold, or the folds whose labels differ.
     """
+
+    def names(fold: Fold) -> tuple[str, ...] | None:
+        return fold.data.labels if out_channels is None else fold.data.label_names(out_channels)
+
     validates: dict[tuple[str, ...], Fold] = {}
     named: dict[str, Path] = {}
     first = folds[0]
     for fold in folds:
-        if fold.data.label_names(out_channels) != first.data.label_names(out_channels):
+        if names(fold) != names(first):
             raise InputError(f"{fold.data.path}: names other labels than {first.data.path}. Mend one of them.")
         trains = set(map(_files, fold.data.training))
         for scan in fold.data.validation:
@@ -195,8 +206,27 @@ def _files(scan: Scan) -> tuple[str, ...]:
     return tuple(os.path.realpath(path) for path in scan.image)
 
 
-def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
+def plan_network(folds: Sequence[Fold], args: argparse.Namespace) -> Description:
+    """What all folds train.
+
+    Raises:
+        InputError: if the flags can't make a network, or the folds' scans have different numbers of channels.
+    """
+    first, *others = (description_from_args(args, fold.data) for fold in folds)
+    for fold, other in zip(folds[1:], others, strict=True):
+        if other.config != first.config:
+            raise InputError(
+                f"{fold.data.path}: its scans have another number of channels ({other.config.in_channels}) than those "
+                f"of {folds[0].data.path} ({first.config.in_channels}). Mend one of them, or give `in_channels`."
+            )
+    return first
+
+
+def find_trained(fold: Fold, args: argparse.Namespace, planned: Description) -> Description | None:
     """The network of a fold whose training is complete, else None.
+
+    Args:
+        planned: what all folds train.
 
     Raises:
         InputError: if the fold's run so far had other flags, scans or labels.
@@ -212,7 +242,8 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     remedy = "Give the flags of its run, another --logdir, or --overwrite to train all folds anew."
     state = content["resume"]
     architecture = description.architecture
-    given = {name: getattr(args, name) for name in flags_of_a_network(architecture)}
+    flags = complete_flags(vars(args), planned)
+    given = {name: flags[name] for name in flags_of_a_network(architecture)}
     if args.resume_ckpt or args.resume_jit:
         given["pretrained_model_name"] = args.pretrained_model_name
     # flags that are newer than the run had their defaults
@@ -221,7 +252,7 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     given["model_name"] = find_architecture(args.model_name).title
     recorded["model_name"] = architecture.title
     refuse_contradictions(latest, given, recorded, remedy)
-    if state["scans"] != fold.data.files() or description.labels != fold.data.label_names(args.out_channels):
+    if state["scans"] != fold.data.files() or description.labels != planned.labels:
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
     if content["epoch"] > args.max_epochs:
         raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
@@ -232,7 +263,9 @@ def find_trained(fold: Fold, args: argparse.Namespace) -> Description | None:
     return description
 
 
-def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, process: Process) -> Description:
+def train(
+    fold: Fold, args: argparse.Namespace, planned: Description, group: Path, execute: Execute, process: Process
+) -> Description:
     """Start or continue a fold's run; return the trained network's description.
 
     Raises:
@@ -244,7 +277,7 @@ def train(fold: Fold, args: argparse.Namespace, group: Path, execute: Execute, p
     write_json(group / MACHINES, {**known, str(fold.number): list(dict.fromkeys([*earlier, here]))})
     process.say(f"{fold}: main.py trains {fold.folder}")
     _require(fold, "main.py", fold.training, execute)
-    description = find_trained(fold, args)
+    description = find_trained(fold, args, planned)
     if description is None:
         raise TrainingError(f"{fold}: main.py ended, but {fold.folder} lacks the last epoch. Launch it again.")
     return description
@@ -283,6 +316,7 @@ def sum_up(
     results: Mapping[int, tuple[SegmentationJob, Records]],
     group: Path,
     args: argparse.Namespace,
+    planned: Description,
     command: str,
     process: Process,
 ) -> None:
@@ -296,9 +330,10 @@ def sum_up(
     tables = {which: _fold_scores(results, which) for which in TABLES}
     save_fold_scores(group / "crossval.csv", tables)
     known = _machines(group)
+    flags = complete_flags(vars(args), planned)
     facts = {
         "command": command,
-        "flags": {name: value for name, value in vars(args).items() if name not in ("fold", "logdir", "overwrite")},
+        "flags": {name: value for name, value in flags.items() if name not in ("fold", "logdir", "overwrite")},
         "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         "versions": {
             "unetr": utils.__version__, "torch": str(torch.__version__), "monai": monai.__version__,

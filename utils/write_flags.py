@@ -18,8 +18,11 @@ Every flag of `main.py`, `test.py` and `python -m utils.crossval`, written by `p
 `@FILE` on a command line stands for the flags in a file. `--help` shows those that most people need, `--help-all` all
 of them. A flag of another network than that of `--model_name` is an error.
 
+Without `--in_channels` a network of `main.py` takes as many channels as the scans have. Without `--out_channels` it has
+as many classes as the data list names labels, the background included, or 14 where the list names none.
+
 `test.py` finds network and preprocessing in a checkpoint. Their flags are for weights that describe nothing, with the
-defaults of `main.py`; a flag that contradicts a checkpoint is an error."""
+defaults of `main.py` (1 channel, 14 classes); a flag that contradicts a checkpoint is an error."""
 
 
 def page() -> str:

@@ -166,6 +166,10 @@ def test_the_ablation_skips_finished_runs_and_replaces_no_other_run(in_tmp: Path
     _run(Path("runs/part"), 2)
     _run(Path("runs/other"), 3, optim_lr=0.5)
     assert ablation.finished("whole", flags)
+    _run(Path("runs/as_recorded"), 3, in_channels=1, out_channels=14)
+    assert ablation.finished("as_recorded", flags)
+    with pytest.raises(InputError, match=r"with other flags \(--out_channels\)"):
+        ablation.finished("as_recorded", [*flags, "--out_channels=3"])
     assert not ablation.finished("part", flags)
     assert not ablation.finished("none", flags)
     with pytest.raises(InputError, match=r"runs/other: holds a run with other flags \(--optim_lr\)"):

@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY, TINY, Run
 from utils.checkpoints.load import weight_files
 from utils.config.flags import parse_crossval
 from utils.config.messages import name_flags
-from utils.crossval import Fold, check_folds, main, run_command
+from utils.crossval import Fold, check_folds, main, plan_network, run_command
 from utils.data.data_list import DataList
 from utils.distributed.process import Process
 from utils.io.scan import Scan
@@ -264,6 +264,25 @@ def test_what_does_not_fit_the_folds_there(again: list[str], flags: list[str], w
     assert re.search(words, name_flags(str(error.value)))
 
 
+def test_folds_are_passed_over_with_or_without_the_numbers_that_the_lists_give(again: list[str]) -> None:
+    """The checkpoints record them as flags, as they did when flags were the only way."""
+    recorded = torch.load("runs/all/fold0/model_final.pt", weights_only=True)["resume"]["flags"]
+    assert (recorded["in_channels"], recorded["out_channels"]) == (1, 14)
+    for flags in ([], ["--in_channels=1", "--out_channels=14"]):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again, *flags)
+        content = json.loads(Path("runs/all/crossval.json").read_text())
+        assert (content["flags"]["in_channels"], content["flags"]["out_channels"]) == (1, 14)
+
+
+def test_folds_without_names_have_the_classes_of_their_run_or_flags(again: list[str]) -> None:
+    content = json.loads(Path("folds.json").read_text())
+    Path("folds.json").write_text(json.dumps({**content, "labels": None}))
+    with pytest.raises(InputError, match="its run had other scans or labels"):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again)
+    with pytest.raises(InputError, match="`out_channels` 3 contradicts its 14"):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again, "--out_channels=3")
+
+
 def test_a_run_that_was_broken_off_is_none_of_fewer_epochs(again: list[str]) -> None:
     """Its learning rate had another way to go."""
     path = Path("runs/all/fold0/model_final.pt")
@@ -333,6 +352,33 @@ def test_folds_that_share_the_scans_out() -> None:
 def test_folds_that_do_not(second: Fold, words: str) -> None:
     with pytest.raises(InputError, match=words):
         check_folds([fold(0, "b", "a"), second], 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"labels": ("background", "liver")}, {"labels": ("background", "liver", "spleen")}, "names other labels than"),
+        ({"labels": ("background", "liver")}, {"labels": None}, r"dataset_1\.json: names other labels than dataset_0"),
+    ],
+)
+def test_folds_whose_lists_name_different_numbers(first: dict[str, Any], second: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_folds([fold(0, "b", "a", **first), fold(1, "a", "b", **second)], None)
+    assert check_folds([fold(0, "b", "a", **first), fold(1, "a", "b", **first)], None) == []
+
+
+def test_folds_whose_lists_name_different_channels() -> None:
+    """The files, which aren't there, say nothing."""
+    folds = [fold(0, "b", "a", modalities=("CT",)), fold(1, "a", "b", modalities=("T1", "T2"))]
+    args, _ = parse_crossval([])
+    with pytest.raises(InputError) as error:
+        plan_network(folds, args)
+    assert str(error.value) == (
+        "dataset_1.json: its scans have another number of channels (2) than those of dataset_0.json (1). Mend one of "
+        "them, or give `in_channels`."
+    )
+    assert plan_network(folds, parse_crossval(["--in_channels=3"])[0]).config.in_channels == 3
+    assert plan_network(folds[1:], args).config.in_channels == 2
 
 
 def test_main_gets_all_flags_but_those_of_the_folds(tmp_path: Path) -> None:

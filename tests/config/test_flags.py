@@ -14,7 +14,8 @@ from utils.config.flags import parse_crossval, parse_test, parse_train, recorded
 from utils.config.settings import description_from_args
 from utils.data.data_list import unlisted
 
-# name, default in 2021, in main.py, in test.py; what a checkpoint knows has no default in test.py here
+# name, default in 2021, in main.py (d: where the data don't tell), in test.py; what a checkpoint knows has no default
+# in test.py here
 FLAGS_OF_2021 = """
 checkpoint None m
 logdir test m
@@ -44,8 +45,8 @@ num_heads 12 mT
 mlp_dim 3072 mT
 hidden_size 768 mT
 feature_size 16 mT
-in_channels 1 mT
-out_channels 14 mT
+in_channels 1 dT
+out_channels 14 dT
 use_normal_dataset False m
 a_min -175.0 mT
 a_max 250.0 mT
@@ -79,6 +80,9 @@ def test_flags_keep_their_defaults(line: str) -> None:
     name, default, programs = line.split()
     if "m" in programs:
         assert str(vars(parse_train([]))[name]) == default
+    if "d" in programs:
+        assert vars(parse_train([]))[name] is None
+        assert str(description_from_args(parse_train([]), unlisted(None)).options[name]) == default
     if "t" in programs:
         value = vars(parse_test([]))[name]
         assert str(value[0] if isinstance(value, list) else value) == default  # test.py takes several weights files
@@ -128,7 +132,8 @@ def test_json_list_defaults_to_the_name_of_the_fold() -> None:
 def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
     args = parse_train(["--intensity=zscore", "--space_z=3.5", "--roi_y=64", "--no-res_block"])
     settings = description_from_args(args, unlisted(None)).settings()
-    assert settings == {name: getattr(args, name) for name in recorded_flags()}
+    flags = {name: getattr(args, name) for name in recorded_flags()}
+    assert settings == {**flags, "in_channels": 1, "out_channels": 14}
     assert (settings["intensity"], settings["space_z"], settings["roi_y"], settings["res_block"]) == (
         "zscore", 3.5, 64, False,
     )  # fmt: skip

@@ -1,8 +1,10 @@
 """Each fault that a data set can have, found before training and named by its file."""
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -274,3 +276,94 @@ def test_a_scan_that_resampling_makes_too_large_is_a_fault(scan: Scan) -> None:
     with_label(scan, np.zeros((8, 9, 10), np.uint8), affine)
     (fault,) = check_scan(scan, 1, 3, Preprocessing(spacing=(0.5, 0.5, 0.5))).faults
     assert "would have 3.69e+11 voxels of 0.5 × 0.5 × 0.5 mm, which this machine's memory doesn't hold" in fault
+
+
+def test_where_the_list_names_the_labels_it_is_what_needs_another(scan: Scan) -> None:
+    with_label(scan, np.full((8, 9, 10), 4, np.uint8))
+    (fault,) = check_scan(scan, 1, 3, SETTINGS, labels_in=Path("folds.json")).faults
+    assert fault.endswith(
+        "label1.nii.gz: has the values 4, but labels are 0 … 2. Remap them, or name all 5, the background included, "
+        'under "labels" in folds.json.'
+    )
+
+
+def boxes(scan: Scan, values: list[float], labels: list[float], dtype: type = np.float32) -> None:
+    """Write a scan of 720 voxels with these values in turn, and their labels."""
+    with_image(scan, np.resize(np.array(values, dtype), (8, 9, 10)))
+    with_label(scan, np.resize(np.array(labels, np.float32), (8, 9, 10)))
+
+
+def notes(capsys: pytest.CaptureFixture[str], *scans: Scan, channels: int = 1, **settings: Any) -> str:
+    check_scans(scans, channels, 3, Preprocessing(**settings), 2, Process(torch.device("cpu")))
+    return capsys.readouterr().out
+
+
+def test_a_window_that_clips_most_of_what_is_labelled_is_noted(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each four voxels one is background, and of the labelled two are above the window's 250 and one at its end."""
+    boxes(scan, [0, 250, 300, 1200], [0, 1, 2, 1], np.int16)
+    assert notes(capsys, scan) == (
+        "note: the window of `a_min` -175 to `a_max` 250 clips 67% of the labelled voxels, whose values are 250 to "
+        "1200 (0.5 to 99.5 percentile). Give `intensity` zscore for MR, or an `a_min` and `a_max` that show them; "
+        "python -m utils.plan chooses them\n"
+    )
+    assert notes(capsys, scan, intensity="zscore") == ""
+    assert notes(capsys, scan, a_max=300.0) == ""
+
+
+def test_a_window_that_clips_half_of_it_is_not_noted(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes(scan, [-400, 0, 0, 300], [2, 1, 2, 1])
+    assert notes(capsys, scan) == ""
+    boxes(scan, [0, 400], [0, 0])  # nothing is labelled
+    assert notes(capsys, scan) == ""
+
+
+def test_what_a_window_clips_is_added_up_over_scans(
+    scan: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """240 of the first scan's 240 labelled voxels, and none of the second's 360 or 180."""
+    boxes(scan, [0, 0, 900], [0, 0, 1])
+    image, label = tmp_path / "img2.nii.gz", tmp_path / "label2.nii.gz"
+    second = Scan("img2", (image,), label)
+    boxes(second, [0, 10], [0, 1])
+    assert notes(capsys, scan, second) == ""
+    boxes(second, [0, 10, 10, 10], [0, 1, 0, 0])
+    assert "clips 57% of the labelled voxels, whose values are 10 to 900" in notes(capsys, scan, second)
+
+
+def test_labels_a_hair_off_whole_numbers_are_counted_as_those(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    """As labels of 0 and 1: half of what is labelled is clipped, and all of the background."""
+    boxes(scan, [500, 0, 500, 500], [0.0009, 0.9991, 0.9991, 0.0009])
+    assert notes(capsys, scan) == ""
+    boxes(scan, [0, 500, 500, 0], [0.0009, 0.9991, 0.9991, 0.9991])
+    assert "clips 67% of" in notes(capsys, scan)
+
+
+def test_a_window_is_for_all_channels(scan: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One channel inside, one outside, is half; two of three is more. Files may have another order in memory."""
+    boxes(scan, [0, 10], [0, 1])
+    outside = np.resize(np.array([0, 700], np.int16), (8, 9, 10))
+    high = save(tmp_path / "b.nii.gz", outside)
+    two = Scan("img1", (*scan.image, high), scan.label)
+    assert notes(capsys, two, channels=2) == ""
+    three = Scan("img1", (*scan.image, save(tmp_path / "c.nii.gz", np.stack([outside] * 2, -1))), scan.label)
+    assert "clips 67% of the labelled voxels, whose values are 10 to 700" in notes(capsys, three, channels=3)
+
+
+def test_a_few_values_far_away_are_not_in_the_range(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three of 720, under 0.5 %, at each end."""
+    values = np.linspace(1000, 1100, 720).round()
+    values[:3], values[-3:] = -900, 9000
+    boxes(scan, list(values), [1])
+    assert "clips 100% of the labelled voxels, whose values are 1000 to 1100 (0.5" in notes(capsys, scan, a_min=-100.0)
+
+
+def test_the_range_of_many_voxels_is_that_of_a_sample(scan: Scan, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 … 262,144 in turn, of which 0.5 % are up to 1,311; every 64th voxel would be a side of the box."""
+    values = np.arange(1, 64**3 + 1, dtype=np.float32).reshape(64, 64, 64)
+    with_image(scan, values)
+    with_label(scan, np.ones(values.shape, np.uint8))
+    note = notes(capsys, scan)
+    low, high = (float(text) for text in re.findall(r"whose values are (\S+) to (\S+) ", note)[0])
+    # four standard deviations: sqrt(4096 × 0.005 × 0.995) / 4096 is 0.11 % of 262,144, so 289
+    assert low == pytest.approx(1311, abs=1156)
+    assert high == pytest.approx(64**3 - 1311, abs=1156)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -394,3 +396,70 @@ def test_a_file_that_holds_no_list_is_one_line(tmp_path: Path, make: Callable[[P
         assert str(error.value).startswith(f"{path}: ")
         assert words in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def of_channels(folder: Path, *channels: int) -> list[dict[str, Any]]:
+    """Entries of scans with so many channels in a file."""
+    entries = []
+    for number, count in enumerate(channels, start=1):
+        nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, count), np.uint8), np.eye(4)), folder / f"img{number}.nii.gz")
+        entries.append({"image": f"img{number}.nii.gz", "label": "label.nii.gz"})
+    return entries
+
+
+def channels(folder: Path, training: list[dict[str, Any]], **content: Any) -> int | None:
+    write(folder, {"training": training, "validation": [entry(1)], **content})
+    return read_data_list(str(folder), None, 0).channels()
+
+
+def test_channels_are_the_files_of_an_entry(tmp_path: Path) -> None:
+    """None of which is there."""
+    training = [{"image": ["a_0.nii", "a_1.nii", "a_2.nii"], "label": "a.nii"}]
+    assert channels(tmp_path, training) == 3
+    assert channels(tmp_path, training, modality={"0": "T1", "1": "T2"}) == 3
+
+
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+def test_channels_are_the_modalities_that_a_list_names(tmp_path: Path, key: str) -> None:
+    assert channels(tmp_path, [entry(1)], **{key: {"0": "T2", "1": "ADC"}}) == 2
+
+
+@pytest.mark.parametrize("modality", [None, {"0": "MR"}])
+def test_channels_are_those_of_the_first_scans(tmp_path: Path, modality: dict[str, str] | None) -> None:
+    """One modality says nothing, as utils.make_data_list writes it whatever is in a file."""
+    assert channels(tmp_path, of_channels(tmp_path, 2), modality=modality) == 2
+    assert channels(tmp_path, of_channels(tmp_path, 1), modality=modality) == 1
+
+
+def test_a_scan_unlike_the_others_does_not_count(tmp_path: Path) -> None:
+    assert channels(tmp_path, of_channels(tmp_path, 3, 1, 1)) == 1
+    assert channels(tmp_path, of_channels(tmp_path, 2, 1)) == 1
+    assert channels(tmp_path, of_channels(tmp_path, 1, 2, 2, 1, 1)) == 2
+
+
+def test_channels_of_what_can_be_read(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_text("hello")
+    broken = [{"image": name, "label": "label.nii.gz"} for name in ("gone.nii.gz", damaged.name)]
+    assert channels(tmp_path, broken) is None
+    assert channels(tmp_path, [*broken, *of_channels(tmp_path, 2)]) == 2
+    assert channels(tmp_path, of_channels(tmp_path, 1025)) is None  # more than any network takes
+    assert channels(tmp_path, []) is None
+
+
+def test_a_series_has_one_channel(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / "series" / name).touch()
+    assert channels(tmp_path, [{"image": "series", "label": "label.nii.gz"}]) == 1
+
+
+def test_classes_are_the_names_of_labels(tmp_path: Path) -> None:
+    write(tmp_path, {"training": [entry(1)], "labels": {"1": "liver", "2": "spleen"}})
+    assert read_data_list(str(tmp_path), None, 0).classes() == 3
+    write(tmp_path, {"training": [entry(1)]})
+    assert read_data_list(str(tmp_path), None, 0).classes() is None
+    path = write(tmp_path, {"training": [entry(1)], "labels": {"0": "background"}})
+    with pytest.raises(InputError) as error:
+        read_data_list(str(tmp_path), None, 0).classes()
+    assert str(error.value) == f'{path}: names no label but the background. Mend the list\'s "labels".'

@@ -30,7 +30,7 @@ from tests.io.volumes import (
     text,
 )
 from utils.io.dicom_series import find_series
-from utils.io.reader import header_file, is_image, read_file, read_label, read_scan, scan_files
+from utils.io.reader import count_channels, header_file, is_image, read_file, read_label, read_scan, scan_files
 from utils.io.scan import Scan
 from utils.system.errors import InputError
 
@@ -305,3 +305,39 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 def test_each_fault_is_told_in_one_line(tmp_path: Path, name: str) -> None:
     spoil, words = FAULTS[name]
     assert_fault(spoil(tmp_path), words)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_by_the_header(tmp_path: Path, kind: type, ending: str, channels: int) -> None:
+    """Whatever follows it: the file ends with its header."""
+    path = tmp_path / f"scan{ending}"
+    nib.save(kind(np.zeros((4, 5, 6, channels), np.int16), np.eye(4)), path)
+    content = gzip.decompress(path.read_bytes()) if ending == ".nii.gz" else path.read_bytes()
+    path.write_bytes(content[:600])
+    assert count_channels(path) == channels
+
+
+def test_channels_of_a_big_endian_header_and_of_three_dimensions(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6, 2), ">i2"), np.eye(4), nib.Nifti1Header(endianness=">"))
+    nib.save(image, tmp_path / "big.nii")
+    assert (tmp_path / "big.nii").read_bytes()[:2] == b"\x00\x00"
+    assert count_channels(tmp_path / "big.nii") == 2
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "flat.nii")
+    assert count_channels(tmp_path / "flat.nii") == 1
+
+
+def test_channels_of_another_format(tmp_path: Path) -> None:
+    vectors = np.zeros((6, 5, 4, 2), np.float32)  # (Z, Y, X, C)
+    sitk.WriteImage(sitk.GetImageFromArray(vectors, isVector=True), str(tmp_path / "scan.nrrd"))
+    assert count_channels(tmp_path / "scan.nrrd") == 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"hello"])
+def test_channels_of_what_is_no_volume(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "scan.nii.gz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: "):
+        count_channels(path)

@@ -182,7 +182,7 @@ def test_each_network_has_defaults_of_its_own() -> None:
     sizes = {name: parse_train([f"--model_name={name}"]).feature_size for name in NETWORKS}
     assert sizes == {"unetr": 16, "swin_unetr": 24, "segresnet": 32, "dynunet": 32}
     args = parse_train(["--model_name=segresnet"])
-    assert (args.mlp_dim, args.conv_block, args.out_channels) == (None, None, 14)
+    assert (args.mlp_dim, args.conv_block, args.res_block) == (None, None, None)
     assert parse_test(["--model_name=segresnet"]).feature_size is None  # which the checkpoint knows
 
 
@@ -190,7 +190,8 @@ def test_each_network_has_defaults_of_its_own() -> None:
 def test_a_record_leads_back_to_its_flags(name: str) -> None:
     args = vars(parse_train([f"--model_name={name}", "--space_z=3.5", "--roi_y=64"]))
     description = description_from_args(argparse.Namespace(**args), unlisted(None))
-    assert description.settings() == {flag: args[flag] for flag in recorded_flags() if args[flag] is not None}
+    given = {flag: args[flag] for flag in recorded_flags() if args[flag] is not None}
+    assert description.settings() == {**given, "in_channels": 1, "out_channels": 14}
     assert description.options["img_size"] == (96, 64, 96)
     assert description.options["spacing"] == (1.5, 1.5, 3.5)
     assert describe(description.content()) == description
@@ -257,7 +258,7 @@ def test_weights_of_one_network_are_not_for_another(tmp_path: Path) -> None:
     )
     description = described("dynunet")
     with pytest.raises(InputError, match="`model_name` dynunet contradicts its segresnet"):
-        initial_state(start_settings(args), None, description, unlisted(None), description.build())
+        initial_state(start_settings(args, description), None, description, unlisted(None), description.build())
     with pytest.raises(InputError, match="another architecture"):
         load_weights(description.build(), torch.load(path, weights_only=True)["state_dict"], "file.pt")
 

@@ -215,10 +215,12 @@ def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
 def config_from(architecture: Architecture, settings: Mapping[str, Any], preprocessing: Preprocessing) -> NetworkConfig:
     """A network's config from settings by the names of flags; those that aren't the network's are passed over.
 
+    A setting that nobody gave (None) has its default.
+
     Raises:
         InputError: if the settings can't make it.
     """
-    own = {name: value for name, value in settings.items() if name in architecture.flags}
+    own = {name: value for name, value in settings.items() if name in architecture.flags and value is not None}
     try:
         return architecture.make_config({**own, "img_size": preprocessing.roi, "spacing": preprocessing.spacing})
     except ValueError as error:

@@ -38,6 +38,11 @@ AUGMENTATIONS = ("published", "strong")
 FLIPS = ("published", "anatomical", SIDES_ONLY)
 SPLITS = ("validation", "test", "training")
 FAST_OVERLAP = 0.25
+# flags of every network, and what they are where they aren't given
+FROM_THE_DATA = {
+    "in_channels": "as in the scans",
+    "out_channels": "as listed",
+}
 FILES = "@FILE stands for the flags in a file; recipes/ has some for main.py."
 Groups = Callable[[argparse.ArgumentParser], None]
 
@@ -92,11 +97,13 @@ def _add_network_flags(
             kind, rules = one.types[name], field.metadata
             shown = rules.get("help") if own or from_checkpoint else argparse.SUPPRESS
             options: dict[str, Any] = {"default": field.default if own else None, "help": shown}
+            if own and name in FROM_THE_DATA:
+                options = {"default": None, "help": f"{shown or name} (default: {FROM_THE_DATA[name]})"}
             if kind is bool:
                 action = group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **options)
             else:
                 if rules.get("choices") and shown != argparse.SUPPRESS:
-                    options["help"] = f"{shown}: {', '.join(map(str, rules['choices']))}"
+                    options["help"] = f"{options['help']}: {', '.join(map(str, rules['choices']))}"
                 checks = {} if from_checkpoint else rules  # networks have different ones for a flag of the same name
                 action = group.add_argument(f"--{name}", type=_setting_type(kind, checks), metavar="X", **options)
             if rules.get("rare") or not own:

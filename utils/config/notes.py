@@ -1,6 +1,7 @@
 """Notes that ``main.py`` prints about flags that are allowed and may still surprise."""
 
 import argparse
+from collections.abc import Sequence
 
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
@@ -8,14 +9,23 @@ from utils.data.mirroring import SIDES_ONLY
 
 
 def training_notes(
-    args: argparse.Namespace, data: DataList, augmentation: Augmentation, epochs_done: int, batches: int
+    args: argparse.Namespace,
+    data: DataList,
+    labels: Sequence[str],
+    augmentation: Augmentation,
+    epochs_done: int,
+    batches: int,
 ) -> list[str]:
-    """What is allowed and may still surprise, a sentence each."""
+    """What is allowed and may still surprise, a sentence each.
+
+    Args:
+        labels: names of the classes, by the data list or else by number.
+    """
     asked = "x" if args.flips == SIDES_ONLY else "xyz"
     fixed = [axis for number, axis in enumerate(asked) if number not in augmentation.mirroring.axes]
     both = sum(scan in data.training for scan in data.validation)
     swapping = args.flips != "published" and args.RandFlipd_prob > 0
-    sided = ", ".join(augmentation.mirroring.pairs(data.label_names(args.out_channels)))
+    sided = ", ".join(augmentation.mirroring.pairs(labels))
     remarks = {
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
         "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,

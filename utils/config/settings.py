@@ -1,15 +1,16 @@
 """Typed settings from parsed flags."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from networks.registry import Architecture, find_architecture
 from utils.checkpoints.description import Description, config_from, preprocessing_from
 from utils.checkpoints.load import LoadSettings
 from utils.checkpoints.resume import StartSettings
-from utils.config.flags import recorded_flags, training_flags
+from utils.config.flags import FROM_THE_DATA, recorded_flags, training_flags
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
 from utils.data.mirroring import trained_mirrorings
@@ -34,20 +35,34 @@ def launch_settings(args: argparse.Namespace) -> LaunchSettings:
 def description_from_args(args: argparse.Namespace, data: DataList) -> Description:
     """What ``main.py`` trains, as its checkpoints will describe it.
 
+    Channels and classes that no flag gives are those of the data.
+
     Raises:
         InputError: if the flags can't make a network, or the data list names another number of labels.
     """
     preprocessing = preprocessing_from(vars(args))
+    classes = data.classes()
+    settings = {
+        **vars(args),
+        "in_channels": data.channels() if args.in_channels is None else args.in_channels,
+        "out_channels": classes if args.out_channels is None else args.out_channels,
+    }
+    config = config_from(find_architecture(args.model_name), settings, preprocessing)
     return Description(
-        config=config_from(find_architecture(args.model_name), vars(args), preprocessing),
+        config=config,
         preprocessing=preprocessing,
-        labels=data.label_names(args.out_channels),
+        labels=data.label_names(config.out_channels),
         amp=not (args.noamp or args.resume_jit),
         flips=args.flips if args.RandFlipd_prob > 0 else "none",
     )
 
 
-def start_settings(args: argparse.Namespace) -> StartSettings:
+def complete_flags(flags: Mapping[str, Any], description: Description) -> dict[str, Any]:
+    """Flags by name, with the channels and classes of the network also where they came from the data."""
+    return {**flags, **{name: description.options[name] for name in FROM_THE_DATA}}
+
+
+def start_settings(args: argparse.Namespace, description: Description) -> StartSettings:
     """Where the weights of ``main.py`` come from."""
     weights = Path(args.pretrained_dir) / args.pretrained_model_name
     return StartSettings(
@@ -55,7 +70,7 @@ def start_settings(args: argparse.Namespace) -> StartSettings:
         torchscript=args.resume_jit,
         adapt=args.adapt_weights,
         vit_weights=None if args.vit_weights is None else Path(args.vit_weights),
-        settings=vars(args),
+        settings=complete_flags(vars(args), description),
         changeable=training_flags(),
         allow_change=args.allow_change,
     )

@@ -15,6 +15,25 @@ from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
+SAMPLE = 4096  # labelled voxels of a scan that are kept
+OUTLIERS = 0.005  # share of voxels at each end that a range of values leaves out
+MOST_CLIPPED = 0.5
+
+
+@dataclass(frozen=True)
+class LabelledVoxels:
+    """The labelled voxels of a scan, in all its channels.
+
+    Attributes:
+        count: how many there are.
+        clipped: how many of them lie outside the CT window.
+        sample: the values of at most :data:`SAMPLE` of them.
+    """
+
+    count: int
+    clipped: int
+    sample: np.ndarray
+
 
 @dataclass
 class Findings:
@@ -23,29 +42,45 @@ class Findings:
     Attributes:
         faults: what training can't do with.
         remarks: what a person should know, such as a header that contradicts itself.
+        labelled: its labelled voxels, if it is sound and a CT window clips it.
     """
 
     faults: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    labelled: LabelledVoxels | None = None
 
 
 def check_scans(
-    scans: Sequence[Scan], in_channels: int, out_channels: int, settings: Preprocessing, workers: int, process: Process
+    scans: Sequence[Scan],
+    in_channels: int,
+    out_channels: int,
+    settings: Preprocessing,
+    workers: int,
+    process: Process,
+    *,
+    labels_in: Path | None = None,
 ) -> None:
     """Read each scan as training does, and print a note for each kind of remark.
 
     Files have to be readable, to lie on one 3D grid, to have finite voxels, of which some are inside the intensity
-    window, and labels 0 … out_channels - 1.
+    window, and labels 0 … out_channels - 1. A CT window that clips most of what is labelled is noted.
+
+    Args:
+        labels_in: the data list that names the classes, if one does.
 
     Raises:
         InputError: listing every fault of every file.
     """
     unique = list(dict.fromkeys(scans))
-    check = partial(check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings)
+    check = partial(
+        check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings, labels_in=labels_in
+    )
     results = process.stop.map_in_threads(check, unique, workers)
     findings = list(process.bar(results, "checking scans", len(unique)))
     require_no_faults(findings)
-    for note in summary(remark for found in findings for remark in found.remarks):
+    notes = summary(remark for found in findings for remark in found.remarks)
+    notes += _window_notes([found.labelled for found in findings if found.labelled is not None], settings)
+    for note in notes:
         process.say(f"note: {one_line(note)}")
 
 
@@ -63,8 +98,14 @@ def require_no_faults(findings: Iterable[Findings]) -> None:
         )
 
 
-def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing) -> Findings:
-    """What is wrong with the files of a scan, and what is remarkable."""
+def check_scan(
+    scan: Scan, in_channels: int, out_channels: int, settings: Preprocessing, labels_in: Path | None = None
+) -> Findings:
+    """What is wrong with the files of a scan, and what is remarkable.
+
+    Args:
+        labels_in: the data list that names the classes, if one does.
+    """
     found = Findings()
     parts = read_parts(scan, found.faults)
     complete = not found.faults
@@ -81,7 +122,9 @@ def check_scan(scan: Scan, in_channels: int, out_channels: int, settings: Prepro
         found.faults.append(f"{fault} Give `in_channels` {channels}, or a scan that has {in_channels}.")
     found.faults += alignment_faults(parts)
     if scan.label is not None:
-        _check_label(scan, parts, out_channels, found)
+        label = _check_label(scan, parts, out_channels, labels_in, found)
+        if label is not None and not found.faults and settings.intensity == "ct":
+            found.labelled = _labelled_voxels(parts, label, settings)
     return found
 
 
@@ -112,15 +155,50 @@ def check_voxels(parts: Sequence[Part], found: Findings) -> list[float]:
     return extremes
 
 
-def _check_label(scan: Scan, parts: Sequence[Part], out_channels: int, found: Findings) -> None:
+def _check_label(
+    scan: Scan, parts: Sequence[Part], out_channels: int, labels_in: Path | None, found: Findings
+) -> Volume | None:
+    """Check the label of a scan, and return it if it can be read."""
     assert scan.label is not None
     label = read_checked_label(scan.label, parts, found)
     if label is None:
-        return
+        return None
     for fault in label_faults(scan.label, label, out_channels):
         if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
-            fault = f"{fault.removesuffix('.')}, or give `out_channels` {round(float(label.voxels.max())) + 1}."
+            classes = round(float(label.voxels.max())) + 1
+            named = f'name all {classes}, the background included, under "labels" in {labels_in}'
+            other = f"give `out_channels` {classes}" if labels_in is None else named
+            fault = f"{fault.removesuffix('.')}, or {other}."
         found.faults.append(fault)
+    return label
+
+
+def _labelled_voxels(parts: Sequence[Part], label: Volume, settings: Preprocessing) -> LabelledVoxels:
+    """What the CT window does to the voxels with a label above 0. Image and label have to be of one shape."""
+    least = 1 if label.voxels.dtype.kind in "iub" else 0.5  # fractions lie near whole numbers
+    where = least <= label.voxels[0].T  # transposed, as most files have voxels in memory: x fastest
+    values = np.concatenate([channel.T[where] for _, volume in parts for channel in volume.voxels])
+    clipped = int(np.count_nonzero((values < settings.a_min) | (values > settings.a_max)))
+    sample = values
+    if len(values) > SAMPLE:  # drawn: every n-th would be one column of a box that is n voxels wide
+        sample = values[np.random.default_rng(0).integers(len(values), size=SAMPLE)]
+    return LabelledVoxels(len(values), clipped, sample.astype(np.float64))
+
+
+def _window_notes(scans: Sequence[LabelledVoxels], settings: Preprocessing) -> list[str]:
+    """A note if the CT window clips most of what is labelled in all scans together."""
+    count, clipped = sum(scan.count for scan in scans), sum(scan.clipped for scan in scans)
+    if clipped <= MOST_CLIPPED * count:
+        return []
+    values = np.concatenate([scan.sample for scan in scans])
+    weights = np.concatenate([np.full(len(scan.sample), scan.count / max(len(scan.sample), 1)) for scan in scans])
+    low, high = np.quantile(values, [OUTLIERS, 1 - OUTLIERS], weights=weights, method="inverted_cdf")
+    return [
+        f"the window of `a_min` {settings.a_min:g} to `a_max` {settings.a_max:g} clips {clipped / count:.0%} of the "
+        f"labelled voxels, whose values are {low:g} to {high:g} ({100 * OUTLIERS:g} to {100 - 100 * OUTLIERS:g} "
+        "percentile). Give `intensity` zscore for MR, or an `a_min` and `a_max` that show them; python -m utils.plan "
+        "chooses them"
+    ]
 
 
 def read_checked_label(file: Path, parts: Sequence[Part], found: Findings) -> Volume | None:

@@ -5,17 +5,22 @@ import json
 import os
 import re
 import reprlib
+import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from networks.registry import MOST_CHANNELS
+from utils.io.reader import count_channels
 from utils.io.scan import Scan, without_endings
 from utils.system.errors import InputError
 from utils.system.files import read_json, text_hash
 from utils.system.text import one_line
 
 SHOWN_FAULTS = 50  # of a list
+SCANS_ASKED = 3  # for their number of channels: one that is unlike the others is outvoted
 PARTS = ("training", "validation", "test")
 IGNORE = "ignore"  # nnU-Net's name for voxels that are not to be learned
 
@@ -71,6 +76,39 @@ class DataList:
         """The :func:`text_hash` of its scans, their order and their labels' names."""
         return text_hash(json.dumps([self.files(), self.labels]))
 
+    def classes(self) -> int | None:
+        """How many classes the list names, the background included; None if it names none.
+
+        Raises:
+            InputError: if the background is all.
+        """
+        if self.labels is None:
+            return None
+        if len(self.labels) < 2:
+            raise InputError(f'{self.path}: names no label but the background. Mend the list\'s "labels".')
+        return len(self.labels)
+
+    def channels(self) -> int | None:
+        """How many channels a scan has: what the list says, or else most of the first training scans.
+
+        The list says it by the files of an entry, or by naming several modalities. One modality says nothing about a
+        file that may hold several volumes.
+
+        Returns:
+            None if no training scan can be read, or they have more than a network takes. The data check tells.
+        """
+        one_file = all(scan.is_series or len(scan.image) == 1 for scan in self.training)
+        if one_file and self.modalities is not None and len(self.modalities) > 1:
+            return len(self.modalities)
+        counts: list[int] = []
+        for scan in self.training:
+            with suppress(InputError):  # which the data check repeats, beside all other faults
+                counts.append(_channels(scan))
+            if len(counts) == SCANS_ASKED:
+                break
+        possible = sorted(count for count in counts if 1 <= count <= MOST_CHANNELS)
+        return statistics.mode(possible) if possible else None
+
     def label_names(self, out_channels: int) -> tuple[str, ...]:
         """Names of the ``out_channels`` classes.
 
@@ -85,6 +123,17 @@ class DataList:
                 f'{out_channels}. Give `out_channels` {len(self.labels)}, or mend the list\'s "labels".'
             )
         return self.labels
+
+
+def _channels(scan: Scan) -> int:
+    """How many channels a scan has.
+
+    Raises:
+        InputError: if its file can't be read.
+    """
+    if scan.is_series:
+        return 1
+    return len(scan.image) if len(scan.image) > 1 else count_channels(scan.path)
 
 
 def numbered_labels(classes: int) -> tuple[str, ...]:

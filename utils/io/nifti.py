@@ -33,6 +33,7 @@ from utils.system.hardware import available_memory
 
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of their headers, which begin with this number
 MAGIC_AT = {NIFTI_1: 344, NIFTI_2: 4}
+DIM_AT = {NIFTI_1: (40, "i2"), NIFTI_2: (16, "i8")}  # the number of dimensions, and their sizes
 SPACING_AT = {NIFTI_1: (80, "f4"), NIFTI_2: (112, "f8")}  # pixdim[1:4]
 FORM_CODES_AT = {NIFTI_1: (252, "i2"), NIFTI_2: (344, "i4")}  # qform_code and sform_code
 OFFSET_AT = {NIFTI_1: (108, "f4"), NIFTI_2: (168, "i8")}  # vox_offset
@@ -65,6 +66,16 @@ def header_size(head: bytes) -> int:
         if size in sizes and head[place : place + 2] in (b"n+", b"ni"):
             return size
     return 0
+
+
+def channels_in(head: bytes) -> int:
+    """How many channels a NIfTI header says that its volume has.
+
+    Args:
+        head: what :func:`read_head` returned, with a whole header in it.
+    """
+    dimensions, *_, channels = (int(number) for number in _stored(head, DIM_AT[header_size(head)], 5))
+    return channels if dimensions > 3 else 1
 
 
 def read_nifti(path: Path, head: bytes) -> Volume:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.io.geometry import affine_faults, grid_faults
-from utils.io.nifti import header_size, read_head, read_nifti
+from utils.io.nifti import channels_in, header_size, read_head, read_nifti
 from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError, first_line, size_text
 from utils.system.text import shortened
@@ -87,6 +87,18 @@ def read_file(path: Path) -> Volume:
         from utils.io.simpleitk_formats import read_with_simpleitk
 
         return read_with_simpleitk(path)
+
+
+def count_channels(path: Path) -> int:
+    """How many channels a file of any kind but DICOM's slices has. Of NIfTI the header alone is read.
+
+    Raises:
+        InputError: if that can't be read.
+    """
+    path = header_file(path)
+    with _faults_in_one_line(path):
+        head = read_head(path)
+        return channels_in(head) if header_size(head) else len(read_file(path).voxels)
 
 
 def read_parts(scan: Scan, faults: list[str]) -> list[Part]:
