@@ -157,7 +157,7 @@ def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
         "--flips",
         choices=FLIPS,
         default="published",
-        help="or anatomical: left and right swap; or left_right: the same, along x alone",
+        help="anatomical: sides swap; left_right: along x alone",
     )
     group.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="or strong: as in nnU-Net")
 
