@@ -293,8 +293,8 @@ class Planner:
         found = []
         if not self.fingerprint.labels_are_named:
             found.append(
-                "What are the labels called? Nothing here names them. Names make tables readable, and tell left from "
-                "right: give `labels` background,liver,… to utils.plan."
+                "What are the labels called? Names make tables readable, and tell left from right. Give them under "
+                '"labels" in the data lists, as in {"0": "background", "1": "liver"}, and plan again.'
             )
         for value, name in list(enumerate(self.fingerprint.labels))[1:]:
             without = sum(value not in scan.structures for scan in self.fingerprint.scans)
