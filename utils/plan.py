@@ -110,7 +110,7 @@ def data_lists(args: argparse.Namespace, process: Process) -> DataList:
         process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
     elif args.labels is not None:
         path = find_data_list(args.data_dir, args.json_list, args.fold)
-        raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove the lists.')
+        raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove it.')
     return read_data_list(args.data_dir, args.json_list, args.fold)
 
 

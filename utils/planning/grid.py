@@ -17,7 +17,7 @@ from utils.system.errors import InputError
 Triple = tuple[float, float, float]
 Window = tuple[int, int, int]
 
-# nnU-Net v2's ANISO_THRESHOLD: an axis with voxels this many times as long as the finest, and as much fewer of them
+# nnU-Net v2's ANISO_THRESHOLD: along an axis of thick slices voxels are this many times as long, and as much fewer
 ANISOTROPIC = 3.0
 ANISOTROPIC_PERCENTILE = 10  # of the spacing along such an axis; nnU-Net v2 takes the same
 # nnU-Net v2's lowres_creation_threshold: a window that holds less of the median scan sees too little around it
@@ -48,7 +48,7 @@ def native_spacing(fingerprint: Fingerprint) -> Spacing:
     thick = int(mm.argmax())
     others = [axis for axis in range(3) if axis != thick]
     spread = _spread(spacings)
-    is_thick = mm[thick] >= ANISOTROPIC * mm.min() and shape[thick] * ANISOTROPIC <= shape[others].max()
+    is_thick = mm[thick] > ANISOTROPIC * mm[others].max() and shape[thick] * ANISOTROPIC < shape[others].min()
     if is_thick and spread[thick]:
         finer = np.percentile(spacings[:, thick], ANISOTROPIC_PERCENTILE)
         mm[thick] = max(finer, mm[others].max())
