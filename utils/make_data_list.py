@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     for fault in absent_classes(names, values):
         print(f"note: {source}: {fault}")
     print(f"{len(folder.training)} labelled scans in {args.folds} folds: {paths[0]} … {paths[-1].name}")
-    print(f"train with --data_dir {data_dir} --fold 0 --out_channels {len(names)}")
+    print(f"train with --data_dir {data_dir} --fold 0, or let python -m utils.plan choose its settings")
 
 
 def _label_names(text: str) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ from networks.registry import Architecture, NetworkConfig, find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import DataList, find_data_list, read_data_list
-from utils.data.folders import read_folder, write_data_lists
+from utils.data.data_list import DataList, find_data_list, numbered_labels, read_data_list
+from utils.data.folders import label_values, list_paths, read_folder, write_data_lists
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
@@ -51,11 +51,11 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     if facts.note is not None:
         process.say(f"note: {facts.note}")
     scans = facts.gather(data.training + data.validation, args.workers, process)
-    classes = 1 + max((value for scan in scans for value in scan.structures), default=0)
+    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
     fingerprint = Fingerprint(
         scans=scans,
-        labels=data.labels if data.labels is not None else data.label_names(max(classes, 2)),
-        labels_are_named=data.labels is not None,
+        labels=numbered if data.labels is None else data.labels,
+        labels_are_named=data.labels not in (None, numbered),
         modalities=data.modalities,
         training=len(data.training),
         validation=len(data.validation),
@@ -106,7 +106,12 @@ def data_lists(args: argparse.Namespace, process: Process) -> DataList:
             for note in notes:
                 process.say(f"note: {note}")
         folds = min(MOST_FOLDS, max(2, len(folder.training)))
-        paths = write_data_lists(data_dir, folder, folds, 0, folder.labels)
+        list_paths(data_dir, folder, folds)  # before all labels are read
+        labels = folder.labels
+        if labels is None:
+            values = label_values(data_dir, (entry["label"] for entry in folder.training))
+            labels = numbered_labels(max(map(max, values.values())) + 1)
+        paths = write_data_lists(data_dir, folder, folds, 0, labels)
         process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
     elif args.labels is not None:
         path = find_data_list(args.data_dir, args.json_list, args.fold)

@@ -77,7 +77,7 @@ def test_float_labels(run_main: Run, in_tmp: Path, capsys: pytest.CaptureFixture
     data = make("float_labels")
     program = [sys.executable, "-m", "utils.make_data_list", "--data_dir", str(data.absolute()), "--folds", "2"]
     done = subprocess.run(program, check=True, capture_output=True, text=True, cwd=REPOSITORY)
-    assert f"train with --data_dir {data.absolute()} --fold 0 --out_channels 3" in done.stdout
+    assert f"train with --data_dir {data.absolute()} --fold 0" in done.stdout
     train(run_main, data)
     label = data / "labelsTr" / "case_0.nii.gz"
     stored = np.asarray(nib.Nifti1Image.from_filename(label).dataobj)
