@@ -29,10 +29,10 @@ from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import Schedule, plan_schedule, rounded_up, time_left, windows_of_a_scan
 from utils.system.errors import InputError
 
-# steps that a run should have before its window grows and before two crops make a step, and before the network grows
-# (docs/planning.md)
-FEWEST_STEPS = 2_000
-STEPS_FOR_A_LARGER_NETWORK = 20_000
+# steps that a run of half an hour should have before its window grows, and before two crops make a step; runs of other
+# lengths have as many more as their square root is larger, so that window and steps grow alike (docs/planning.md)
+FEWEST_STEPS, FEWEST_STEPS_HOURS = 2_000, 0.5
+LARGER_NETWORK = 10  # times as many steps, from which on the network grows as well
 ENOUGH = 0.9  # of the fewest steps, since windows grow in steps
 FIRST_VOLUME = 48**3  # of the window that is timed first
 VOLUME_STEP = 1.25  # from one volume of a window to the next that is tried
@@ -126,7 +126,7 @@ class Planner:
             return Network(size, spacing, self.window(size, spacing.mm, volume), 2, None)
         network = self.choose_window(self.sizes[0], native)
         for size in self.sizes:
-            needed = FEWEST_STEPS if size is self.sizes[0] else STEPS_FOR_A_LARGER_NETWORK
+            needed = self.fewest_steps * (1 if size is self.sizes[0] else LARGER_NETWORK)
             larger = dataclasses.replace(network, size=size, crops=2)
             if self.steps(network) < needed or not self.fits(larger):
                 break
@@ -148,12 +148,18 @@ class Planner:
         least = min(largest, SMALLEST_VOLUME)
         first = network(min(largest, FIRST_VOLUME))
         # a step takes about as long as its window is large
-        volume = min(largest, max(least, math.prod(first.window) * self.steps(first) / FEWEST_STEPS))
+        volume = min(largest, max(least, math.prod(first.window) * self.steps(first) / self.fewest_steps))
         found = network(volume)
-        while self.steps(found) < ENOUGH * FEWEST_STEPS and volume > least:
+        while self.steps(found) < ENOUGH * self.fewest_steps and volume > least:
             volume = max(least, volume / VOLUME_STEP)
             found = network(volume)
         return found
+
+    @property
+    def fewest_steps(self) -> float:
+        """Steps that the hours should have before the window grows."""
+        assert self.budget.hours is not None
+        return FEWEST_STEPS * math.sqrt(self.budget.hours / FEWEST_STEPS_HOURS)
 
     def window(self, size: Size, spacing: Triple, volume: float) -> Window:
         """The window of at most ``volume`` voxels."""
@@ -248,9 +254,11 @@ class Planner:
             why_size = "without `hours` nothing is timed."
             why_window = f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
         else:
-            limit = f"a larger one would leave fewer than {STEPS_FOR_A_LARGER_NETWORK:,} steps, or need more memory."
+            limit = f"a larger one would leave fewer than {LARGER_NETWORK * self.fewest_steps:,.0f} steps, or need more memory."
             why_size = "it is the largest." if number == len(self.sizes) else limit
-            why_window = f"that fits the memory, leaves {FEWEST_STEPS:,} steps in the time, and no scan is smaller."
+            why_window = (
+                f"that fits the memory, leaves {self.fewest_steps:,.0f} steps in the time, and no scan is smaller."
+            )
         choices = [
             Choice(
                 {"model_name": self.architecture.name, **network.size.settings},
