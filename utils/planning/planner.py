@@ -254,7 +254,9 @@ class Planner:
             why_size = "without `hours` nothing is timed."
             why_window = f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
         else:
-            limit = f"a larger one would leave fewer than {LARGER_NETWORK * self.fewest_steps:,.0f} steps, or need more memory."
+            limit = (
+                f"a larger one leaves fewer than {LARGER_NETWORK * self.fewest_steps:,.0f} steps, or needs more memory."
+            )
             why_size = "it is the largest." if number == len(self.sizes) else limit
             why_window = (
                 f"that fits the memory, leaves {self.fewest_steps:,.0f} steps in the time, and no scan is smaller."
