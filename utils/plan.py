@@ -28,12 +28,12 @@ from utils.distributed.process import Process
 from utils.planning.choices import Value
 from utils.planning.costs import StepCost, measure_step, number_formats
 from utils.planning.fingerprint import Fingerprint, check_fingerprint
-from utils.planning.fingerprint_file import FingerprintFile
+from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
 from utils.system.errors import InputError, one_line_errors, size_text
-from utils.system.files import text_hash
+from utils.system.files import text_hash, writable_folder
 from utils.system.hardware import available_memory, machine
 
 RECIPE, PAGE = "plan.args", "plan.html"
@@ -44,6 +44,7 @@ MEMORY_SHARE = 0.8  # of what is free, that a plan may take by default
 def main(process: Process, args: argparse.Namespace, command: str) -> None:
     """Plan as the flags say, and write recipe, fingerprint and page."""
     data_dir = Path(args.data_dir)
+    require_writable(data_dir)
     architecture = find_architecture(args.model_name)
     data = data_lists(args, process)
     data.require("training", "validation")
@@ -60,22 +61,25 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         training=len(data.training),
         validation=len(data.validation),
     )
-    facts.save(fingerprint)
     check_fingerprint(fingerprint)
 
     budget = budget_from_args(args, process)
     measure = partial(timed, facts=facts, architecture=architecture, process=process)
-    plan = Planner(fingerprint, architecture, budget, measure).plan()
+    try:
+        plan = Planner(fingerprint, architecture, budget, measure).plan()
+    finally:  # times are worth keeping in any case
+        facts.save(fingerprint)
     plan = replace(plan, remarks=(*plan.remarks, *oddities(fingerprint)))
-    facts.save(fingerprint)  # with the times
 
     recipe = data_dir / RECIPE
-    fixed: dict[str, Value] = {"data_dir": args.data_dir, "logdir": f"{data_dir.absolute().name}_{args.model_name}"}
+    fixed: dict[str, Value] = {"data_dir": args.data_dir, "logdir": f"{data_dir.resolve().name}_{architecture.name}"}
     if args.json_list is not None:
         fixed["json_list"] = args.json_list
+    fold = f" --fold {args.fold}" * (args.fold > 0)
+    train = f"python main.py {shlex.quote(f'@{recipe}')}{fold}"
     head = [
         f"Written by {command}",
-        f"python main.py @{recipe} trains fold {args.fold}; python -m utils.crossval @{recipe} trains all folds.",
+        f"{train} trains fold {args.fold}; python -m utils.crossval {shlex.quote(f'@{recipe}')} trains all folds.",
     ]
     write_recipe(recipe, plan, head, fixed)
     page_facts = {"Scans": str(data_dir), "Command": command, "Machine": machine(gpu=process.device.type == "cuda")}
@@ -85,7 +89,21 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     for text in plan.questions:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
-    process.say(f"train with: python main.py {shlex.quote(f'@{recipe}')}")
+    process.say(f"train with: {train}")
+
+
+def require_writable(data_dir: Path) -> None:
+    """Check that the plan can be written, before scans are read for it.
+
+    Raises:
+        InputError: if there is no such folder, or it takes no files.
+    """
+    if not data_dir.is_dir():
+        raise InputError(f"`data_dir` {data_dir}: no such folder. Give the folder that holds the scans.")
+    writable_folder(data_dir, "`data_dir`")
+    for path in (data_dir / name for name in (RECIPE, PAGE, FILE)):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, where a file of the plan is to be written. Remove it.")
 
 
 def data_lists(args: argparse.Namespace, process: Process) -> DataList:
@@ -95,8 +113,6 @@ def data_lists(args: argparse.Namespace, process: Process) -> DataList:
         InputError: if the folder holds no pairs of images and labels, or a list can't be read.
     """
     data_dir = Path(args.data_dir)
-    if not data_dir.is_dir():
-        raise InputError(f"`data_dir` {args.data_dir}: no such folder. Give the folder that holds the scans.")
     has_lists = args.json_list is not None or any(data_dir.glob("dataset_[0-9]*.json"))
     if not has_lists:
         notes: list[str] = []
@@ -122,12 +138,11 @@ def data_lists(args: argparse.Namespace, process: Process) -> DataList:
 def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
     """What the training may take; without ``--memory`` most of what the machine has free."""
     free = MEMORY_SHARE * available_memory()
-    scans = free if args.memory is None else args.memory * 1e9
+    given = None if args.memory is None else args.memory * 1e9
     if process.device.type == "cuda":
         total = torch.cuda.get_device_properties(process.device).total_memory
-        memory = MEMORY_SHARE * total if args.memory is None else args.memory * 1e9
-        return Budget(args.hours, memory, free)
-    return Budget(args.hours, scans, scans)
+        return Budget(args.hours, given or MEMORY_SHARE * total, free)
+    return Budget(args.hours, given or free)
 
 
 def timed(

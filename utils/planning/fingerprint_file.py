@@ -75,6 +75,7 @@ class FingerprintFile:
 
         Raises:
             InputError: listing every fault of every file.
+            WriteError: if what was read can't be saved.
             Stopped: after a signal.
         """
         unique = list(dict.fromkeys(scans))
@@ -91,6 +92,8 @@ class FingerprintFile:
                     known[index] = facts
                     self._known[facts.name] = _sealed(facts, states[index])
             require_no_faults(findings)
+            if unknown:  # whatever comes after
+                self._write({})
         except BaseException:
             with suppress(WriteError):  # what ends the program is what counts
                 self._write({})

@@ -121,8 +121,9 @@ def coarser_spacing(spacing: Spacing, body_mm: Triple, voxels: float, coarsest: 
     x, y, z = (significant(value) for value in mm)
     return Spacing(
         (x, y, z),
-        f"The scans have {text(spacing.mm)} mm. At that, the window that the budget allows holds {before:.0%} of the "
-        f"median scan, too little to see what is around a structure. At these voxels it holds {share():.0%}.",
+        f"The scans' own spacing would be {text(spacing.mm)} mm. At that, the window that the budget allows holds "
+        f"{before:.0%} of the median scan, too little to see what is around a structure. At these voxels it holds "
+        f"{share():.0%}.",
     )
 
 
@@ -131,13 +132,14 @@ def fit_window(
 ) -> Window:
     """The largest window of at most ``voxels`` that the network takes and the median scan fills.
 
-    Its edges are as long in mm along all axes, unless the scan is shorter.
+    Its edges are as long in mm along all axes, unless the scan is shorter. If the network takes none of at most
+    ``voxels``, it is the smallest that it takes.
 
     Args:
         settings: of the network.
 
     Raises:
-        InputError: if even the smallest window that the network takes is larger.
+        InputError: if the network takes no window that is about as large as the scan or smaller.
     """
     shape = [max(1, round(length / mm)) for length, mm in zip(body_mm, spacing, strict=True)]
     best: Window | None = None
@@ -147,17 +149,17 @@ def fit_window(
         window = _taken(architecture, settings, spacing, wanted, shape)
         if window is None:
             continue
-        smallest = smallest or window
+        if smallest is None or math.prod(window) < math.prod(smallest):
+            smallest = window
         if math.prod(window) <= voxels and (best is None or math.prod(window) >= math.prod(best)):
             best = window
-    if best is not None:
-        return best
-    if smallest is None:
-        raise InputError(f"`model_name` {architecture.name}: takes no window that fits scans of {text(shape)} voxels.")
-    raise InputError(
-        f"`model_name` {architecture.name}: its smallest window here, {text(smallest)} voxels, is more than the budget "
-        "allows. Give more `hours` or `memory`."
-    )
+    found = best or smallest
+    if found is None:
+        raise InputError(
+            f"`model_name` {architecture.name}: takes no window that fits scans of {text(shape)} voxels. Plan for "
+            "another network."
+        )
+    return found
 
 
 def _taken(

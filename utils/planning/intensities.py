@@ -1,5 +1,6 @@
 """How intensities are scaled: a CT window, or a standardisation of each scan."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of thei
 MOST = 0.9  # of the scans, from which on what they show holds for all
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels: nnU-Net's CTNormalization
 CT, OTHER = "CT", "MR or another kind without Hounsfield units"
+# how lists call it: CT, ct, "CT, portal venous", CTA, NCCT, "computed tomography"
+NAME_OF_CT = re.compile(r"(?<![a-z])(nc|ce|ld|hr)?cta?(?![a-z])|computed tomography", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
     is_ct = share >= MOST
     said = fingerprint.modalities
     remarks = []
-    if said is not None and (all(name.strip().upper() == CT for name in said) != is_ct):
+    if said is not None and all(NAME_OF_CT.search(name) for name in said) != is_ct:
         seen = "have no voxels of air (-1000) as Hounsfield units do" if not is_ct else "look like Hounsfield units"
         remarks.append(
-            f"The data list calls the scans {', '.join(said)}, but their values {seen}. They are treated as "
+            f"The data list calls the scans {', '.join(dict.fromkeys(said))}, but their values {seen}. They are treated as "
             f"{CT if is_ct else OTHER}."
         )
     questions = []

@@ -10,7 +10,7 @@ import numpy as np
 from networks.registry import Architecture, NetworkConfig, Size
 from utils.planning.augmentation import plan_augmentation
 from utils.planning.choices import Choice, Plan, Section
-from utils.planning.costs import StepCost, step_bytes
+from utils.planning.costs import PROGRAM_BYTES, StepCost, step_bytes
 from utils.planning.fingerprint import Fingerprint
 from utils.planning.grid import (
     LARGEST_VOLUME,
@@ -26,7 +26,14 @@ from utils.planning.grid import (
     text,
 )
 from utils.planning.intensities import plan_intensities
-from utils.planning.schedule import Schedule, plan_schedule, rounded_up, time_left, windows_of_a_scan
+from utils.planning.schedule import (
+    READING_SECONDS,
+    Schedule,
+    plan_schedule,
+    rounded_up,
+    time_left,
+    windows_of_a_scan,
+)
 from utils.system.errors import InputError
 
 # steps that a run of half an hour should have before its window grows, and before two crops make a step; runs of other
@@ -37,7 +44,7 @@ ENOUGH = 0.9  # of the fewest steps, since windows grow in steps
 FIRST_VOLUME = 48**3  # of the window that is timed first
 VOLUME_STEP = 1.25  # from one volume of a window to the next that is tried
 WITHOUT_HOURS_VOLUME = 96**3  # of the window, where nothing was timed: that of UNETR's paper
-SCANS_SHARE = 0.5  # of the memory, that prepared scans may take
+SCANS_SHARE = 0.5  # of the memory that the program leaves, for prepared scans
 CROPS_FROM_DISK = 4  # of a scan each time it is read, where memory doesn't hold all scans
 DEFAULT_SIZE = Size({}, 1e-3)  # of a network whose class says nothing
 
@@ -51,23 +58,45 @@ class Budget:
     Attributes:
         hours: from the start of ``main.py`` to its end; None for a fixed number of steps.
         memory: bytes for the program; on a GPU, of the GPU.
-        scans_memory: bytes for prepared scans, of the machine.
+        scans_memory: bytes for the program on the machine around a GPU; None without one, where prepared scans and
+            steps share ``memory``.
     """
 
     hours: float | None
     memory: float
-    scans_memory: float
+    scans_memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How scans reach the network.
+
+    Attributes:
+        in_memory: whether prepared scans stay in memory.
+        crops_per_scan: crops of a scan in a step.
+        step_memory: bytes that are left for a step, the program among them.
+    """
+
+    in_memory: bool
+    crops_per_scan: int
+    step_memory: float
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained, and what a step of it takes."""
+    """What is trained, and what a step of it takes.
+
+    Attributes:
+        crops: in a step.
+        cost: of a step; None if nothing was timed.
+    """
 
     size: Size
     spacing: Spacing
     window: Window
     crops: int
-    cost: StepCost | None
+    feed: Feed
+    cost: StepCost | None = None
 
 
 class Planner:
@@ -84,6 +113,7 @@ class Planner:
         self.measure = measure
         x, y, z = np.median([scan.body_mm for scan in fingerprint.scans], axis=0)
         self.body_mm: Triple = (float(x), float(y), float(z))
+        self.native = native_spacing(fingerprint)
         self.sizes: Sequence[Size] = architecture.declared("sizes", (DEFAULT_SIZE,))
         self.channels = {"in_channels": fingerprint.channels, "out_channels": len(fingerprint.labels)}
 
@@ -94,40 +124,53 @@ class Planner:
             InputError: if the budget is too small for one step, or for one pass over the scans.
         """
         intensities = plan_intensities(self.fingerprint)
-        network = self.choose_network()
-        in_memory = self.scan_bytes(network.spacing.mm) <= self.budget.scans_memory * SCANS_SHARE
-        crops_per_scan = 1 if in_memory else CROPS_FROM_DISK
-        batch = math.ceil(network.crops / crops_per_scan)
+        network = self.choose_feed()
+        batch = network.crops // network.feed.crops_per_scan
         steps_per_epoch = math.ceil(self.fingerprint.training / batch)
-        step = network.cost.step_seconds * batch * crops_per_scan / network.crops if network.cost else 0.0
         schedule = plan_schedule(
-            self.budget.hours, steps_per_epoch, step, len(self.fingerprint.scans), self.validation_seconds(network)
+            self.budget.hours,
+            steps_per_epoch,
+            self.step_seconds(network),
+            len(self.fingerprint.scans),
+            self.validation_seconds(network),
         )
-        uses = schedule.epochs * crops_per_scan
+        uses = schedule.epochs * network.feed.crops_per_scan
         return Plan(
             sections=(
-                Section("Data", (self.data_choice(in_memory),)),
+                Section("Data", (self.data_choice(network.feed),)),
                 Section("Preprocessing", (intensities.choice, self.spacing_choice(network))),
                 Section("Network", self.network_choices(network)),
                 Section("Augmentation", tuple(plan_augmentation(self.fingerprint, uses))),
-                Section("Training", self.training_choices(network, schedule, batch, crops_per_scan)),
+                Section("Training", self.training_choices(network, schedule, batch)),
             ),
             questions=(*intensities.questions, *self.questions()),
             remarks=intensities.remarks,
         )
 
-    def choose_network(self) -> Network:
+    def choose_feed(self) -> Network:
+        """The network, and where its scans are kept: in memory if they fit beside what a step takes."""
+        memory, around_a_gpu = self.budget.memory, self.budget.scans_memory
+        network = self.choose_network(Feed(True, 1, memory))
+        scans = self.scan_bytes(network.spacing.mm)
+        room = memory if around_a_gpu is None else around_a_gpu
+        if scans > SCANS_SHARE * (room - PROGRAM_BYTES):
+            return self.choose_network(Feed(False, CROPS_FROM_DISK, memory))
+        if around_a_gpu is None:
+            beside_scans = dataclasses.replace(network, feed=Feed(True, 1, memory - scans))
+            network = beside_scans if self.fits(beside_scans) else self.choose_network(beside_scans.feed)
+        return network
+
+    def choose_network(self, feed: Feed) -> Network:
         """Spacing, window, size and crops that fit the memory and leave enough steps in the hours."""
-        native = native_spacing(self.fingerprint)
+        more_crops = max(2, feed.crops_per_scan)
         if self.budget.hours is None:
-            size = self.sizes[min(1, len(self.sizes) - 1)]
-            volume = self.volume_in_memory(size, native.mm, 2, WITHOUT_HOURS_VOLUME)
-            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
-            return Network(size, spacing, self.window(size, spacing.mm, volume), 2, None)
-        network = self.choose_window(self.sizes[0], native)
+            choices = [(size, more_crops) for size in reversed(self.sizes[:2])]
+            size, crops = next((one for one in choices if self.fits_at_all(*one, feed)), (self.sizes[0], 1))
+            return self.draft(size, crops, feed, self.volume_in_memory(size, crops, feed, WITHOUT_HOURS_VOLUME))
+        network = self.choose_window(self.sizes[0], feed)
         for size in self.sizes:
             needed = self.fewest_steps * (1 if size is self.sizes[0] else LARGER_NETWORK)
-            larger = dataclasses.replace(network, size=size, crops=2)
+            larger = dataclasses.replace(network, size=size, crops=more_crops)
             if self.steps(network) < needed or not self.fits(larger):
                 break
             larger = self.timed(larger)
@@ -136,67 +179,78 @@ class Planner:
             network = larger
         return network
 
-    def choose_window(self, size: Size, native: Spacing) -> Network:
+    def choose_window(self, size: Size, feed: Feed) -> Network:
         """The largest window that fits the memory and leaves enough steps, and the spacing that goes with it."""
-        assert self.budget.hours is not None
+        crops = feed.crops_per_scan
+        least, largest = self.least_volume(size), self.volume_in_memory(size, crops, feed, LARGEST_VOLUME)
 
         def network(volume: float) -> Network:
-            spacing = coarser_spacing(native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
-            return self.timed(Network(size, spacing, self.window(size, spacing.mm, volume), 1, None))
+            return self.timed(self.draft(size, crops, feed, volume))
 
-        largest = self.volume_in_memory(size, native.mm, 1, LARGEST_VOLUME)
-        least = min(largest, SMALLEST_VOLUME)
-        first = network(min(largest, FIRST_VOLUME))
+        first = network(min(largest, max(least, FIRST_VOLUME)))
         # a step takes about as long as its window is large
         volume = min(largest, max(least, math.prod(first.window) * self.steps(first) / self.fewest_steps))
         found = network(volume)
-        while self.steps(found) < ENOUGH * self.fewest_steps and volume > least:
+        while volume > least and (self.steps(found) < ENOUGH * self.fewest_steps or not self.fits(found)):
             volume = max(least, volume / VOLUME_STEP)
             found = network(volume)
         return found
 
     @property
     def fewest_steps(self) -> float:
-        """Steps that the hours should have before the window grows."""
+        """Steps that the hours should have before the window grows: at least for one pass over the scans."""
         assert self.budget.hours is not None
-        return FEWEST_STEPS * math.sqrt(self.budget.hours / FEWEST_STEPS_HOURS)
+        return max(FEWEST_STEPS * math.sqrt(self.budget.hours / FEWEST_STEPS_HOURS), self.fingerprint.training / ENOUGH)
 
     def window(self, size: Size, spacing: Triple, volume: float) -> Window:
-        """The window of at most ``volume`` voxels."""
+        """The window of at most ``volume`` voxels, or the network's smallest."""
         settings = {**self.channels, **size.settings}
         return fit_window(self.architecture, settings, spacing, self.body_mm, volume)
+
+    def least_volume(self, size: Size) -> float:
+        """The smallest volume of a window that is worth a try."""
+        return max(SMALLEST_VOLUME, math.prod(self.window(size, self.native.mm, SMALLEST_VOLUME)))
+
+    def draft(self, size: Size, crops: int, feed: Feed, volume: float) -> Network:
+        """The network with a window of at most ``volume`` voxels and the spacing that goes with it."""
+        spacing = coarser_spacing(self.native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
+        return Network(size, spacing, self.window(size, spacing.mm, volume), crops, feed)
 
     def config(self, network: Network) -> NetworkConfig:
         """What the network is built from."""
         settings = {**self.channels, **network.size.settings}
         return make_config(self.architecture, settings, network.spacing.mm, network.window)
 
-    def volume_in_memory(self, size: Size, spacing: Triple, crops: int, most: float) -> float:
+    def volume_in_memory(self, size: Size, crops: int, feed: Feed, most: float) -> float:
         """The largest volume of a window, up to ``most``, with which a step fits into the memory.
 
         Raises:
-            InputError: if no window does.
+            InputError: if none does.
         """
-        volume = most
-        needed = math.inf
-        while True:
-            try:
-                network = Network(size, Spacing(spacing, ""), self.window(size, spacing, volume), crops, None)
-            except InputError:
-                if needed == math.inf:  # not even the largest volume holds a window
-                    raise
+        least = self.least_volume(size)
+        volume = max(least, most)
+        while not self.fits(network := self.draft(size, crops, feed, volume)):
+            if volume <= least:
+                memory = self.budget.memory
+                needed = math.ceil((self.step_bytes(network) + memory - feed.step_memory) / 1e8) / 10
                 raise InputError(
-                    f"`memory` {self.budget.memory / 1e9:.2g}: one step of {self.architecture.name} takes "
-                    f"{needed / 1e9:.2g} GB. Give more."
-                ) from None
-            needed = step_bytes(self.architecture, self.config(network), crops)
-            if needed <= self.budget.memory:
-                return volume
-            volume = min(volume, math.prod(network.window)) / VOLUME_STEP
+                    f"`memory` {memory / 1e9:.3g}: too little for {self.architecture.name}, whose smallest step takes "
+                    f"{needed:g} GB, with the program and the scans. Give `memory` {needed:g} or more."
+                )
+            volume = max(least, min(volume, math.prod(network.window)) / VOLUME_STEP)
+        return volume
+
+    def fits_at_all(self, size: Size, crops: int, feed: Feed) -> bool:
+        """Whether a step with the smallest window fits into the memory."""
+        return self.fits(self.draft(size, crops, feed, self.least_volume(size)))
 
     def fits(self, network: Network) -> bool:
         """Whether a step fits into the memory."""
-        return step_bytes(self.architecture, self.config(network), network.crops) <= self.budget.memory
+        return self.step_bytes(network) <= network.feed.step_memory
+
+    def step_bytes(self, network: Network) -> float:
+        """The memory that a step takes, with the program."""
+        return step_bytes(self.architecture, self.config(network), network.crops)
 
     def timed(self, network: Network) -> Network:
         """The network with the cost of a step, its seconds on a coarse grid."""
@@ -207,9 +261,15 @@ class Planner:
     def steps(self, network: Network) -> float:
         """How many steps the hours leave time for."""
         assert self.budget.hours is not None
-        assert network.cost is not None
         seconds, _ = time_left(self.budget.hours, len(self.fingerprint.scans), self.validation_seconds(network))
-        return seconds / network.cost.step_seconds
+        return seconds / self.step_seconds(network)
+
+    def step_seconds(self, network: Network) -> float:
+        """How long a step takes, with the scans that are read for it; 0 if nothing was timed."""
+        if network.cost is None:
+            return 0.0
+        reads = 0.0 if network.feed.in_memory else network.crops / network.feed.crops_per_scan
+        return network.cost.step_seconds + READING_SECONDS * reads
 
     def validation_seconds(self, network: Network) -> float:
         """How long a validation takes; 0 if nothing was timed."""
@@ -228,12 +288,12 @@ class Planner:
         of_a_voxel = 4 * self.fingerprint.channels + 2  # float32, and labels
         return float(len(self.fingerprint.scans) * math.prod(self.shape(spacing)) * of_a_voxel)
 
-    def data_choice(self, in_memory: bool) -> Choice:
+    def data_choice(self, feed: Feed) -> Choice:
         """Channels and classes, and where prepared scans are kept."""
         names = ", ".join(self.fingerprint.labels[1:])
         settings: dict[str, int | bool] = {**self.channels}
         reason = f"{self.fingerprint.channels} image channel(s); the background and {names}."
-        if not in_memory:
+        if not feed.in_memory:
             settings["use_normal_dataset"] = True
             reason += (
                 f" Half of the memory doesn't hold all scans, so they are read again for each {CROPS_FROM_DISK} crops."
@@ -252,43 +312,47 @@ class Planner:
         share = min(1.0, math.prod(network.window) / math.prod(self.shape(network.spacing.mm)))
         if network.cost is None:
             why_size = "without `hours` nothing is timed."
-            why_window = f"that fits the memory, up to {WITHOUT_HOURS_VOLUME:,} voxels."
+            why_window = f"the largest up to {WITHOUT_HOURS_VOLUME:,} voxels that fits the scan and the memory."
         else:
             limit = (
                 f"a larger one leaves fewer than {LARGER_NETWORK * self.fewest_steps:,.0f} steps, or needs more memory."
             )
             why_size = "it is the largest." if number == len(self.sizes) else limit
             why_window = (
-                f"that fits the memory, leaves {self.fewest_steps:,.0f} steps in the time, and no scan is smaller."
+                f"the largest up to {LARGEST_VOLUME:,} voxels that fits the scan and the memory and leaves about "
+                f"{self.fewest_steps:,.0f} steps in the time."
+                if self.steps(network) >= ENOUGH * self.fewest_steps
+                else f"the smallest, and still the time leaves fewer than {self.fewest_steps:,.0f} steps. Give more "
+                "`hours`."
             )
         choices = [
             Choice(
-                {"model_name": self.architecture.name, **network.size.settings},
+                {"model_name": str(self.architecture.file or self.architecture.name), **network.size.settings},
                 f"Size {number} of {len(self.sizes)}: {why_size}",
             ),
             Choice(
                 dict(zip(("roi_x", "roi_y", "roi_z"), network.window, strict=True)),
                 f"A window of {text(lengths)} mm, {share:.0%} of the median scan, whose body takes "
-                f"{text(self.body_mm)} mm: the largest {why_window}",
+                f"{text(self.body_mm)} mm: {why_window}",
             ),
         ]
         if network.cost is not None and not network.cost.amp:
             choices.append(Choice({"noamp": True}, "Mixed precision was slower on this machine."))
         return tuple(choices)
 
-    def training_choices(
-        self, network: Network, schedule: Schedule, batch: int, crops_per_scan: int
-    ) -> tuple[Choice, ...]:
+    def training_choices(self, network: Network, schedule: Schedule, batch: int) -> tuple[Choice, ...]:
         """Batch, learning rate, epochs, validations."""
-        crops = batch * crops_per_scan
         why = (
-            f"a step takes {network.cost.step_seconds:.2g} s on this machine, which leaves {schedule.steps:,} steps in "
-            f"{self.budget.hours:g} hours"
+            f"a step takes {self.step_seconds(network):.2g} s on this machine, which leaves {schedule.steps:,} steps "
+            f"in {self.budget.hours:g} hours"
             if network.cost is not None
             else f"about {schedule.steps:,} steps, a tenth of nnU-Net's; `hours` fits them to the time there is"
         )
         return (
-            Choice({"batch_size": batch, "crops_per_scan": crops_per_scan}, f"{crops} crop(s) in a step."),
+            Choice(
+                {"batch_size": batch, "crops_per_scan": network.feed.crops_per_scan},
+                f"{network.crops} crop(s) in a step.",
+            ),
             Choice({"optim_lr": network.size.optim_lr}, "What suits this size of the network (docs/planning.md)."),
             Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
             Choice(

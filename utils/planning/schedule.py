@@ -32,6 +32,11 @@ def rounded_up(seconds: float) -> float:
     return float(TIME_GRID ** math.ceil(math.log(seconds, TIME_GRID)))
 
 
+def _more_than(hours: float) -> str:
+    """A time with two digits that is longer by some tenth."""
+    return f"{1.15 * hours:.2g}"
+
+
 def windows_of_a_scan(shape: tuple[float, float, float], window: tuple[int, int, int]) -> int:
     """How many windows a sliding window takes for a scan in voxels."""
     stride = [max(1.0, edge * (1 - OVERLAP)) for edge in window]
@@ -58,7 +63,7 @@ def time_left(hours: float, scans: int, validation: float) -> tuple[float, int]:
         least = (START_SECONDS + READING_SECONDS * scans + 2 * validation) / 3600
         raise InputError(
             f"`hours` {hours:g}: to read {scans} scans and to validate once takes longer on this machine. Give `hours` "
-            f"{least:.1g} or more."
+            f"{_more_than(least)} or more."
         )
     return seconds, validations
 
@@ -79,10 +84,10 @@ def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans:
         seconds, validations = time_left(hours, scans, validation)
         epochs = int(seconds / step / steps_per_epoch)
         if epochs == 0:
-            least = hours * 1.2 * steps_per_epoch * step / seconds
+            least = hours * steps_per_epoch * step / seconds
             raise InputError(
                 f"`hours` {hours:g}: too short for one pass over the scans, {steps_per_epoch} steps of {step:.2g} s on "
-                f"this machine. Give `hours` {least:.2g} or more."
+                f"this machine. Give `hours` {_more_than(least)} or more."
             )
     return Schedule(
         steps=epochs * steps_per_epoch,
