@@ -7,6 +7,7 @@ that shows both. ``python main.py @DIR/plan.args`` then trains.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,14 @@ from networks.registry import Architecture, NetworkConfig, find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import DataList, find_data_list, numbered_labels, read_data_list
-from utils.data.folders import label_values, list_paths, read_folder, write_data_lists
+from utils.data.data_list import (
+    DataList,
+    find_data_list,
+    numbered_labels,
+    numbered_lists,
+    read_data_list,
+)
+from utils.data.folders import DESCRIPTION, label_values, list_paths, read_folder, write_data_lists
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
@@ -33,8 +40,9 @@ from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
 from utils.system.errors import InputError, one_line_errors, size_text
-from utils.system.files import text_hash, writable_folder
+from utils.system.files import fitting_name, remove, text_hash, writable_folder
 from utils.system.hardware import available_memory, machine
+from utils.system.text import one_line
 
 RECIPE, PAGE = "plan.args", "plan.html"
 MOST_FOLDS = 5
@@ -44,24 +52,22 @@ MEMORY_SHARE = 0.8  # of what is free, that a plan may take by default
 def main(process: Process, args: argparse.Namespace, command: str) -> None:
     """Plan as the flags say, and write recipe, fingerprint and page."""
     data_dir = Path(args.data_dir)
+    for setting in ("data_dir", "json_list", "model_name"):
+        require_utf_8(setting, getattr(args, setting) or "")
     require_writable(data_dir)
     architecture = find_architecture(args.model_name)
-    data = data_lists(args, process)
-    data.require("training", "validation")
-    facts = FingerprintFile(data_dir)
-    if facts.note is not None:
-        process.say(f"note: {facts.note}")
-    scans = facts.gather(data.training + data.validation, args.workers, process)
-    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
-    fingerprint = Fingerprint(
-        scans=scans,
-        labels=numbered if data.labels is None else data.labels,
-        labels_are_named=data.labels not in (None, numbered),
-        modalities=data.modalities,
-        training=len(data.training),
-        validation=len(data.validation),
-    )
-    check_fingerprint(fingerprint)
+    written = write_missing_lists(args, process)
+    try:
+        data, facts, fingerprint = read_scans(args, process)
+        check_fingerprint(fingerprint, *sources(args, data, bool(written)))
+    except InputError:
+        for path in written:  # they would outlast what has to be mended
+            remove(path)
+        raise
+    if written:
+        process.say(
+            f"{len(fingerprint.scans)} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}"
+        )
 
     budget = budget_from_args(args, process)
     measure = partial(timed, facts=facts, architecture=architecture, process=process)
@@ -72,16 +78,13 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     plan = replace(plan, remarks=(*plan.remarks, *oddities(fingerprint)))
 
     recipe = data_dir / RECIPE
-    fixed: dict[str, Value] = {"data_dir": args.data_dir, "logdir": f"{data_dir.resolve().name}_{architecture.name}"}
-    if args.json_list is not None:
-        fixed["json_list"] = args.json_list
-    fold = f" --fold {args.fold}" * (args.fold > 0)
-    train = f"python main.py {shlex.quote(f'@{recipe}')}{fold}"
+    flags = shlex.quote(f"@{recipe}")
+    training = f"python main.py {flags}" + (f" --fold {args.fold}" if args.fold > 0 else "")
     head = [
         f"Written by {command}",
-        f"{train} trains fold {args.fold}; python -m utils.crossval {shlex.quote(f'@{recipe}')} trains all folds.",
+        f"{training} trains fold {args.fold}; python -m utils.crossval {flags} trains all folds.",
     ]
-    write_recipe(recipe, plan, head, fixed)
+    write_recipe(recipe, plan, head, settings_of_the_folder(args))
     page_facts = {"Scans": str(data_dir), "Command": command, "Machine": machine(gpu=process.device.type == "cuda")}
     write_page(data_dir / PAGE, fingerprint, plan, data.training + data.validation, page_facts)
     for text in plan.remarks:
@@ -89,7 +92,7 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     for text in plan.questions:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
-    process.say(f"train with: {train}")
+    process.say(f"train with: {training}")
 
 
 def require_writable(data_dir: Path) -> None:
@@ -106,33 +109,95 @@ def require_writable(data_dir: Path) -> None:
             raise InputError(f"{path}: is a folder, where a file of the plan is to be written. Remove it.")
 
 
-def data_lists(args: argparse.Namespace, process: Process) -> DataList:
-    """The data list of the fold; lists are written where there are none.
+def require_utf_8(setting: str, name: str) -> None:
+    """Check that a file of flags can hold the name of a file.
 
     Raises:
-        InputError: if the folder holds no pairs of images and labels, or a list can't be read.
+        InputError: if it can't.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"`{setting}` {one_line(name)}: a name that isn't UTF-8. Rename it.") from None
+
+
+def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path]:
+    """Write data lists where there are none.
+
+    Returns:
+        Those that were written, one for each fold.
+
+    Raises:
+        InputError: if the folder holds no pairs of images and labels, or a label can't be read.
     """
     data_dir = Path(args.data_dir)
-    has_lists = args.json_list is not None or any(data_dir.glob("dataset_[0-9]*.json"))
-    if not has_lists:
-        notes: list[str] = []
-        try:
-            folder = read_folder(data_dir, notes, args.labels)
-        finally:  # what was left out may be what is missing
-            for note in notes:
-                process.say(f"note: {note}")
-        folds = min(MOST_FOLDS, max(2, len(folder.training)))
-        list_paths(data_dir, folder, folds)  # before all labels are read
-        labels = folder.labels
-        if labels is None:
-            values = label_values(data_dir, (entry["label"] for entry in folder.training))
-            labels = numbered_labels(max(map(max, values.values())) + 1)
-        paths = write_data_lists(data_dir, folder, folds, 0, labels)
-        process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
-    elif args.labels is not None:
-        path = find_data_list(args.data_dir, args.json_list, args.fold)
-        raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove it.')
-    return read_data_list(args.data_dir, args.json_list, args.fold)
+    if args.json_list is not None or numbered_lists(data_dir):
+        if args.labels is not None:
+            path = find_data_list(args.data_dir, args.json_list, args.fold)
+            raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove it.')
+        return []
+    notes: list[str] = []
+    try:
+        folder = read_folder(data_dir, notes, args.labels)
+    finally:  # what was left out may be what is missing
+        for note in notes:
+            process.say(f"note: {note}")
+    folds = min(MOST_FOLDS, max(2, len(folder.training)))
+    if args.fold >= folds:
+        raise InputError(f"`fold` {args.fold}: there will be {folds} folds. Give one of 0 … {folds - 1}.")
+    list_paths(data_dir, folder, folds)  # before all labels are read
+    labels = folder.labels
+    if labels is None:
+        values = label_values(data_dir, (entry["label"] for entry in folder.training))
+        labels = numbered_labels(max(map(max, values.values())) + 1)
+    return write_data_lists(data_dir, folder, folds, 0, labels)
+
+
+def read_scans(args: argparse.Namespace, process: Process) -> tuple[DataList, FingerprintFile, Fingerprint]:
+    """The data list of the fold, what is known of its scans, and what they are.
+
+    Raises:
+        InputError: if a list or a scan can't be read.
+    """
+    data = read_data_list(args.data_dir, args.json_list, args.fold)
+    data.require("training", "validation")
+    facts = FingerprintFile(Path(args.data_dir))
+    if facts.note is not None:
+        process.say(f"note: {facts.note}")
+    scans = facts.gather(data.training + data.validation, args.workers, process)
+    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
+    fingerprint = Fingerprint(
+        scans=scans,
+        labels=numbered if data.labels is None else data.labels,
+        labels_are_named=data.labels not in (None, numbered),
+        modalities=data.modalities,
+        training=len(data.training),
+        validation=len(data.validation),
+    )
+    return data, facts, fingerprint
+
+
+def sources(args: argparse.Namespace, data: DataList, is_new: bool) -> tuple[str, str]:
+    """What a person would mend if scans, and if names of channels or labels, are wrong.
+
+    Args:
+        is_new: whether the list was written now, from the folder and its ``dataset.json``.
+    """
+    if not is_new:
+        return str(data.path), str(data.path)
+    description = Path(args.data_dir) / DESCRIPTION
+    named_in = description if description.exists() else args.data_dir
+    return f"`data_dir` {args.data_dir}", "`labels`" if args.labels is not None else str(named_in)
+
+
+def settings_of_the_folder(args: argparse.Namespace) -> dict[str, Value]:
+    """The settings that tell ``main.py`` where the scans are and where it may save, from whatever folder it runs in."""
+    folder = os.path.abspath(args.data_dir)
+    name = f"{os.path.basename(folder)}_{Path(args.model_name).stem}"  # of a file that defines a network, its stem
+    settings: dict[str, Value] = {"data_dir": folder, "logdir": fitting_name(name)}
+    if args.json_list is not None:
+        settings["json_list"] = os.path.abspath(find_data_list(args.data_dir, args.json_list, args.fold))
+    return settings
 
 
 def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
