@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -39,13 +40,14 @@ from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
-from utils.system.errors import InputError, one_line_errors, size_text
+from utils.system.errors import InputError, Stopped, one_line_errors, size_text
 from utils.system.files import fitting_name, remove, text_hash, writable_folder
 from utils.system.hardware import available_memory, machine
 from utils.system.text import one_line
 
 RECIPE, PAGE = "plan.args", "plan.html"
 MOST_FOLDS = 5
+GOES_ON = "what has been read and timed is kept, and the same command goes on from there"
 MEMORY_SHARE = 0.8  # of what is free, that a plan may take by default
 
 
@@ -255,7 +257,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(name_flags):
         args = _parse(argv)
         command = shlex.join(["python", "-m", "utils.plan", *(sys.argv[1:] if argv is None else argv)])
-        launch(partial(main, args=args, command=command), LaunchSettings(device=args.device), name_flags)
+        try:
+            launch(partial(main, args=args, command=command), LaunchSettings(device=args.device), name_flags)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            raise Stopped(stopped.number, f"stopped by {name}; {GOES_ON}") from None
 
 
 if __name__ == "__main__":
