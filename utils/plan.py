@@ -21,8 +21,15 @@ from networks.registry import Architecture, NetworkConfig, find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import DataList, find_data_list, numbered_labels, read_data_list
-from utils.data.folders import label_values, list_paths, read_folder, write_data_lists
+from utils.data.data_list import DataList, clean_labels, numbered_labels, read_data_list
+from utils.data.folders import (
+    DESCRIPTION,
+    label_value_faults,
+    label_values,
+    list_paths,
+    read_folder,
+    write_data_lists,
+)
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
@@ -61,7 +68,10 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         training=len(data.training),
         validation=len(data.validation),
     )
-    check_fingerprint(fingerprint)
+    try:
+        check_fingerprint(fingerprint)
+    except InputError as error:
+        raise InputError(f"{data.path}: {error}") from error
 
     budget = budget_from_args(args, process)
     measure = partial(timed, facts=facts, architecture=architecture, process=process)
@@ -110,29 +120,39 @@ def data_lists(args: argparse.Namespace, process: Process) -> DataList:
     """The data list of the fold; lists are written where there are none.
 
     Raises:
-        InputError: if the folder holds no pairs of images and labels, or a list can't be read.
+        InputError: if the folder holds no pairs of images and labels, labels and their names disagree, or a list can't
+            be read.
     """
     data_dir = Path(args.data_dir)
-    has_lists = args.json_list is not None or any(data_dir.glob("dataset_[0-9]*.json"))
-    if not has_lists:
-        notes: list[str] = []
-        try:
-            folder = read_folder(data_dir, notes, args.labels)
-        finally:  # what was left out may be what is missing
-            for note in notes:
-                process.say(f"note: {note}")
-        folds = min(MOST_FOLDS, max(2, len(folder.training)))
-        list_paths(data_dir, folder, folds)  # before all labels are read
-        labels = folder.labels
-        if labels is None:
-            values = label_values(data_dir, (entry["label"] for entry in folder.training))
-            labels = numbered_labels(max(map(max, values.values())) + 1)
-        paths = write_data_lists(data_dir, folder, folds, 0, labels)
-        process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
-    elif args.labels is not None:
-        path = find_data_list(args.data_dir, args.json_list, args.fold)
-        raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove it.')
-    return read_data_list(args.data_dir, args.json_list, args.fold)
+    if args.json_list is None and not any(data_dir.glob("dataset_[0-9]*.json")):
+        write_lists(data_dir, args.labels, process)
+    data = read_data_list(args.data_dir, args.json_list, args.fold)
+    if args.labels is not None and args.labels != data.labels:
+        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
+    return data
+
+
+def write_lists(data_dir: Path, labels: tuple[str, ...] | None, process: Process) -> None:
+    """Write data lists for a folder, unless the labels' names and values disagree.
+
+    Raises:
+        InputError: if they do, or the folder holds no pairs of images and labels.
+    """
+    notes: list[str] = []
+    try:
+        folder = read_folder(data_dir, notes, labels)
+    finally:  # what was left out may be what is missing
+        for note in notes:
+            process.say(f"note: {note}")
+    folds = min(MOST_FOLDS, max(2, len(folder.training)))
+    list_paths(data_dir, folder, folds)  # before all labels are read
+    values = label_values(data_dir, (entry["label"] for entry in folder.training))
+    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
+    if faults := label_value_faults(names, values):
+        named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
+        raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")
+    paths = write_data_lists(data_dir, folder, folds, 0, names)
+    process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
 
 
 def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
@@ -165,6 +185,14 @@ def timed(
     return min(costs, key=lambda cost: cost.step_seconds)
 
 
+def label_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, no two the same."""
+    try:
+        return clean_labels(names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text!r}") from error
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m utils.plan",
@@ -173,7 +201,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder of the scans; the plan is written there")
     parser.add_argument("--json_list", help="data list (default: dataset_FOLD.json, written if there is none)")
     parser.add_argument("--fold", type=whole, default=0, help="the fold that trains and validates")
-    parser.add_argument("--labels", type=names, help="names of the labels 0, 1, …, with commas between: "
+    parser.add_argument("--labels", type=label_names, help="names of the labels 0, 1, …, with commas between: "
                         "background,liver,… (default: those in dataset.json)")  # fmt: skip
     parser.add_argument("--hours", type=positive, help="how long main.py may take on this machine, with everything "
                         "(default: a fixed number of steps)")  # fmt: skip
