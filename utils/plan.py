@@ -25,12 +25,20 @@ from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
 from utils.data.data_list import (
     DataList,
+    clean_labels,
     find_data_list,
     numbered_labels,
     numbered_lists,
     read_data_list,
 )
-from utils.data.folders import DESCRIPTION, label_values, list_paths, read_folder, write_data_lists
+from utils.data.folders import (
+    DESCRIPTION,
+    label_value_faults,
+    label_values,
+    list_paths,
+    read_folder,
+    write_data_lists,
+)
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
@@ -60,16 +68,14 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     architecture = find_architecture(args.model_name)
     written = write_missing_lists(args, process)
     try:
-        data, facts, fingerprint = read_scans(args, process)
-        check_fingerprint(fingerprint, *sources(args, data, bool(written)))
+        data, facts, fingerprint = read_scans(args, process, is_new=bool(written))
     except InputError:
         for path in written:  # they would outlast what has to be mended
             remove(path)
         raise
     if written:
-        process.say(
-            f"{len(fingerprint.scans)} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}"
-        )
+        scans = len(fingerprint.scans)
+        process.say(f"{scans} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}")
 
     budget = budget_from_args(args, process)
     measure = partial(timed, facts=facts, architecture=architecture, process=process)
@@ -81,10 +87,10 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
 
     recipe = data_dir / RECIPE
     flags = shlex.quote(f"@{recipe}")
-    training = f"python main.py {flags}" + (f" --fold {args.fold}" if args.fold > 0 else "")
+    train = f"python main.py {flags}" + f" --fold {args.fold}" * (args.fold > 0)
     head = [
         f"Written by {command}",
-        f"{training} trains fold {args.fold}; python -m utils.crossval {flags} trains all folds.",
+        f"{train} trains fold {args.fold}; python -m utils.crossval {flags} trains all folds.",
     ]
     write_recipe(recipe, plan, head, settings_of_the_folder(args))
     page_facts = {"Scans": str(data_dir), "Command": command, "Machine": machine(gpu=process.device.type == "cuda")}
@@ -94,7 +100,7 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     for text in plan.questions:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
-    process.say(f"train with: {training}")
+    process.say(f"train with: {train}")
 
 
 def require_writable(data_dir: Path) -> None:
@@ -124,19 +130,16 @@ def require_utf_8(setting: str, name: str) -> None:
 
 
 def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path]:
-    """Write data lists where there are none.
+    """Write data lists for the folder where there are none, unless the labels' names and values disagree.
 
     Returns:
         Those that were written, one for each fold.
 
     Raises:
-        InputError: if the folder holds no pairs of images and labels, or a label can't be read.
+        InputError: if they do, the folder holds no pairs of images and labels, or a label can't be read.
     """
     data_dir = Path(args.data_dir)
     if args.json_list is not None or numbered_lists(data_dir):
-        if args.labels is not None:
-            path = find_data_list(args.data_dir, args.json_list, args.fold)
-            raise InputError(f'`labels`: {path} is there already. Give the names under "labels" there, or remove it.')
         return []
     notes: list[str] = []
     try:
@@ -145,23 +148,31 @@ def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path
         for note in notes:
             process.say(f"note: {note}")
     folds = min(MOST_FOLDS, max(2, len(folder.training)))
-    if args.fold >= folds:
-        raise InputError(f"`fold` {args.fold}: there will be {folds} folds. Give one of 0 … {folds - 1}.")
     list_paths(data_dir, folder, folds)  # before all labels are read
-    labels = folder.labels
-    if labels is None:
-        values = label_values(data_dir, (entry["label"] for entry in folder.training))
-        labels = numbered_labels(max(map(max, values.values())) + 1)
-    return write_data_lists(data_dir, folder, folds, 0, labels)
+    if args.fold >= folds:
+        raise InputError(f"`fold` {args.fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
+    values = label_values(data_dir, (entry["label"] for entry in folder.training))
+    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
+    if faults := label_value_faults(names, values):
+        named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
+        raise InputError(f"{named_in if args.labels is None else '`labels`'}: {' '.join(faults)}")
+    return write_data_lists(data_dir, folder, folds, 0, names)
 
 
-def read_scans(args: argparse.Namespace, process: Process) -> tuple[DataList, FingerprintFile, Fingerprint]:
+def read_scans(
+    args: argparse.Namespace, process: Process, is_new: bool
+) -> tuple[DataList, FingerprintFile, Fingerprint]:
     """The data list of the fold, what is known of its scans, and what they are.
 
+    Args:
+        is_new: whether the lists are those of the folder as it is.
+
     Raises:
-        InputError: if a list or a scan can't be read.
+        InputError: if a list or a scan can't be read, or no network can learn from all scans.
     """
     data = read_data_list(args.data_dir, args.json_list, args.fold)
+    if args.labels is not None and args.labels != data.labels:
+        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
     data.require("training", "validation")
     facts = FingerprintFile(Path(args.data_dir))
     if facts.note is not None:
@@ -176,20 +187,11 @@ def read_scans(args: argparse.Namespace, process: Process) -> tuple[DataList, Fi
         training=len(data.training),
         validation=len(data.validation),
     )
+    try:
+        check_fingerprint(fingerprint)
+    except InputError as error:
+        raise InputError(f"{f'`data_dir` {args.data_dir}' if is_new else data.path}: {error}") from error
     return data, facts, fingerprint
-
-
-def sources(args: argparse.Namespace, data: DataList, is_new: bool) -> tuple[str, str]:
-    """What a person would mend if scans, and if names of channels or labels, are wrong.
-
-    Args:
-        is_new: whether the list was written now, from the folder and its ``dataset.json``.
-    """
-    if not is_new:
-        return str(data.path), str(data.path)
-    description = Path(args.data_dir) / DESCRIPTION
-    named_in = description if description.exists() else args.data_dir
-    return f"`data_dir` {args.data_dir}", "`labels`" if args.labels is not None else str(named_in)
 
 
 def settings_of_the_folder(args: argparse.Namespace) -> dict[str, Value]:
@@ -232,6 +234,14 @@ def timed(
     return min(costs, key=lambda cost: cost.step_seconds)
 
 
+def label_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, no two the same."""
+    try:
+        return clean_labels(names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}: {text!r}") from error
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m utils.plan",
@@ -240,7 +250,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="folder of the scans; the plan is written there")
     parser.add_argument("--json_list", help="data list (default: dataset_FOLD.json, written if there is none)")
     parser.add_argument("--fold", type=whole, default=0, help="the fold that trains and validates")
-    parser.add_argument("--labels", type=names, help="names of the labels 0, 1, …, with commas between: "
+    parser.add_argument("--labels", type=label_names, help="names of the labels 0, 1, …, with commas between: "
                         "background,liver,… (default: those in dataset.json)")  # fmt: skip
     parser.add_argument("--hours", type=positive, help="how long main.py may take on this machine, with everything "
                         "(default: a fixed number of steps)")  # fmt: skip

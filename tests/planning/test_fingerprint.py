@@ -61,7 +61,7 @@ def usual(*others: ScanFacts) -> tuple[ScanFacts, ...]:
 
 def test_scans_of_one_kind_are_neither_wrong_nor_odd() -> None:
     found = fingerprint(*usual(), modalities=("CT",))
-    check_fingerprint(found, "FOLDER", "NAMES")
+    check_fingerprint(found)
     assert oddities(found) == ()
 
 
@@ -82,19 +82,19 @@ def test_long_lists_of_names_are_cut() -> None:
 FAULTS = {
     "unlike channels": (
         fingerprint(make_facts(1), make_facts(2, channels=2), make_facts(3)),
-        "FOLDER: the scans' numbers of channels differ: 1 in img1 and img3; 2 in img2",
+        "numbers of channels differ: 1 in img1 and img3; 2 in img2",
     ),
     "fewer channels than names": (
         fingerprint(make_facts(1), modalities=("T1", "FLAIR")),
-        "NAMES: names 2 channels (T1 and FLAIR), but the scans have 1",
+        "names 2 channels (T1, FLAIR), but the scans have 1",
     ),
     "a class that no scan has": (
         fingerprint(make_facts(1), labels=("background", "organ", "tumour")),
-        "NAMES: names labels that no scan has: tumour (2)",
+        "labels that the data list names and no scan has: tumour (2)",
     ),
     "values without names": (
         fingerprint(make_facts(1), make_facts(2, {1: structure(), 4: structure()})),
-        "NAMES: names the label values 0 … 1, but scans have others: 4 in img2",
+        "doesn't name: 4 in img2. It names 0 … 1",
     ),
     "a gap among values": (
         fingerprint(
@@ -102,9 +102,9 @@ FAULTS = {
             labels=("background", "label 1", "label 2", "label 3", "label 4"),
             named=False,
         ),
-        "FOLDER: no scan has the label values 2 and 3, although some have 4. Remap",
+        "label values that no scan has, although some have 4: 2 and 3. Remap",
     ),
-    "nothing labelled": (fingerprint(make_facts(1, {}), make_facts(2, {})), "FOLDER: no scan has a labelled voxel"),
+    "nothing labelled": (fingerprint(make_facts(1, {}), make_facts(2, {})), "no scan has a labelled voxel"),
 }
 
 
@@ -112,7 +112,7 @@ FAULTS = {
 def test_what_no_network_can_learn_from(name: str) -> None:
     found, message = FAULTS[name]
     with pytest.raises(InputError) as raised:
-        check_fingerprint(found, "FOLDER", "NAMES")
+        check_fingerprint(found)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -1,5 +1,6 @@
 """What a training step of a network costs: its memory, counted, and its time, measured."""
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class StepCost:
     amp: bool
 
 
+@functools.cache
 def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) -> float:
     """The memory that training needs beside the scans, in bytes.
 

@@ -119,39 +119,36 @@ def named(names: Sequence[str]) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def check_fingerprint(fingerprint: Fingerprint, listed_in: str, named_in: str) -> None:
+def check_fingerprint(fingerprint: Fingerprint) -> None:
     """Check that one network can learn from all scans.
-
-    Args:
-        listed_in: the folder, or the data list, that the scans are from.
-        named_in: the file, or the setting, that names their channels and labels.
 
     Raises:
         InputError: if they differ in channels, or their labels and the labels' names disagree.
     """
-    _check_channels(fingerprint, listed_in, named_in)
-    _check_labels(fingerprint, listed_in, named_in)
+    _check_channels(fingerprint)
+    _check_labels(fingerprint)
 
 
-def _check_channels(fingerprint: Fingerprint, listed_in: str, named_in: str) -> None:
+def _check_channels(fingerprint: Fingerprint) -> None:
     names: dict[int, list[str]] = {}
     for scan in fingerprint.scans:
         names.setdefault(scan.channels, []).append(scan.name)
     if len(names) > 1:
         kinds = "; ".join(f"{count} in {named(names[count])}" for count in sorted(names))
         raise InputError(
-            f"{listed_in}: the scans' numbers of channels differ: {kinds}. A network takes one number: give all scans "
-            "the same channels, or leave the others out."
+            f"the scans' numbers of channels differ: {kinds}. A network takes one number: give all scans the same "
+            "channels, or leave the others out of the data list."
         )
     modalities = fingerprint.modalities
     if modalities is not None and len(modalities) != fingerprint.channels:
         raise InputError(
-            f"{named_in}: names {len(modalities)} channel{'s' * (len(modalities) > 1)} ({named(modalities)}), but the "
-            f'scans have {fingerprint.channels}. Mend its "modality" or "channel_names", or add the missing files.'
+            f"the data list names {len(modalities)} channel{'s' * (len(modalities) > 1)} ({', '.join(modalities)}), "
+            f'but the scans have {fingerprint.channels}. Mend the list\'s "modality" or "channel_names", or add the '
+            "missing files."
         )
 
 
-def _check_labels(fingerprint: Fingerprint, listed_in: str, named_in: str) -> None:
+def _check_labels(fingerprint: Fingerprint) -> None:
     labels = fingerprint.labels
     unnamed: dict[int, list[str]] = {}
     for scan in fingerprint.scans:
@@ -160,25 +157,21 @@ def _check_labels(fingerprint: Fingerprint, listed_in: str, named_in: str) -> No
                 unnamed.setdefault(value, []).append(scan.name)
     if unnamed:
         values = "; ".join(f"{value} in {named(unnamed[value])}" for value in sorted(unnamed)[:SHOWN])
-        more = f"; and {len(unnamed) - SHOWN} more values" if len(unnamed) > SHOWN else ""
+        values += f"; and {len(unnamed) - SHOWN} more values" if len(unnamed) > SHOWN else ""
         raise InputError(
-            f"{named_in}: names the label values 0 … {len(labels) - 1}, but scans have others: {values}{more}. Name "
-            "these, too, or remap them."
+            f"label values that the data list doesn't name: {values}. It names 0 … {len(labels) - 1}: name them in "
+            'its "labels", or remap them.'
         )
     if not any(scan.structures for scan in fingerprint.scans):
-        raise InputError(
-            f"{listed_in}: no scan has a labelled voxel, so there is nothing to learn. Are these the label maps?"
-        )
+        raise InputError("no scan has a labelled voxel: there is nothing to learn. Are these the label maps?")
     absent = [value for value in range(1, len(labels)) if not fingerprint.scans_with(value)]
     if not absent:
         return
     if fingerprint.labels_are_named:
         missing = named([f"{labels[value]} ({value})" for value in absent])
-        raise InputError(
-            f"{named_in}: names labels that no scan has: {missing}. Take them out and number the others one by one, or "
-            "add scans that have them."
-        )
+        todo = 'Take them out of the list\'s "labels" and number the others one by one, or add scans that have them.'
+        raise InputError(f"labels that the data list names and no scan has: {missing}. {todo}")
     raise InputError(
-        f"{listed_in}: no scan has the label values {named([*map(str, absent)])}, although some have "
-        f"{len(labels) - 1}. Remap the labels to 0, 1, 2, … without gaps."
+        f"label values that no scan has, although some have {len(labels) - 1}: {named([*map(str, absent)])}. Remap "
+        'the labels to 0, 1, 2, … without gaps, or name them all in a list\'s "labels" and add scans that have them.'
     )

@@ -29,6 +29,7 @@ VOXELS_ACROSS = 12
 SMALLEST_VOLUME = 16**3  # of a window that still shows a structure and what is around it
 LARGEST_VOLUME = 128**3  # of a window: nnU-Net v2's plans for 8 GB of a GPU have 128 × 128 × 128 voxels
 DIGITS = 3  # of a spacing
+LEAST_PART = 0.75  # of an edge as it should be, that a network's multiples may leave
 STEPS = (1, 2, 4, 8, 16, 32, 64)  # voxels that a window may have to be a multiple of
 
 
@@ -146,6 +147,8 @@ def fit_window(
     smallest: Window | None = None
     for length in sorted({step * mm for mm in spacing for step in range(1, 1 + max(shape))}):
         wanted = [min(length / mm, full) for mm, full in zip(spacing, shape, strict=True)]
+        if best is not None and math.prod(wanted) * LEAST_PART**3 > voxels:
+            break  # from here on all are too large
         window = _taken(architecture, settings, spacing, wanted, shape)
         if window is None:
             continue
@@ -202,7 +205,7 @@ def _multiple(edge: float, step: int, full: int) -> int:
     A scan that has little more than half of a multiple is padded to it.
     """
     below = int(edge + 1e-6) // step * step
-    if below >= 0.75 * min(edge, full) and below > 0:
+    if below >= LEAST_PART * min(edge, full) and below > 0:
         return below
     return below + step
 

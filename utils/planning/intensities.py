@@ -40,8 +40,9 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
     remarks = []
     if said is not None and all(NAME_OF_CT.search(name) for name in said) != is_ct:
         seen = "have no voxels of air (-1000) as Hounsfield units do" if not is_ct else "look like Hounsfield units"
+        called = ", ".join(dict.fromkeys(said))
         remarks.append(
-            f"The data list calls the scans {', '.join(dict.fromkeys(said))}, but their values {seen}. They are treated as "
+            f"The data list calls the scans {called}, but their values {seen}. They are treated as "
             f"{CT if is_ct else OTHER}."
         )
     questions = []

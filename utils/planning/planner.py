@@ -153,13 +153,13 @@ class Planner:
         memory, around_a_gpu = self.budget.memory, self.budget.scans_memory
         network = self.choose_network(Feed(True, 1, memory))
         scans = self.scan_bytes(network.spacing.mm)
-        room = memory if around_a_gpu is None else around_a_gpu
-        if scans > SCANS_SHARE * (room - PROGRAM_BYTES):
-            return self.choose_network(Feed(False, CROPS_FROM_DISK, memory))
-        if around_a_gpu is None:
-            beside_scans = dataclasses.replace(network, feed=Feed(True, 1, memory - scans))
-            network = beside_scans if self.fits(beside_scans) else self.choose_network(beside_scans.feed)
-        return network
+        feeds = [Feed(False, CROPS_FROM_DISK, memory), Feed(False, 1, memory)]
+        if around_a_gpu is not None and scans <= SCANS_SHARE * (around_a_gpu - PROGRAM_BYTES):
+            return network
+        if around_a_gpu is None and scans <= SCANS_SHARE * (memory - PROGRAM_BYTES):
+            feeds.insert(0, Feed(True, 1, memory - scans))
+        feed = next((one for one in feeds if self.fits_at_all(self.sizes[0], one.crops_per_scan, one)), feeds[-1])
+        return self.choose_network(feed)
 
     def choose_network(self, feed: Feed) -> Network:
         """Spacing, window, size and crops that fit the memory and leave enough steps in the hours."""
@@ -229,16 +229,18 @@ class Planner:
             InputError: if none does.
         """
         least = self.least_volume(size)
+        smallest = self.draft(size, crops, feed, least)
+        if not self.fits(smallest):
+            needed = math.ceil(1.05 * self.step_bytes(smallest) / 1e8) / 10
+            raise InputError(
+                f"`memory` {self.budget.memory / 1e9:.3g}: too little for {self.architecture.name}, whose smallest "
+                f"step takes about {needed:g} GB, with the program. Give `memory` {needed:g} or more."
+            )
         volume = max(least, most)
         while not self.fits(network := self.draft(size, crops, feed, volume)):
-            if volume <= least:
-                memory = self.budget.memory
-                needed = math.ceil((self.step_bytes(network) + memory - feed.step_memory) / 1e8) / 10
-                raise InputError(
-                    f"`memory` {memory / 1e9:.3g}: too little for {self.architecture.name}, whose smallest step takes "
-                    f"{needed:g} GB, with the program and the scans. Give `memory` {needed:g} or more."
-                )
-            volume = max(least, min(volume, math.prod(network.window)) / VOLUME_STEP)
+            # what a step takes beside the program grows about as its window
+            share = (feed.step_memory - PROGRAM_BYTES) / (self.step_bytes(network) - PROGRAM_BYTES)
+            volume = max(least, min(volume, math.prod(network.window)) * min(share, 1 / VOLUME_STEP))
         return volume
 
     def fits_at_all(self, size: Size, crops: int, feed: Feed) -> bool:
@@ -297,7 +299,8 @@ class Planner:
         if not feed.in_memory:
             settings["use_normal_dataset"] = True
             reason += (
-                f" Half of the memory doesn't hold all scans, so they are read again for each {CROPS_FROM_DISK} crops."
+                " The memory doesn't hold all scans beside a step, so each is read again for every "
+                f"{feed.crops_per_scan} crop(s)."
             )
         return Choice(settings, reason)
 

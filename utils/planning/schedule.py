@@ -47,25 +47,15 @@ def windows_of_a_scan(shape: tuple[float, float, float], window: tuple[int, int,
 
 
 def time_left(hours: float, scans: int, validation: float) -> tuple[float, int]:
-    """The seconds of ``hours`` for training steps, and how many validations there are beside them.
+    """The seconds of ``hours`` for training steps, 0 if none are left, and how many validations there are beside them.
 
     Args:
         scans: that are read before the first step.
         validation: seconds of one validation.
-
-    Raises:
-        InputError: if nothing is left.
     """
     left = hours * 3600 - START_SECONDS - READING_SECONDS * scans
     validations = max(1, min(MOST_VALIDATIONS, int(VALIDATION_SHARE * left / validation)))
-    seconds = (left - validations * validation) * STEP_SHARE
-    if seconds <= 0:
-        least = (START_SECONDS + READING_SECONDS * scans + 2 * validation) / 3600
-        raise InputError(
-            f"`hours` {hours:g}: to read {scans} scans and to validate once takes longer on this machine. Give `hours` "
-            f"{_more_than(least)} or more."
-        )
-    return seconds, validations
+    return max(0.0, left - validations * validation) * STEP_SHARE, validations
 
 
 def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans: int, validation: float) -> Schedule:
@@ -76,12 +66,18 @@ def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans:
         scans, validation: as in :func:`time_left`.
 
     Raises:
-        InputError: if the time doesn't suffice for one epoch.
+        InputError: if the time doesn't suffice for one epoch and one validation.
     """
     if hours is None:
         epochs, validations = max(1, round(STEPS_WITHOUT_HOURS / steps_per_epoch)), MOST_VALIDATIONS
     else:
         seconds, validations = time_left(hours, scans, validation)
+        if seconds == 0:
+            least = (START_SECONDS + READING_SECONDS * scans + 2 * validation) / 3600
+            raise InputError(
+                f"`hours` {hours:g}: to read {scans} scans and to validate once takes longer on this machine. Give "
+                f"`hours` {_more_than(least)} or more."
+            )
         epochs = int(seconds / step / steps_per_epoch)
         if epochs == 0:
             least = hours * steps_per_epoch * step / seconds

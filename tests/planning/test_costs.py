@@ -1,0 +1,112 @@
+"""What a step takes, counted by hand for a network of one convolution."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from networks import NETWORKS
+from networks.registry import Architecture, NetworkConfig
+from utils.planning.costs import (
+    BYTES_PER_WEIGHT,
+    ON_TOP_OF_ACTIVATIONS,
+    PROGRAM_BYTES,
+    measure_step,
+    number_formats,
+    step_bytes,
+)
+from utils.system.errors import InputError
+
+CPU = torch.device("cpu")
+VOXELS = 8**3
+
+
+class OneConvolution(nn.Module):
+    """From channels to classes."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(config.in_channels, config.out_channels, 3, padding=1)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        out: Tensor = self.first(volume)
+        return out
+
+
+class WithActivation(OneConvolution):
+    def forward(self, volume: Tensor) -> Tensor:
+        return super().forward(volume).relu()
+
+
+def small(network: Any) -> tuple[Architecture, NetworkConfig]:
+    architecture = Architecture("small", NetworkConfig, network, lambda config: (1, 1, 1))
+    return architecture, NetworkConfig(1, 2, (8, 8, 8))
+
+
+def beside_program(network: Any, crops: int) -> float:
+    return step_bytes(*small(network), crops) - PROGRAM_BYTES
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_a_convolution_keeps_its_input(crops: int) -> None:
+    weights = 27 * 2 + 2
+    kept, logits = 4 * VOXELS * crops, 4 * 2 * VOXELS * crops
+    expected = BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (kept + logits)
+    assert beside_program(OneConvolution, crops) == expected
+
+
+def test_what_two_layers_keep_is_counted_once() -> None:
+    more = beside_program(WithActivation, 1) - beside_program(OneConvolution, 1)
+    assert more == ON_TOP_OF_ACTIVATIONS * 4 * 2 * VOXELS  # the ReLU's output
+
+
+def test_it_computes_nothing_and_leaves_the_default_device_alone() -> None:
+    config = NETWORKS["unetr"].make_config({"img_size": (96, 96, 96)})
+    assert step_bytes(NETWORKS["unetr"], config, 1) > 2e9
+    assert torch.zeros(1).device == CPU
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_can_be_counted_and_crops_cost_activations_alone(name: str) -> None:
+    config = NETWORKS[name].make_config({"img_size": (64, 64, 64)})
+    one, two, three = (step_bytes(NETWORKS[name], config, crops) for crops in (1, 2, 3))
+    assert PROGRAM_BYTES < one < two
+    assert three - two == pytest.approx(two - one, rel=0.03)
+
+
+def test_a_step_is_timed() -> None:
+    cost = measure_step(*small(OneConvolution), 2, 1e-3, CPU, amp=False)
+    assert 0 < cost.window_seconds < 1
+    assert 0 < cost.step_seconds < 1
+    assert not cost.amp
+
+
+class Failing(OneConvolution):
+    message = ""
+
+    def forward(self, volume: Tensor) -> Tensor:
+        raise RuntimeError(self.message)
+
+
+class OutOfMemory(Failing):
+    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Buy new RAM!"
+
+
+class Broken(Failing):
+    message = "shapes don't fit"
+
+
+def test_no_memory_is_one_line_and_a_bug_is_a_bug() -> None:
+    with pytest.raises(InputError, match="a step of small with 2 crops of 8 × 8 × 8 voxels doesn't fit") as raised:
+        measure_step(*small(OutOfMemory), 2, 1e-3, CPU, amp=False)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(RuntimeError, match="shapes don't fit"):
+        measure_step(*small(Broken), 2, 1e-3, CPU, amp=False)
+
+
+def test_formats_that_make_no_difference_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.planning.costs.choose_precision", lambda device, amp, config: "float32")
+    assert number_formats(CPU, NetworkConfig()) == (True,)
+    monkeypatch.setattr("utils.planning.costs.choose_precision", lambda device, amp, config: amp)
+    assert number_formats(CPU, NetworkConfig()) == (True, False)
