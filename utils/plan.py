@@ -63,7 +63,7 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     """Plan as the flags say, and write recipe, fingerprint and page."""
     data_dir = Path(args.data_dir)
     for setting in ("data_dir", "json_list", "model_name"):
-        require_utf_8(setting, getattr(args, setting) or "")
+        require_fit_for_a_recipe(setting, getattr(args, setting) or "")
     require_writable(data_dir)
     architecture = find_architecture(args.model_name)
     written = write_missing_lists(args, process)
@@ -117,16 +117,21 @@ def require_writable(data_dir: Path) -> None:
             raise InputError(f"{path}: is a folder, where a file of the plan is to be written. Remove it.")
 
 
-def require_utf_8(setting: str, name: str) -> None:
-    """Check that a file of flags can hold the name of a file.
+def require_fit_for_a_recipe(setting: str, name: str) -> None:
+    """Check that a text file can hold the name of a file.
 
     Raises:
         InputError: if it can't.
     """
     try:
-        name.encode()
+        is_fit = "\r" not in name.encode().decode()  # whoever reads a text file takes it for the end of a line
     except UnicodeEncodeError:
-        raise InputError(f"`{setting}` {one_line(name)}: a name that isn't UTF-8. Rename it.") from None
+        is_fit = False
+    if not is_fit:
+        raise InputError(
+            f"`{setting}` {one_line(name)}: has a carriage return, or isn't UTF-8, so that no recipe can name it. "
+            "Rename it."
+        )
 
 
 def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path]:
