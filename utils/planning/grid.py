@@ -119,12 +119,14 @@ def coarser_spacing(spacing: Spacing, body_mm: Triple, voxels: float, coarsest: 
             reason=f"{spacing.reason} The window holds {before:.0%} of the median scan; longer voxels would hold more, "
             f"but the thinnest structure has to stay {VOXELS_ACROSS} voxels thick.",
         )
+    limit = f"; longer ones would leave the thinnest structure fewer than {VOXELS_ACROSS} voxels"
+    limit *= share() < SMALLEST_SHARE
     x, y, z = (significant(value) for value in mm)
     return Spacing(
         (x, y, z),
         f"The scans' own spacing would be {text(spacing.mm)} mm. At that, the window that the budget allows holds "
         f"{before:.0%} of the median scan, too little to see what is around a structure. At these voxels it holds "
-        f"{share():.0%}.",
+        f"{share():.0%}{limit}.",
     )
 
 
