@@ -7,7 +7,9 @@ that shows both. ``python main.py @DIR/plan.args`` then trains.
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,7 +23,14 @@ from networks.registry import Architecture, NetworkConfig, find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import DataList, clean_labels, numbered_labels, read_data_list
+from utils.data.data_list import (
+    DataList,
+    clean_labels,
+    find_data_list,
+    numbered_labels,
+    numbered_lists,
+    read_data_list,
+)
 from utils.data.folders import (
     DESCRIPTION,
     label_value_faults,
@@ -39,39 +48,34 @@ from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
-from utils.system.errors import InputError, one_line_errors, size_text
-from utils.system.files import text_hash, writable_folder
+from utils.system.errors import InputError, Stopped, one_line_errors, size_text
+from utils.system.files import fitting_name, remove, text_hash, writable_folder
 from utils.system.hardware import available_memory, machine
+from utils.system.text import one_line
 
 RECIPE, PAGE = "plan.args", "plan.html"
 MOST_FOLDS = 5
+GOES_ON = "what has been read and timed is kept, and the same command goes on from there"
 MEMORY_SHARE = 0.8  # of what is free, that a plan may take by default
 
 
 def main(process: Process, args: argparse.Namespace, command: str) -> None:
     """Plan as the flags say, and write recipe, fingerprint and page."""
     data_dir = Path(args.data_dir)
+    for setting in ("data_dir", "json_list", "model_name"):
+        require_fit_for_a_recipe(setting, getattr(args, setting) or "")
     require_writable(data_dir)
     architecture = find_architecture(args.model_name)
-    data = data_lists(args, process)
-    data.require("training", "validation")
-    facts = FingerprintFile(data_dir)
-    if facts.note is not None:
-        process.say(f"note: {facts.note}")
-    scans = facts.gather(data.training + data.validation, args.workers, process)
-    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
-    fingerprint = Fingerprint(
-        scans=scans,
-        labels=numbered if data.labels is None else data.labels,
-        labels_are_named=data.labels not in (None, numbered),
-        modalities=data.modalities,
-        training=len(data.training),
-        validation=len(data.validation),
-    )
+    written = write_missing_lists(args, process)
     try:
-        check_fingerprint(fingerprint)
-    except InputError as error:
-        raise InputError(f"{data.path}: {error}") from error
+        data, facts, fingerprint = read_scans(args, process, is_new=bool(written))
+    except InputError:
+        for path in written:  # they would outlast what has to be mended
+            remove(path)
+        raise
+    if written:
+        scans = len(fingerprint.scans)
+        process.say(f"{scans} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}")
 
     budget = budget_from_args(args, process)
     measure = partial(timed, facts=facts, architecture=architecture, process=process)
@@ -82,16 +86,13 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     plan = replace(plan, remarks=(*plan.remarks, *oddities(fingerprint)))
 
     recipe = data_dir / RECIPE
-    fixed: dict[str, Value] = {"data_dir": args.data_dir, "logdir": f"{data_dir.resolve().name}_{architecture.name}"}
-    if args.json_list is not None:
-        fixed["json_list"] = args.json_list
-    fold = f" --fold {args.fold}" * (args.fold > 0)
-    train = f"python main.py {shlex.quote(f'@{recipe}')}{fold}"
+    flags = shlex.quote(f"@{recipe}")
+    train = f"python main.py {flags}" + f" --fold {args.fold}" * (args.fold > 0)
     head = [
         f"Written by {command}",
-        f"{train} trains fold {args.fold}; python -m utils.crossval {shlex.quote(f'@{recipe}')} trains all folds.",
+        f"{train} trains fold {args.fold}; python -m utils.crossval {flags} trains all folds.",
     ]
-    write_recipe(recipe, plan, head, fixed)
+    write_recipe(recipe, plan, head, settings_of_the_folder(args))
     page_facts = {"Scans": str(data_dir), "Command": command, "Machine": machine(gpu=process.device.type == "cuda")}
     write_page(data_dir / PAGE, fingerprint, plan, data.training + data.validation, page_facts)
     for text in plan.remarks:
@@ -116,43 +117,96 @@ def require_writable(data_dir: Path) -> None:
             raise InputError(f"{path}: is a folder, where a file of the plan is to be written. Remove it.")
 
 
-def data_lists(args: argparse.Namespace, process: Process) -> DataList:
-    """The data list of the fold; lists are written where there are none.
+def require_fit_for_a_recipe(setting: str, name: str) -> None:
+    """Check that a text file can hold the name of a file.
 
     Raises:
-        InputError: if the folder holds no pairs of images and labels, labels and their names disagree, or a list can't
-            be read.
+        InputError: if it can't.
+    """
+    try:
+        is_fit = "\r" not in name.encode().decode()  # whoever reads a text file takes it for the end of a line
+    except UnicodeEncodeError:
+        is_fit = False
+    if not is_fit:
+        raise InputError(
+            f"`{setting}` {one_line(name)}: has a carriage return, or isn't UTF-8, so that no recipe can name it. "
+            "Rename it."
+        )
+
+
+def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path]:
+    """Write data lists for the folder where there are none, unless the labels' names and values disagree.
+
+    Returns:
+        Those that were written, one for each fold.
+
+    Raises:
+        InputError: if they do, the folder holds no pairs of images and labels, or a label can't be read.
     """
     data_dir = Path(args.data_dir)
-    if args.json_list is None and not any(data_dir.glob("dataset_[0-9]*.json")):
-        write_lists(data_dir, args.labels, process)
-    data = read_data_list(args.data_dir, args.json_list, args.fold)
-    if args.labels is not None and args.labels != data.labels:
-        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
-    return data
-
-
-def write_lists(data_dir: Path, labels: tuple[str, ...] | None, process: Process) -> None:
-    """Write data lists for a folder, unless the labels' names and values disagree.
-
-    Raises:
-        InputError: if they do, or the folder holds no pairs of images and labels.
-    """
+    if args.json_list is not None or numbered_lists(data_dir):
+        return []
     notes: list[str] = []
     try:
-        folder = read_folder(data_dir, notes, labels)
+        folder = read_folder(data_dir, notes, args.labels)
     finally:  # what was left out may be what is missing
         for note in notes:
             process.say(f"note: {note}")
     folds = min(MOST_FOLDS, max(2, len(folder.training)))
     list_paths(data_dir, folder, folds)  # before all labels are read
+    if args.fold >= folds:
+        raise InputError(f"`fold` {args.fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
     values = label_values(data_dir, (entry["label"] for entry in folder.training))
     names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
     if faults := label_value_faults(names, values):
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
-        raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")
-    paths = write_data_lists(data_dir, folder, folds, 0, names)
-    process.say(f"{len(folder.training)} labelled scans in {folds} folds: {paths[0]} … {paths[-1].name}")
+        raise InputError(f"{named_in if args.labels is None else '`labels`'}: {' '.join(faults)}")
+    return write_data_lists(data_dir, folder, folds, 0, names)
+
+
+def read_scans(
+    args: argparse.Namespace, process: Process, is_new: bool
+) -> tuple[DataList, FingerprintFile, Fingerprint]:
+    """The data list of the fold, what is known of its scans, and what they are.
+
+    Args:
+        is_new: whether the lists are those of the folder as it is.
+
+    Raises:
+        InputError: if a list or a scan can't be read, or no network can learn from all scans.
+    """
+    data = read_data_list(args.data_dir, args.json_list, args.fold)
+    if args.labels is not None and args.labels != data.labels:
+        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
+    data.require("training", "validation")
+    facts = FingerprintFile(Path(args.data_dir))
+    if facts.note is not None:
+        process.say(f"note: {facts.note}")
+    scans = facts.gather(data.training + data.validation, args.workers, process)
+    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
+    fingerprint = Fingerprint(
+        scans=scans,
+        labels=numbered if data.labels is None else data.labels,
+        labels_are_named=data.labels not in (None, numbered),
+        modalities=data.modalities,
+        training=len(data.training),
+        validation=len(data.validation),
+    )
+    try:
+        check_fingerprint(fingerprint)
+    except InputError as error:
+        raise InputError(f"{f'`data_dir` {args.data_dir}' if is_new else data.path}: {error}") from error
+    return data, facts, fingerprint
+
+
+def settings_of_the_folder(args: argparse.Namespace) -> dict[str, Value]:
+    """The settings that tell ``main.py`` where the scans are and where it may save, from whatever folder it runs in."""
+    folder = os.path.abspath(args.data_dir)
+    name = f"{os.path.basename(folder)}_{Path(args.model_name).stem}"  # of a file that defines a network, its stem
+    settings: dict[str, Value] = {"data_dir": folder, "logdir": fitting_name(name)}
+    if args.json_list is not None:
+        settings["json_list"] = os.path.abspath(find_data_list(args.data_dir, args.json_list, args.fold))
+    return settings
 
 
 def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
@@ -218,7 +272,11 @@ def run(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(name_flags):
         args = _parse(argv)
         command = shlex.join(["python", "-m", "utils.plan", *(sys.argv[1:] if argv is None else argv)])
-        launch(partial(main, args=args, command=command), LaunchSettings(device=args.device), name_flags)
+        try:
+            launch(partial(main, args=args, command=command), LaunchSettings(device=args.device), name_flags)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            raise Stopped(stopped.number, f"stopped by {name}; {GOES_ON}") from None
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ FAULTS = {
             labels=("background", "label 1", "label 2", "label 3", "label 4"),
             named=False,
         ),
-        "label values that no scan has, although some have 4: 2, 3. Remap",
+        "label values that no scan has, although some have 4: 2 and 3. Remap",
     ),
     "nothing labelled": (fingerprint(make_facts(1, {}), make_facts(2, {})), "no scan has a labelled voxel"),
 }

@@ -167,7 +167,7 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
         for path in (folder / name, Path(name)):
             if is_there(path):
                 return path
-    others = _numbered_lists(folder) if json_list is None else []
+    others = [] if json_list is not None else [number for number in numbered_lists(folder) if number != fold]
     if others:
         raise InputError(f"{folder / name}: no such data list. `fold` can be one of {', '.join(map(str, others))}.")
     raise InputError(
@@ -192,7 +192,7 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
         found = sorted(fold for fold in folds if fold is not None)
         where = f'{path}: its "training" entries name'
     else:
-        found = _numbered_lists(existing_folder(data_dir))
+        found = numbered_lists(existing_folder(data_dir))
         where = f"`data_dir` {data_dir}: dataset_0.json, dataset_1.json, … there give"
     if len(found) < 2:
         raise InputError(
@@ -202,7 +202,7 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
     return found
 
 
-def _numbered_lists(folder: Path) -> list[int]:
+def numbered_lists(folder: Path) -> list[int]:
     """The numbers N of the files dataset_N.json in a folder."""
     matches = [re.fullmatch(r"dataset_(\d+)\.json", file.name) for file in folder.glob("dataset_*.json")]
     return sorted(int(match[1]) for match in matches if match is not None and str(int(match[1])) == match[1])

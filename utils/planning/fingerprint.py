@@ -10,7 +10,7 @@ from utils.system.errors import InputError
 # in Hounsfield units air is -1000, fat -100, water 0; scans of other kinds have no voxels this far below 0
 AIR = -300.0
 QUANTILES = 200  # steps between a volume's lowest and its highest value
-SHOWN = 5  # scans that a sentence names
+SHOWN = 5  # scans, or labels, that a sentence names
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def _check_labels(fingerprint: Fingerprint) -> None:
             if value >= len(labels):
                 unnamed.setdefault(value, []).append(scan.name)
     if unnamed:
-        values = "; ".join(f"{value} in {named(unnamed[value])}" for value in sorted(unnamed))
+        values = "; ".join(f"{value} in {named(unnamed[value])}" for value in sorted(unnamed)[:SHOWN])
+        values += f"; and {len(unnamed) - SHOWN} more values" if len(unnamed) > SHOWN else ""
         raise InputError(
             f"label values that the data list doesn't name: {values}. It names 0 … {len(labels) - 1}: name them in "
             'its "labels", or remap them.'
@@ -167,10 +168,10 @@ def _check_labels(fingerprint: Fingerprint) -> None:
     if not absent:
         return
     if fingerprint.labels_are_named:
-        missing = ", ".join(f"{labels[value]} ({value})" for value in absent)
+        missing = named([f"{labels[value]} ({value})" for value in absent])
         todo = 'Take them out of the list\'s "labels" and number the others one by one, or add scans that have them.'
         raise InputError(f"labels that the data list names and no scan has: {missing}. {todo}")
     raise InputError(
-        f"label values that no scan has, although some have {len(labels) - 1}: {', '.join(map(str, absent))}. Remap "
+        f"label values that no scan has, although some have {len(labels) - 1}: {named([*map(str, absent)])}. Remap "
         'the labels to 0, 1, 2, … without gaps, or name them all in a list\'s "labels" and add scans that have them.'
     )

@@ -118,7 +118,7 @@ class FingerprintFile:
         except ValidationError as error:
             reason = schema_faults(error)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{self.path}: ").removesuffix(".")
         self.note = f"{self.path}: is damaged or of another version ({reason}); all scans are read anew."
         return empty
 

@@ -27,6 +27,7 @@ from utils.planning.grid import (
 )
 from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import (
+    MOST_VALIDATIONS,
     READING_SECONDS,
     Schedule,
     plan_schedule,
@@ -312,7 +313,8 @@ class Planner:
         """The network, its window and its number format."""
         number = [dict(size.settings) for size in self.sizes].index(dict(network.size.settings)) + 1
         lengths = [edge * mm for edge, mm in zip(network.window, network.spacing.mm, strict=True)]
-        share = min(1.0, math.prod(network.window) / math.prod(self.shape(network.spacing.mm)))
+        inside = (min(1.0, edge / full) for edge, full in zip(lengths, self.body_mm, strict=True))
+        share = math.prod(inside)  # a window may be longer than the scan
         if network.cost is None:
             why_size = "without `hours` nothing is timed."
             why_window = f"the largest up to {WITHOUT_HOURS_VOLUME:,} voxels that fits the scan and the memory."
@@ -360,7 +362,9 @@ class Planner:
             Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
             Choice(
                 {"val_every": schedule.val_every},
-                "So that validations take a tenth of the time, or there is one at the end.",
+                f"{MOST_VALIDATIONS} validations in the run."
+                if network.cost is None
+                else "So that validations take a tenth of the time, or there is one at the end.",
             ),
             Choice({"save_checkpoint": True}, "Keeps the weights, without which a run leaves nothing to use."),
         )

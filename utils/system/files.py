@@ -114,7 +114,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
         with suppress(OSError):  # a folder of that name, which the error tells of
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, WriteError):  # which names another file
-            named = f"{error.filename}: " if isinstance(error, IsADirectoryError) else ""  # not the file itself
+            folder = error.filename2 or error.filename
+            named = f"{folder}: " if isinstance(error, IsADirectoryError) and str(folder) != str(path) else ""
             raise WriteError(f"{path}: can't be written ({named}{error.strerror or error})") from error
         raise
 
