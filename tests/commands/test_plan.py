@@ -225,7 +225,7 @@ FAULTS: dict[str, tuple[Make, list[str], tuple[str, ...]]] = {
     "a list that is none": (lambda data: (data / "dataset_0.json").write_text("hello"), [], ("dataset_0.json", "JSON")),
     "no such list": (SOUND, ["--json_list=none.json"], ("none.json: no such data list. Give --json_list",)),
     "unlike channels": (of_unlike_channels, [], ("scans have unlike channels", "case_99_0001.nii.gz")),
-    "unlike channels in the first file": (partial(two_channels_in_one_file, which=0), [], ("--data_dir", "2 in case_00")),
+    "unlike channels in the first file": (partial(two_channels_in_one_file, which=0), [], ("data_dir", "2 in case_0")),
     "unlike channels in the last file": (partial(two_channels_in_one_file, which=-1), [], ("2 in case_05",)),
     "fewer channels than the list has": (partial(lists_of, modality={"0": "T1", "1": "T2"}), [], ("json: ", "names 2")),
     "more names than labels": (SOUND, ["--labels=background,a,b,c"], ("--labels: none of the 6", "the value 3 (c)")),
