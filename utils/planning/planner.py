@@ -295,12 +295,12 @@ class Planner:
         """Channels and classes, and where prepared scans are kept."""
         names = ", ".join(self.fingerprint.labels[1:])
         settings: dict[str, int | bool] = {**self.channels}
-        reason = f"{self.fingerprint.channels} image channel(s); the background and {names}."
+        reason = f"{counted(self.fingerprint.channels, 'image channel')}; the background and {names}."
         if not feed.in_memory:
             settings["use_normal_dataset"] = True
             reason += (
                 " The memory doesn't hold all scans beside a step, so each is read again for every "
-                f"{feed.crops_per_scan} crop(s)."
+                f"{counted(feed.crops_per_scan, 'crop')}."
             )
         return Choice(settings, reason)
 
@@ -356,7 +356,7 @@ class Planner:
         return (
             Choice(
                 {"batch_size": batch, "crops_per_scan": network.feed.crops_per_scan},
-                f"{network.crops} crop(s) in a step.",
+                f"{counted(network.crops, 'crop')} in a step.",
             ),
             Choice({"optim_lr": network.size.optim_lr}, "What suits this size of the network (docs/planning.md)."),
             Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
@@ -389,3 +389,8 @@ class Planner:
 
 def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}{'s' * (number != 1)}"
