@@ -20,7 +20,7 @@ from utils.planning.costs import PROGRAM_BYTES, step_bytes
 from utils.planning.fingerprint import Fingerprint
 from utils.planning.grid import SMALLEST_SHARE, VOXELS_ACROSS
 from utils.planning.planner import CROPS_FROM_DISK, ENOUGH, FEWEST_STEPS, Budget, Planner
-from utils.planning.schedule import READING_SECONDS, START_SECONDS, windows_of_a_scan
+from utils.planning.schedule import START_SECONDS, reading_seconds, windows_of_a_scan
 from utils.system.errors import InputError
 
 GB = 1e9
@@ -234,13 +234,15 @@ def seconds_of(fingerprint: Fingerprint, settings: dict[str, Value], machine: Ma
     crops = int(settings["batch_size"]) * int(settings["crops_per_scan"])
     voxels = math.prod(window(settings))
     steps = int(settings["max_epochs"]) * math.ceil(fingerprint.training / int(settings["batch_size"]))
-    reads = int(settings["batch_size"]) * READING_SECONDS if "use_normal_dataset" in settings else 0.0
+    reading = sum(reading_seconds(scan.shape, scan.channels + 1) for scan in fingerprint.scans)
+    one = reading / len(fingerprint.scans)
+    reads = int(settings["batch_size"]) * one if "use_normal_dataset" in settings else 0.0
     shape = [length / mm for length, mm in zip(fingerprint.scans[0].body_mm, spacing(settings), strict=True)]
     windows = windows_of_a_scan((shape[0], shape[1], shape[2]), window(settings)) * fingerprint.validation
     validations = math.ceil(int(settings["max_epochs"]) / int(settings["val_every"]))
     return (
         START_SECONDS
-        + READING_SECONDS * len(fingerprint.scans)
+        + reading
         + steps * (machine.seconds * crops * voxels + reads)
         + validations * windows * machine.seconds * voxels / 3
     )

@@ -28,10 +28,10 @@ from utils.planning.grid import (
 from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import (
     MOST_VALIDATIONS,
-    READING_SECONDS,
     Schedule,
     plan_schedule,
-    rounded_up,
+    reading_seconds,
+    rounded,
     time_left,
     windows_of_a_scan,
 )
@@ -115,6 +115,7 @@ class Planner:
         x, y, z = np.median([scan.body_mm for scan in fingerprint.scans], axis=0)
         self.body_mm: Triple = (float(x), float(y), float(z))
         self.native = native_spacing(fingerprint)
+        self.reading = sum(reading_seconds(scan.shape, scan.channels + 1) for scan in fingerprint.scans)
         self.sizes: Sequence[Size] = architecture.declared("sizes", (DEFAULT_SIZE,))
         self.channels = {"in_channels": fingerprint.channels, "out_channels": len(fingerprint.labels)}
 
@@ -132,7 +133,7 @@ class Planner:
             self.budget.hours,
             steps_per_epoch,
             self.step_seconds(network),
-            len(self.fingerprint.scans),
+            self.reading,
             self.validation_seconds(network),
         )
         uses = schedule.epochs * network.feed.crops_per_scan
@@ -258,13 +259,13 @@ class Planner:
     def timed(self, network: Network) -> Network:
         """The network with the cost of a step, its seconds on a coarse grid."""
         cost = self.measure(self.config(network), network.crops, network.size.optim_lr)
-        cost = StepCost(rounded_up(cost.step_seconds), rounded_up(cost.window_seconds), cost.amp)
+        cost = StepCost(rounded(cost.step_seconds), rounded(cost.window_seconds), cost.amp)
         return dataclasses.replace(network, cost=cost)
 
     def steps(self, network: Network) -> float:
         """How many steps the hours leave time for."""
         assert self.budget.hours is not None
-        seconds, _ = time_left(self.budget.hours, len(self.fingerprint.scans), self.validation_seconds(network))
+        seconds, _ = time_left(self.budget.hours, self.reading, self.validation_seconds(network))
         return seconds / self.step_seconds(network)
 
     def step_seconds(self, network: Network) -> float:
@@ -272,7 +273,7 @@ class Planner:
         if network.cost is None:
             return 0.0
         reads = 0.0 if network.feed.in_memory else network.crops / network.feed.crops_per_scan
-        return network.cost.step_seconds + READING_SECONDS * reads
+        return network.cost.step_seconds + reads * self.reading / len(self.fingerprint.scans)
 
     def validation_seconds(self, network: Network) -> float:
         """How long a validation takes; 0 if nothing was timed."""

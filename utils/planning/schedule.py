@@ -1,6 +1,7 @@
 """How long the network trains: steps, epochs, validations, learning rate."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from utils.system.errors import InputError
@@ -8,13 +9,14 @@ from utils.system.errors import InputError
 STEPS_WITHOUT_HOURS = 25_000  # a tenth of nnU-Net's 250,000 (docs/planning.md)
 VALIDATION_SHARE = 0.1  # of the hours
 START_SECONDS = 30.0  # for the imports and the data check
-READING_SECONDS = 1.0  # for a scan that is read and resampled before the first step
+# to read and to resample a file, and each of its voxels: a CT of 512 × 512 × 150 takes 4 s
+FILE_SECONDS, VOXEL_SECONDS = 0.1, 1e-7
 # each step also loads its crops, and time is kept for saving
 STEP_SHARE = 0.95
 MOST_VALIDATIONS = 10
 WARM_UP_SHARE = 0.05  # of the epochs: Primus warms up for 50 of 1000 (Wald et al., arXiv 2503.01835)
 OVERLAP = 0.5  # of windows in validation, the default of `infer_overlap`
-TIME_GRID = 1.05  # measured seconds are rounded up to a power of this, so that noise rarely changes a plan
+TIME_GRID = 1.05  # measured seconds are rounded to a power of this, so that noise rarely changes a plan
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,19 @@ class Schedule:
     val_every: int
 
 
-def rounded_up(seconds: float) -> float:
+def rounded(seconds: float) -> float:
     """A measured time on a coarse grid."""
-    return float(TIME_GRID ** math.ceil(math.log(seconds, TIME_GRID)))
+    return float(TIME_GRID ** round(math.log(seconds, TIME_GRID)))
+
+
+def reading_seconds(shape: Sequence[int], volumes: int) -> float:
+    """How long it takes until a scan is prepared.
+
+    Args:
+        shape: its voxels along each axis.
+        volumes: its channels, and its label.
+    """
+    return volumes * (FILE_SECONDS + VOXEL_SECONDS * math.prod(shape))
 
 
 def _more_than(hours: float) -> str:
@@ -46,24 +58,26 @@ def windows_of_a_scan(shape: tuple[float, float, float], window: tuple[int, int,
     return math.prod(counts)
 
 
-def time_left(hours: float, scans: int, validation: float) -> tuple[float, int]:
+def time_left(hours: float, reading: float, validation: float) -> tuple[float, int]:
     """The seconds of ``hours`` for training steps, 0 if none are left, and how many validations there are beside them.
 
     Args:
-        scans: that are read before the first step.
+        reading: seconds until all scans are prepared.
         validation: seconds of one validation.
     """
-    left = hours * 3600 - START_SECONDS - READING_SECONDS * scans
+    left = hours * 3600 - START_SECONDS - reading
     validations = max(1, min(MOST_VALIDATIONS, int(VALIDATION_SHARE * left / validation)))
     return max(0.0, left - validations * validation) * STEP_SHARE, validations
 
 
-def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans: int, validation: float) -> Schedule:
+def plan_schedule(
+    hours: float | None, steps_per_epoch: int, step: float, reading: float, validation: float
+) -> Schedule:
     """Epochs for the time there is, or for :data:`STEPS_WITHOUT_HOURS`.
 
     Args:
         step: seconds of a step on this machine; without ``hours``, any number.
-        scans, validation: as in :func:`time_left`.
+        reading, validation: as in :func:`time_left`.
 
     Raises:
         InputError: if the time doesn't suffice for one epoch and one validation.
@@ -71,11 +85,11 @@ def plan_schedule(hours: float | None, steps_per_epoch: int, step: float, scans:
     if hours is None:
         epochs, validations = max(1, round(STEPS_WITHOUT_HOURS / steps_per_epoch)), MOST_VALIDATIONS
     else:
-        seconds, validations = time_left(hours, scans, validation)
+        seconds, validations = time_left(hours, reading, validation)
         if seconds == 0:
-            least = (START_SECONDS + READING_SECONDS * scans + 2 * validation) / 3600
+            least = (START_SECONDS + reading + 2 * validation) / 3600
             raise InputError(
-                f"`hours` {hours:g}: to read {scans} scans and to validate once takes longer on this machine. Give "
+                f"`hours` {hours:g}: to read all scans and to validate once takes longer on this machine. Give "
                 f"`hours` {_more_than(least)} or more."
             )
         epochs = int(seconds / step / steps_per_epoch)
