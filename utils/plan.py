@@ -49,14 +49,14 @@ from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
 from utils.system.errors import InputError, Stopped, one_line_errors, size_text
-from utils.system.files import fitting_name, remove, text_hash, writable_folder
-from utils.system.hardware import available_memory, machine
+from utils.system.files import content_hash, fitting_name, remove, text_hash, writable_folder
+from utils.system.hardware import machine, memory_limit
 from utils.system.text import one_line
 
 RECIPE, PAGE = "plan.args", "plan.html"
 MOST_FOLDS = 5
 GOES_ON = "what has been read and timed is kept, and the same command goes on from there"
-MEMORY_SHARE = 0.8  # of what is free, that a plan may take by default
+MEMORY_SHARE = 0.8  # of the machine's, that a plan may take by default
 
 
 def main(process: Process, args: argparse.Namespace, command: str) -> None:
@@ -88,11 +88,13 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     recipe = data_dir / RECIPE
     flags = shlex.quote(f"@{recipe}")
     train = f"python main.py {flags}" + f" --fold {args.fold}" * (args.fold > 0)
-    head = [
-        f"Written by {command}",
-        f"{train} trains fold {args.fold}; python -m utils.crossval {flags} trains all folds.",
-    ]
-    write_recipe(recipe, plan, head, settings_of_the_folder(args))
+    settings = settings_of_the_folder(args)
+    folds = f"python -m utils.crossval {flags} --logdir {shlex.quote(str(settings['logdir']))}_folds"
+    keep_edited(recipe, facts, process)
+    head = [f"Written by {command}", f"{train} trains fold {args.fold}; {folds} trains all folds."]
+    write_recipe(recipe, plan, head, settings)
+    facts.recipe = content_hash(recipe)
+    facts.save(fingerprint)
     page_facts = {"Scans": str(data_dir), "Command": command, "Machine": machine(gpu=process.device.type == "cuda")}
     write_page(data_dir / PAGE, fingerprint, plan, data.training + data.validation, page_facts)
     for text in plan.remarks:
@@ -101,6 +103,15 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
     process.say(f"train with: {train}")
+
+
+def keep_edited(recipe: Path, facts: FingerprintFile, process: Process) -> None:
+    """Keep a recipe that somebody has changed since it was written, under another name."""
+    found = content_hash(recipe)
+    if found is not None and found != facts.recipe:
+        kept = recipe.with_suffix(f".{found}.args")
+        recipe.rename(kept)
+        process.say(f"note: {recipe} was changed by hand, and is kept as {kept}")
 
 
 def require_writable(data_dir: Path) -> None:
@@ -210,13 +221,13 @@ def settings_of_the_folder(args: argparse.Namespace) -> dict[str, Value]:
 
 
 def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
-    """What the training may take; without ``--memory`` most of what the machine has free."""
-    free = MEMORY_SHARE * available_memory()
+    """What the training may take; without ``--memory`` most of what the machine has, whoever else uses it now."""
+    here = MEMORY_SHARE * memory_limit()
     given = None if args.memory is None else args.memory * 1e9
     if process.device.type == "cuda":
         total = torch.cuda.get_device_properties(process.device).total_memory
-        return Budget(args.hours, given or MEMORY_SHARE * total, free)
-    return Budget(args.hours, given or free)
+        return Budget(args.hours, given or MEMORY_SHARE * total, here)
+    return Budget(args.hours, given or here)
 
 
 def timed(
@@ -259,8 +270,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "background,liver,… (default: those in dataset.json)")  # fmt: skip
     parser.add_argument("--hours", type=positive, help="how long main.py may take on this machine, with everything "
                         "(default: a fixed number of steps)")  # fmt: skip
-    parser.add_argument("--memory", type=positive, metavar="GB", help="what training may take (default: most of what "
-                        "is free)")  # fmt: skip
+    parser.add_argument("--memory", type=positive, metavar="GB", help="what training may take (default: four fifths "
+                        "of what is there)")  # fmt: skip
     parser.add_argument("--model_name", default="unetr", metavar="NAME", help="the network, as main.py knows it")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     parser.add_argument("--workers", type=whole, default=8, help="threads that read scans")

@@ -104,6 +104,19 @@ def test_a_second_call_reads_and_times_nothing_and_writes_the_same(
     assert outputs(data) == written
 
 
+def test_a_recipe_that_was_changed_by_hand_is_kept(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = [f"--data_dir={data}", HOURS]
+    plan.run(call)
+    recipe = data / "plan.args"
+    planned = recipe.read_bytes()
+    recipe.write_bytes(planned + b"--seed=7\n")
+    plan.run(call)
+    (kept,) = data.glob("plan.*.args")
+    assert kept.read_bytes() == planned + b"--seed=7\n"
+    assert recipe.read_bytes() == planned
+    assert f"{recipe} was changed by hand, and is kept as {kept}" in capsys.readouterr().out
+
+
 def test_the_plan_trains_and_the_network_is_as_planned(data: Path, run_main: Run) -> None:
     plan.run([f"--data_dir={data}", HOURS, "--labels=background,first,second", "--memory=4"])
     recipe = f"@{data / 'plan.args'}"

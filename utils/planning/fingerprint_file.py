@@ -44,6 +44,7 @@ class _Content(TypedDict):  # further keys are for people
     format: Literal[1]
     scans: list[_Known]
     timings: dict[str, Seconds]
+    recipe: str | None
 
 
 CONTENT = TypeAdapter(_Content)
@@ -58,6 +59,7 @@ class FingerprintFile:
     Attributes:
         path: the file.
         timings: seconds by whatever key; :meth:`save` keeps them.
+        recipe: the hash of the recipe that was written last, or None.
         note: why a file that is there isn't used, a sentence, or None.
     """
 
@@ -66,6 +68,7 @@ class FingerprintFile:
         self.note: str | None = None
         content = self._read()
         self.timings: dict[str, float] = content["timings"]
+        self.recipe: str | None = content["recipe"]
         self._known = {known["facts"].name: known for known in content["scans"]}
 
     def gather(self, scans: Sequence[Scan], workers: int, process: Process) -> tuple[ScanFacts, ...]:
@@ -109,7 +112,7 @@ class FingerprintFile:
         self._write(summary(fingerprint))
 
     def _read(self) -> _Content:
-        empty: _Content = {"format": FORMAT, "scans": [], "timings": {}}
+        empty: _Content = {"format": FORMAT, "scans": [], "timings": {}, "recipe": None}
         try:
             with open_regular(self.path) as file:
                 return CONTENT.validate_json(file.read().decode("utf-8-sig"), strict=True)
@@ -125,7 +128,7 @@ class FingerprintFile:
     def _write(self, about: dict[str, Any]) -> None:
         known = [self._known[name] for name in sorted(self._known)]
         scans = [{"seal": one["seal"], "facts": asdict(one["facts"])} for one in known]
-        content = {**about, "timings": self.timings, "format": FORMAT, "scans": scans}
+        content = {**about, "timings": self.timings, "recipe": self.recipe, "format": FORMAT, "scans": scans}
         text = json.dumps(content, indent=2)
         write_text(self.path, LIST_OF_NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n")
 

@@ -49,8 +49,9 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
     if 1 - MOST < share < MOST:
         names = [scan.name for scan, one in zip(fingerprint.scans, looks, strict=True) if one == (share < 0.5)]
         questions.append(
-            f"{len(names)} of {len(looks)} scans ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}) look "
-            f"{'like' if share < 0.5 else 'unlike'} a CT, and the others don't. Do the scans belong together?"
+            f"{len(names)} of {len(looks)} scans ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}) "
+            + ("look like CT, and the others do not" if share < 0.5 else "do not look like CT, and the others do")
+            + ". Do the scans belong together?"
         )
     if not is_ct:
         reason = "The values have no common scale, so each channel of each scan gets mean 0 and standard deviation 1."

@@ -316,13 +316,13 @@ class Planner:
         inside = (min(1.0, edge / full) for edge, full in zip(lengths, self.body_mm, strict=True))
         share = math.prod(inside)  # a window may be longer than the scan
         if network.cost is None:
-            why_size = "without `hours` nothing is timed."
+            why_size = "the default without `hours`."
             why_window = f"the largest up to {WITHOUT_HOURS_VOLUME:,} voxels that fits the scan and the memory."
         else:
             limit = (
                 f"a larger one leaves fewer than {LARGER_NETWORK * self.fewest_steps:,.0f} steps, or needs more memory."
             )
-            why_size = "it is the largest." if number == len(self.sizes) else limit
+            why_size = "the largest." if number == len(self.sizes) else limit
             why_window = (
                 f"the largest up to {LARGEST_VOLUME:,} voxels that fits the scan and the memory and leaves about "
                 f"{self.fewest_steps:,.0f} steps in the time."
@@ -358,7 +358,7 @@ class Planner:
                 {"batch_size": batch, "crops_per_scan": network.feed.crops_per_scan},
                 f"{counted(network.crops, 'crop')} in a step.",
             ),
-            Choice({"optim_lr": network.size.optim_lr}, "What suits this size of the network (docs/planning.md)."),
+            Choice({"optim_lr": network.size.optim_lr}, "The rate for this size of the network (docs/planning.md)."),
             Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
             Choice(
                 {"val_every": schedule.val_every},

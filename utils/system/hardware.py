@@ -37,6 +37,12 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def memory_limit() -> int:
+    """The bytes that programs may take in all: the machine's memory, or what the container may take."""
+    limits = [text for limit, _ in CGROUPS if limit.exists() and (text := limit.read_text().strip()).isdigit()]
+    return min([total_memory(), *map(int, limits)])
+
+
 def available_memory() -> int:
     """The bytes that this process can still take before the machine, or the container that it runs in, is full."""
     free = [total_memory()]
