@@ -63,6 +63,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 
 
 @pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages take seconds."""
+    monkeypatch.setattr(plan, "write_page", lambda path, *_: path.write_text("page"))
+
+
+@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The scans that were read since the list was last cleared."""
     names: list[str] = []
@@ -130,6 +136,7 @@ def test_the_plan_trains_and_the_network_is_as_planned(data: Path, run_main: Run
     assert content["network"]["options"]["hidden_size"] == args.hidden_size
 
 
+@pytest.mark.usefixtures("no_page")
 def test_another_fold_is_named_where_it_trains(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan.run([f"--data_dir={data}", "--fold=1"])
     train = f"python main.py '@{data}/plan.args' --fold 1"
@@ -137,6 +144,7 @@ def test_another_fold_is_named_where_it_trains(data: Path, capsys: pytest.Captur
     assert f"# {train} trains fold 1" in (data / "plan.args").read_text().replace("\n#   ", " ")
 
 
+@pytest.mark.usefixtures("no_page")
 def test_names_that_were_wrong_can_be_given_again(data: Path) -> None:
     with pytest.raises(SystemExit):
         plan.run([f"--data_dir={data}", "--labels=background,one,two,three"])
@@ -144,6 +152,7 @@ def test_names_that_were_wrong_can_be_given_again(data: Path) -> None:
     assert json.loads((data / "dataset_4.json").read_text())["labels"] == {"0": "background", "1": "one", "2": "two"}
 
 
+@pytest.mark.usefixtures("no_page")
 def test_scans_are_read_once_though_a_list_is_wrong(data: Path, reads: list[str]) -> None:
     lists_of(data, modality={"0": "T1", "1": "T2"})
     reads.clear()
@@ -261,6 +270,7 @@ FAULTS: dict[str, tuple[Make, list[str], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_page")
 @pytest.mark.parametrize("name", FAULTS)
 def test_bad_input_is_one_line(name: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare, flags, parts = FAULTS[name]
