@@ -289,7 +289,7 @@ def test_more_scans_than_fewest_steps_are_all_seen_once() -> None:
 
 
 def test_hours_too_short_for_an_epoch() -> None:
-    with pytest.raises(InputError, match=r"^`hours` 0\.0001: to read 10 scans .* Give `hours` [\d.]+ or more\.$"):
+    with pytest.raises(InputError, match=r"^`hours` 0\.0001: to read all scans .* Give `hours` [\d.]+ or more\.$"):
         plan(mr_of_two_channels(), 0.0001)
     few = mr_of_two_channels()
     many = Fingerprint(few.scans, few.labels, True, None, training=10_000, validation=1)
