@@ -181,7 +181,7 @@ voxel = st.floats(0.3, 6.0)
 
 @pytest.mark.parametrize("name", NETWORKS)
 @given(spacing=st.tuples(voxel, voxel, voxel), body=st.tuples(lengths, lengths, lengths), edge=st.floats(4.0, 128.0))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_windows_are_ones_that_the_network_takes(name: str, spacing: Triple, body: Triple, edge: float) -> None:
     voxels = edge**3
     found = window(spacing, body, voxels, name)
