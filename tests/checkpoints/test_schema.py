@@ -151,7 +151,7 @@ SAID: list[tuple[str, Any, str]] = [
     ("labels", ["a", "b", "\ud800"], "labels.2 should be "),
     ("labels", LAUGHS, "claims to hold more than the file is long"),
     ("amp", 1, "amp should be a valid boolean"),
-    ("flips", "left", "flips should be 'none', 'published' or 'anatomical'"),
+    ("flips", "left", "flips should be 'none', 'published', 'anatomical' or 'left_right'"),
     ("epoch", -1, "epoch should be greater than or equal to 0"),
     ("epoch", "7", "epoch should be a valid integer"),
     ("score", "good", "score should be a valid number"),
