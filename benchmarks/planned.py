@@ -11,9 +11,8 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import markdown
+from benchmarks.ablation import epochs_and_dice
 from benchmarks.ensemble import own_grid_dice, run
 from utils.config.flags import parse_train
 from utils.config.parser import Parser, positive, whole
@@ -61,12 +60,12 @@ def row(network: str, recipe: Path, run_name: str, fold: int, seed: int) -> list
     """The cells of a finished run in the table."""
     flags = parse_train([f"@{recipe}"])
     folder = RUNS / run_name
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    epochs, _ = epochs_and_dice(run_name)
     dice = own_grid_dice(folder / "scores")
     seconds = sum(epoch["seconds"] for epoch in epochs)
     in_all = json.loads((folder / SECONDS).read_text())
     window = f"{flags.roi_x} × {flags.roi_y} × {flags.roi_z}"
-    organs = [f"{mean:.3f}" for mean in np.nanmean(dice.dice, axis=0)]
+    organs = [f"{mean:.3f}" for mean in dice.organ_means]
     return [network, str(fold), str(seed), window, str(flags.max_epochs), f"{seconds:.0f}", f"{in_all:.0f}",
             f"**{dice.mean:.4f}**", *organs]  # fmt: skip
 

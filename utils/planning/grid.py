@@ -202,9 +202,10 @@ def _divisor(
 
 
 def _multiple(edge: float, step: int, full: int) -> int:
-    """The multiple of ``step`` next below an edge that may be no longer than the scan, ``full``.
+    """The largest multiple of ``step`` up to an edge; the next one if that leaves less than :data:`LEAST_PART` of it.
 
-    A scan that has little more than half of a multiple is padded to it.
+    Args:
+        full: voxels of the scan. A window that is longer pads it.
     """
     below = int(edge + 1e-6) // step * step
     if below >= LEAST_PART * min(edge, full) and below > 0:

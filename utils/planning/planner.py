@@ -349,10 +349,10 @@ class Planner:
     def training_choices(self, network: Network, schedule: Schedule, batch: int) -> tuple[Choice, ...]:
         """Batch, learning rate, epochs, validations."""
         why = (
-            f"a step takes {self.step_seconds(network):.2g} s on this machine, which leaves {schedule.steps:,} steps "
-            f"in {self.budget.hours:g} hours"
+            f"A step takes {self.step_seconds(network):.2g} s on this machine, which leaves {schedule.steps:,} steps "
+            f"in {self.budget.hours:g} hours."
             if network.cost is not None
-            else f"about {schedule.steps:,} steps, a tenth of nnU-Net's; `hours` fits them to the time there is"
+            else f"About {schedule.steps:,} steps, a tenth of nnU-Net's; `hours` fits them to the time there is."
         )
         return (
             Choice(
@@ -360,7 +360,7 @@ class Planner:
                 f"{counted(network.crops, 'crop')} in a step.",
             ),
             Choice({"optim_lr": network.size.optim_lr}, "The rate for this size of the network (docs/planning.md)."),
-            Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, f"{_capital(why)}."),
+            Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, why),
             Choice(
                 {"val_every": schedule.val_every},
                 f"{MOST_VALIDATIONS} validations in the run."
@@ -386,10 +386,6 @@ class Planner:
                     "not drawn? Training takes it to be absent."
                 )
         return found
-
-
-def _capital(sentence: str) -> str:
-    return sentence[0].upper() + sentence[1:]
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""How long the network trains: steps, epochs, validations, learning rate."""
+"""How long the network trains: steps, epochs, warm-up, validations."""
 
 import math
 from collections.abc import Sequence
