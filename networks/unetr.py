@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 
 from networks.layers.layout import in_layout_of
@@ -20,9 +21,9 @@ UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
 # patches of 8 voxels and deep supervision helped where they were measured (docs/results.md); the rate of the first is
 # that of recipes/hippocampus.args, that of the last is the published one
-DETAIL = {"patch_size": 8, "deep_supervision": True}
+DETAIL = {"patch_size": 8, "deep_supervision": True, "conv_stem": True, "res_block": False}
 SIZES = (
-    Size({"feature_size": 16, "hidden_size": 96, "mlp_dim": 192, "num_heads": 6, **DETAIL}, 4e-3),
+    Size({"feature_size": 16, "hidden_size": 96, "mlp_dim": 192, "num_heads": 3, **DETAIL}, 4e-3),
     Size({"feature_size": 16, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6, **DETAIL}, 2e-3),
     Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **DETAIL}, 5e-4),
     Size({"feature_size": 32, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, **DETAIL}, 1e-4),
@@ -39,13 +40,36 @@ class UNETRConfig(ViTConfig):
     conv_block: bool = flag(True, "convolutions in the skip paths", rare=True)
     res_block: bool = flag(True, "residual connections in the blocks", rare=True)
     deep_supervision: bool = flag(False, "also train coarser resolutions by the labels", any_weights=True)
+    conv_stem: bool = flag(
+        False, "convolutions before the transformer, which also feed the skip paths in place of its hidden states"
+    )
+
+    @property
+    def halvings(self) -> int:
+        """How often the resolution is halved from the scan to the patches."""
+        return self.patch_size.bit_length() - 1
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the volume that the transformer reads: the scan, or the last features of the stem."""
+        return self.feature_size * 2 ** (self.halvings - 1) if self.conv_stem else self.in_channels
+
+    @property
+    def input_patch(self) -> int:
+        """Edge of a patch in voxels of that volume: the stem leaves the last halving to the transformer."""
+        return 2 if self.conv_stem else self.patch_size
 
 
 @register("unetr", config=UNETRConfig, window_divisor=lambda config: (config.patch_size,) * 3)
 class UNETR(nn.Module):
-    """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other."""
+    """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other.
 
-    blocks = (TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock)
+    With ``conv_stem`` convolutions halve the resolution before the transformer, which reads what they found (Xiao et
+    al., "Early Convolutions Help Transformers See Better", arXiv 2106.14881; Wald et al., Primus, arXiv 2503.01835).
+    The skip paths then lead from these convolutions.
+    """
+
+    blocks = (TransformerBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock, UnetResBlock, UnetBasicBlock)
     input_layers = ("vit.patch_embedding.patch_embeddings", "encoder1")
     output_layers = ("out", "coarse_outs")
     position_embeddings = "vit.patch_embedding.position_embeddings"
@@ -82,11 +106,19 @@ class UNETR(nn.Module):
                 3, channels_in, channels_out, 3, upsample_kernel_size=2, norm_name=norm, res_block=residual
             )
 
-        halvings = config.patch_size.bit_length() - 1  # from full resolution to that of the patches
+        def halve(channels: int) -> nn.Module:
+            block = UnetResBlock if residual else UnetBasicBlock
+            return block(3, channels // 2, channels, kernel_size=3, stride=2, norm_name=norm)
+
+        halvings = config.halvings  # from full resolution to that of the patches
+        self.conv_stem = config.conv_stem
         self.encoder1 = UnetrBasicBlock(3, config.in_channels, features, 3, 1, norm_name=norm, res_block=residual)
-        self.encoder2 = skip_path(features * 2, doublings=halvings - 2)
-        self.encoder3 = skip_path(features * 4, doublings=halvings - 3)
-        self.encoder4 = skip_path(features * 8, doublings=0) if halvings == 4 else None
+        paths = [
+            halve(features * 2**level) if config.conv_stem else skip_path(features * 2**level, halvings - 1 - level)
+            for level in range(1, halvings)
+        ]
+        self.encoder2, self.encoder3 = paths[:2]
+        self.encoder4 = paths[2] if halvings == 4 else None
         self.decoder5 = up_path(config.hidden_size, features * 8) if halvings == 4 else None
         self.decoder4 = up_path(features * 8 if halvings == 4 else config.hidden_size, features * 4)
         self.decoder3 = up_path(features * 4, features * 2)
@@ -103,25 +135,41 @@ class UNETR(nn.Module):
         depth, height, width = self.grid
         return tokens.transpose(1, 2).unflatten(2, (depth, height, width)).contiguous()
 
+    def _stem(self, volume: Tensor) -> list[Tensor]:
+        """(B, in_channels, D, H, W) -> (B, F, D, H, W), (B, 2F, D / 2, H / 2, W / 2), … down to twice a patch's grid."""
+        x = self.encoder1(in_layout_of(self.encoder1.layer.conv2.conv.weight, volume))
+        stages = [x, self.encoder2(x)]
+        stages.append(self.encoder3(stages[-1]))
+        if self.encoder4 is not None:
+            stages.append(self.encoder4(stages[-1]))
+        return stages
+
     def forward(self, volume: Tensor) -> Tensor | list[Tensor]:
         """(B, in_channels, *img_size) -> logits (B, out_channels, *img_size).
 
         In training with ``deep_supervision``: a list of these, and of those of each coarser resolution.
         """
-        tokens, hidden_states = self.vit(volume)
-        skip2 = self.encoder2(self._volume(hidden_states[self.skip_layers[0]]))  # (B, 2F, D / 2, H / 2, W / 2)
-        skip3 = self.encoder3(self._volume(hidden_states[self.skip_layers[1]]))  # (B, 4F, D / 4, H / 4, W / 4)
+        stem: list[Tensor] = []
+        if self.conv_stem:
+            stem = self._stem(volume)
+            tokens, hidden_states = self.vit(stem[-1])
+            skip2, skip3 = stem[1], stem[2]
+        else:
+            tokens, hidden_states = self.vit(volume)
+            skip2 = self.encoder2(self._volume(hidden_states[self.skip_layers[0]]))  # (B, 2F, D / 2, H / 2, W / 2)
+            skip3 = self.encoder3(self._volume(hidden_states[self.skip_layers[1]]))  # (B, 4F, D / 4, H / 4, W / 4)
         x = self._volume(tokens)
         stages: list[Tensor] = []
         if self.encoder4 is not None and self.decoder5 is not None:
-            skip4 = self.encoder4(self._volume(hidden_states[self.skip_layers[2]]))  # (B, 8F, D / 8, H / 8, W / 8)
+            skip4 = stem[3] if self.conv_stem else self.encoder4(self._volume(hidden_states[self.skip_layers[2]]))
             x = self.decoder5(x, skip4)  # (B, 8F, D / 8, H / 8, W / 8)
             stages.append(x)
         x = self.decoder4(x, skip3)  # (B, 4F, D / 4, H / 4, W / 4)
         stages.append(x)
         x = self.decoder3(x, skip2)  # (B, 2F, D / 2, H / 2, W / 2)
         stages.append(x)
-        skip1 = self.encoder1(in_layout_of(x, volume))  # (B, F, D, H, W), in memory as x, which it is joined to
+        # in memory as x, which it is joined to
+        skip1 = stem[0] if self.conv_stem else self.encoder1(in_layout_of(x, volume))
         x = self.decoder2(x, skip1)  # (B, F, D, H, W)
         logits = self.out(x)
         if self.coarse_outs is not None and self.training:
@@ -149,6 +197,7 @@ class UNETR(nn.Module):
         found["deep_supervision"] = any(name.startswith("coarse_outs.") for name in weights)
         if UNETR.position_embeddings in weights:
             found["patch_size"] = 16 if "decoder5.transp_conv.conv.weight" in weights else 8
+            found["conv_stem"] = "encoder2.conv1.conv.weight" in weights
         return found
 
     @staticmethod

@@ -48,6 +48,16 @@ class ViTConfig(NetworkConfig):
         x, y, z = (edge // self.patch_size for edge in self.img_size)
         return x, y, z
 
+    @property
+    def input_channels(self) -> int:
+        """Channels of the volume that the transformer reads: the scan, or features of it."""
+        return self.in_channels
+
+    @property
+    def input_patch(self) -> int:
+        """Edge of a patch in voxels of that volume."""
+        return self.patch_size
+
 
 class PatchesToVectors(nn.Module):
     """Cut a volume into patches and lay each one out as a vector.
@@ -82,13 +92,13 @@ class PatchEmbedding(nn.Module):
         self.pos_embed = config.pos_embed
         self.patch_embeddings: nn.Module
         if config.pos_embed == "conv":
-            p = config.patch_size
-            self.patch_embeddings = nn.Conv3d(config.in_channels, config.hidden_size, kernel_size=p, stride=p)
+            p = config.input_patch
+            self.patch_embeddings = nn.Conv3d(config.input_channels, config.hidden_size, kernel_size=p, stride=p)
         else:
-            linear = nn.Linear(config.in_channels * config.patch_size**3, config.hidden_size)
+            linear = nn.Linear(config.input_channels * config.input_patch**3, config.hidden_size)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            self.patch_embeddings = nn.Sequential(PatchesToVectors(config.patch_size), linear)
+            self.patch_embeddings = nn.Sequential(PatchesToVectors(config.input_patch), linear)
         self.position_embeddings = nn.Parameter(torch.empty(1, math.prod(config.grid), config.hidden_size))
         nn.init.trunc_normal_(self.position_embeddings, std=0.02)
         self.dropout = nn.Dropout(config.dropout_rate)
@@ -117,13 +127,15 @@ class SelfAttention(nn.Module):
         # (B, N, 3 · E) -> 3 × (B, N, heads, E / heads). Not one permutation of all three: OpenVINO 2026.4 compiles that
         # wrongly where there are as many tokens as heads
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        dropout = self.dropout_rate if self.training else 0.0
         # (B, N, heads, E / heads) -> (B, heads, N, E / heads)
-        attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), dropout_p=dropout
-        )
+        attended = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         merged = attended.transpose(1, 2).flatten(2)  # (B, heads, N, E / heads) -> (B, N, E)
         return self.drop_output(self.out_proj(merged))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Three times (B, heads, N, E / heads) -> (B, heads, N, E / heads)."""
+        dropout = self.dropout_rate if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 class MLP(nn.Module):

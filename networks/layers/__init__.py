@@ -6,10 +6,11 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import nn
 
-from networks.layers.cpu_kernels import Conv3d, Linear
+from networks.layers.cpu_kernels import Conv3d, Linear, MatrixAttention
 from networks.layers.full_precision import OutBlock, ScanResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
+from networks.vit import SelfAttention
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -28,6 +29,8 @@ def optimize_for_cpu(network: Network) -> Network:
         for module in network.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Linear
+            elif type(module) is SelfAttention:
+                module.__class__ = MatrixAttention
             elif type(module) is UnetrUpBlock:
                 module.__class__ = UpBlock
             elif type(module) is UnetOutBlock:

@@ -1,13 +1,16 @@
-"""Layers that route float32 work on CPUs to oneDNN's kernels, where torch would choose slower ones."""
+"""Layers that route work on CPUs to oneDNN's kernels, where torch would choose slower ones."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.vit import SelfAttention
+
 ONEDNN_ABOVE = 20480  # channels · depth · height, above which torch 2.13 leaves a single sample to oneDNN
 # changes nothing in a kernel of one voxel, but with it torch leaves that to oneDNN with a single thread too; a single
 # sample of fewer voxels it would leave to a kernel slower than any other
 DILATION = 2
+MOST_TOKENS = 1024  # of whose pairs 12 layers keep 24 MB for each head
 
 
 class Linear(nn.Linear):
@@ -25,6 +28,23 @@ class Linear(nn.Linear):
         volume = input.unsqueeze(2).permute(0, 3, 1, 2)
         result = F.conv2d(volume, self.weight[:, :, None, None], self.bias, dilation=DILATION)
         return result.permute(0, 2, 3, 1).squeeze(2)
+
+
+class MatrixAttention(SelfAttention):
+    """Self-attention in bfloat16 by matrix products, as its formula reads.
+
+    torch's flash attention takes twice as long in training on CPUs with instructions for bfloat16. But it keeps no
+    weights of all pairs of tokens for the backward pass, so that it stays for long sequences.
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Three times (B, heads, N, E / heads) -> (B, heads, N, E / heads)."""
+        on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not is_traced()
+        if not on_cpu or q.shape[2] > MOST_TOKENS:
+            return super().attend(q, k, v)
+        with torch.autocast("cpu", enabled=False):  # which would compute the softmax in float32, for the same result
+            weights = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(3)  # (B, heads, N, N)
+            return F.dropout(weights, self.dropout_rate, self.training) @ v
 
 
 class Conv3d(nn.Conv3d):

@@ -301,3 +301,9 @@ def test_a_run_starts_its_encoder_from_a_file_and_goes_on_without_it(
     message = error_of(run_main, [*command, f"--vit_weights={folder / 'model_final.pt'}"], capsys)
     assert "model_final.pt: --num_heads 2 contradicts its 3. Give the flags that it was trained with." in message
     assert "vit.pth: no such file. Mend its path" in error_of(run_main, [*command, "--vit_weights=vit.pth"], capsys)
+
+
+def test_a_transformer_behind_a_stem_takes_no_weights_of_one_that_reads_scans() -> None:
+    with pytest.raises(InputError, match="`vit_weights`: with `conv_stem` the transformer reads features of") as error:
+        load_vit_weights(build(conv_stem=True), without(), "file.pth")
+    assert "\n" not in str(error.value)

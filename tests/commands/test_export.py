@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
     "batch norm, conv": {"norm_name": "batch", "pos_embed": "conv", "dropout_rate": 0.3, "in_channels": 2},
     "plain blocks": {"res_block": False, "conv_block": False},
+    "convolutional stem": {"conv_stem": True, "deep_supervision": True},
 }
 
 
@@ -59,7 +60,7 @@ EXPECTED = (["background", "anterior", "posterior"], (1.0, 1.0, 2.5), (16, 16, 3
 old = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="torch 2.6 can't write batch norm as ONNX")
 
 
-@pytest.mark.parametrize("variant", ["published", pytest.param("batch norm, conv", marks=old)])
+@pytest.mark.parametrize("variant", ["published", pytest.param("batch norm, conv", marks=old), "convolutional stem"])
 def test_onnx_runs_in_onnxruntime(variant: str, tmp_path: Path) -> None:
     weights, network = saved(tmp_path, **VARIANTS[variant])
     assert export.export(weights, "onnx", tmp_path / "model.onnx") <= 1e-4

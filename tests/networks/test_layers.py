@@ -19,10 +19,10 @@ from tests.networks.test_unetr import small
 NORMS = pytest.mark.parametrize("norm_name", ["instance", "batch"])
 
 
-def plain_and_optimized(norm_name: str) -> tuple[UNETR, UNETR]:
+def plain_and_optimized(norm_name: str, conv_stem: bool = False) -> tuple[UNETR, UNETR]:
     torch.manual_seed(0)
     sizes = {"img_size": 32, "out_channels": 3, "feature_size": 4, "hidden_size": 24, "mlp_dim": 32}
-    plain = small(norm_name=norm_name, **sizes).eval()
+    plain = small(norm_name=norm_name, conv_stem=conv_stem, **sizes).eval()
     return plain, optimize_for_cpu(copy.deepcopy(plain))
 
 
@@ -32,16 +32,18 @@ def volume(batch: int) -> Tensor:
 
 @NORMS
 @pytest.mark.parametrize("batch", [1, 2])
-def test_logits_in_float32_are_those_of_the_plain_network(batch: int, norm_name: str) -> None:
-    plain, optimized = plain_and_optimized(norm_name)
+@pytest.mark.parametrize("conv_stem", [False, True])
+def test_logits_in_float32_are_those_of_the_plain_network(batch: int, norm_name: str, conv_stem: bool) -> None:
+    plain, optimized = plain_and_optimized(norm_name, conv_stem)
     with torch.inference_mode():
         torch.testing.assert_close(optimized(volume(batch)), plain(volume(batch)), rtol=1e-5, atol=1e-5)
 
 
 @NORMS
-def test_logits_in_bfloat16_are_nearer_to_those_in_float32(norm_name: str) -> None:
+@pytest.mark.parametrize("conv_stem", [False, True])
+def test_logits_in_bfloat16_are_nearer_to_those_in_float32(norm_name: str, conv_stem: bool) -> None:
     """Soft tissue near the upper end of the window, where bfloat16 has steps of 2⁻⁸ for deviations of 2⁻⁶."""
-    plain, optimized = plain_and_optimized(norm_name)
+    plain, optimized = plain_and_optimized(norm_name, conv_stem)
     scan = 1 + 2**-6 * volume(2)
     with torch.inference_mode():
         exact = plain(scan)
@@ -111,7 +113,7 @@ def test_of_networks_to_compare_with_the_layers_but_norms_stay(name: str) -> Non
 
 
 @NORMS
-@pytest.mark.parametrize("options", [{}, {"pos_embed": "conv", "patch_size": 8, "res_block": False}])
+@pytest.mark.parametrize("options", [{}, {"pos_embed": "conv", "patch_size": 8, "res_block": False}, {"conv_stem": True}])
 def test_the_plain_network_becomes_torchscript(norm_name: str, options: dict[str, object]) -> None:
     network = small(norm_name=norm_name, img_size=16, **options).eval()
     windows = torch.randn(3, 1, 16, 16, 16)

@@ -104,6 +104,38 @@ def test_deep_supervision_gives_every_resolution_in_training_alone(patch_size: i
         assert torch.equal(network.eval()(volume), plain.eval()(volume))
 
 
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_a_convolutional_stem_reads_the_scan_and_the_transformer_reads_the_stem(patch_size: int) -> None:
+    network = small(conv_stem=True, patch_size=patch_size, img_size=(32, 16, 16), feature_size=2, in_channels=3)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    # 2 features at full resolution, twice as many after each halving
+    assert shapes["encoder1.layer.conv1.conv.weight"] == (2, 3, 3, 3, 3)
+    assert shapes["encoder2.conv1.conv.weight"] == (4, 2, 3, 3, 3)
+    assert shapes["encoder3.conv1.conv.weight"] == (8, 4, 3, 3, 3)
+    assert ("encoder4.conv1.conv.weight" in shapes) == (patch_size == 16)
+    # a patch is 2 × 2 × 2 voxels of the last: of 8 features at a quarter of the resolution, or of 16 at an eighth
+    assert shapes["vit.patch_embedding.patch_embeddings.1.weight"] == (8, 8 * patch_size)
+    assert shapes["vit.patch_embedding.position_embeddings"] == (1, 32 * 16 * 16 // patch_size**3, 8)
+    logits = network(torch.randn(2, 3, 32, 16, 16))
+    assert logits.shape == (2, 2, 32, 16, 16)
+    logits.square().sum().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+def test_with_a_convolutional_stem_only_the_transformers_last_tokens_see_the_whole_window() -> None:
+    torch.manual_seed(0)
+    network = small(conv_stem=True, patch_size=8, img_size=(64, 8, 8), norm_name="batch").eval()
+    volume = torch.randn(1, 1, 64, 8, 8)
+    changed = volume.clone()
+    changed[:, :, :8] += 1  # 56 voxels from the other end, farther than the convolutions reach
+    with torch.no_grad():
+        assert not torch.equal(network(changed)[:, :, -2:], network(volume)[:, :, -2:])
+        network.vit.norm.weight.zero_()
+        network.vit.norm.bias.zero_()
+        assert not torch.equal(network(changed)[:, :, :8], network(volume)[:, :, :8])
+        assert torch.equal(network(changed)[:, :, -2:], network(volume)[:, :, -2:])
+
+
 def test_a_residual_branch_is_left_out_for_whole_samples() -> None:
     torch.manual_seed(0)
     branch = torch.ones(4000, 2, 3)

@@ -81,6 +81,11 @@ def load_vit_weights(
     vit, config = getattr(network, name), network.config
     assert isinstance(vit, ViT)
     assert isinstance(config, ViTConfig)
+    if config.input_patch != config.patch_size:
+        raise InputError(
+            "`vit_weights`: with `conv_stem` the transformer reads features of convolutions, not scans as the file's "
+            "ViT does. Leave one of the two out."
+        )
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
     encoder = _read_encoder(content, source)
     _refuse_other_sizes(encoder, wanted, source)

@@ -12,6 +12,7 @@ from networks.layers import optimize_for_cpu
 from networks.precision import Precision, choose_precision
 from networks.registry import Architecture, NetworkConfig
 from optimizers import build_optimizer, parameter_groups
+from utils.distributed.process import Process
 from utils.system.errors import InputError, size_text
 from utils.training.losses import build_loss
 
@@ -100,7 +101,7 @@ def _measure(
     architecture: Architecture, config: NetworkConfig, crops: int, lr: float, device: torch.device, amp: bool
 ) -> StepCost:
     precision = choose_precision(device, amp, config)
-    network = optimize_for_cpu(architecture.build(config)).to(device)
+    network = Process(device).place(optimize_for_cpu(architecture.build(config)))
     loss_function = build_loss("dice_ce", 0.0, 1e-6, getattr(config, "deep_supervision", False))
     optimizer = build_optimizer("adamw", parameter_groups(network), lr, 1e-5, 0.0)
     generator = torch.Generator().manual_seed(0)
