@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from networks.layers.cpu_kernels import Conv3d, Linear
+from networks.layers import optimize_for_cpu
+from networks.layers.cpu_kernels import MOST_TOKENS, Conv3d, Linear, MatrixAttention
+from networks.vit import SelfAttention, ViTConfig
 
 TOGETHER = torch.channels_last_3d
 SIZES = {"inputs": 96, "outputs": 40, "tokens": 216}
@@ -107,3 +109,50 @@ def test_a_single_window_is_convolved_by_onednn(channels: int, kernel: int) -> N
     assert "aten::mkldnn_convolution" in kernels(Conv3d(channels, 5, kernel), volume)
     few = volume[:, :, :6, :5]
     assert not [name for name in kernels(Conv3d(channels, 5, kernel), few) if "dilated" in name]
+
+
+def attention(dropout_rate: float = 0.0) -> SelfAttention:
+    torch.manual_seed(0)
+    return SelfAttention(ViTConfig(hidden_size=12, num_heads=3, dropout_rate=dropout_rate))
+
+
+def flash(layer: nn.Module, input: Tensor) -> bool:
+    return any("scaled_dot_product" in name for name in kernels(layer, input))
+
+
+def test_attention_in_bfloat16_is_nearly_that_in_float32() -> None:
+    theirs, ours = attention(), optimize_for_cpu(nn.Sequential(attention()))[0]
+    assert type(ours) is MatrixAttention
+    ours.load_state_dict(theirs.state_dict())
+    tokens, direction = 3 * torch.randn(2, 40, 12), torch.randn(2, 40, 12)
+    found = []
+    for layer, in_bfloat16 in ((theirs, False), (ours, True)):
+        input = tokens.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+            result = layer(input)
+        (result * direction).sum().backward()
+        found.append([result.float(), input.grad, *(parameter.grad for parameter in layer.parameters())])
+    for expected, mine in zip(*found, strict=True):
+        # bfloat16 has 8 bits, and an error of a few roundings
+        assert (mine - expected).abs().max() < 8 * 2**-8 * expected.abs().max()
+
+
+def test_attention_is_torchs_unless_matrix_products_are_faster() -> None:
+    layer = optimize_for_cpu(nn.Sequential(attention()))[0]
+    tokens = torch.randn(1, 40, 12)
+    assert flash(layer, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not flash(layer, tokens)
+        assert flash(layer, torch.randn(1, MOST_TOKENS + 1, 12))
+    graph = torch.export.export(layer.bfloat16(), (tokens.bfloat16(),)).graph
+    assert "scaled_dot_product" in str(graph)
+
+
+def test_attention_drops_weights_in_training_alone() -> None:
+    layer = optimize_for_cpu(nn.Sequential(attention(0.5)))[0]
+    layer.drop_output.p = 0.0
+    tokens = torch.randn(1, 40, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(layer(tokens), layer(tokens))
+        layer.eval()
+        assert torch.equal(layer(tokens), layer(tokens))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from networks import build_network
 from networks.layers import optimize_for_cpu
-from networks.layers.cpu_kernels import Conv3d, Linear
+from networks.layers.cpu_kernels import Conv3d, Linear, MatrixAttention
 from networks.layers.full_precision import OutBlock, ScanResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
+from networks.vit import SelfAttention
 from networks.unetr import UNETR
 from tests.networks.test_unetr import small
 
@@ -71,6 +72,7 @@ def test_every_layer_of_unetr_that_has_a_faster_one_is_swapped() -> None:
 
     for before, after, number in (
         (nn.Linear, Linear, 12 * 4 + 1),  # of 12 transformer blocks, and of the patches
+        (SelfAttention, MatrixAttention, 12),
         (UnetrUpBlock, UpBlock, 4),
         (UnetOutBlock, OutBlock, 1),
     ):
