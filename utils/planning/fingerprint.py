@@ -89,8 +89,8 @@ class Fingerprint:
         """How many volumes each scan has."""
         return self.scans[0].channels
 
-    def percentile(self, channel: int, percent: float) -> float | None:
-        """A percentile of a channel's labelled voxels over all scans, each counting the same; None without any."""
+    def percentile(self, channel: int, percent: float) -> float:
+        """A percentile of a channel's labelled voxels over all scans, each counting the same."""
         return pooled_percentile([scan.labelled_quantiles[channel] for scan in self.scans if scan.structures], percent)
 
     def scans_with(self, value: int) -> list[ScanFacts]:
@@ -98,17 +98,25 @@ class Fingerprint:
         return [scan for scan in self.scans if value in scan.structures]
 
 
-def pooled_percentile(quantiles: Sequence[Sequence[float]], percent: float) -> float | None:
-    """A percentile of several volumes' voxels, each volume counting the same; None without any.
+def pooled_values(quantiles: Sequence[Sequence[float]]) -> np.ndarray:
+    """Values that stand for several volumes' voxels, each for as many, and each volume counting the same.
+
+    They are the middles between quantiles, since between two quantiles lie as many voxels as between any others.
+
+    Args:
+        quantiles: of each volume, as :class:`ScanFacts` has them; of one at least.
+    """
+    ends = np.array(quantiles)
+    return (ends[:, 1:] + ends[:, :-1]) / 2
+
+
+def pooled_percentile(quantiles: Sequence[Sequence[float]], percent: float) -> float:
+    """A percentile of several volumes' voxels, each volume counting the same.
 
     Args:
         quantiles: of each volume, as :class:`ScanFacts` has them.
     """
-    if not quantiles:
-        return None
-    ends = np.array(quantiles)
-    # between two quantiles lie as many voxels as between any others
-    return float(np.percentile((ends[:, 1:] + ends[:, :-1]) / 2, percent))
+    return float(np.percentile(pooled_values(quantiles), percent))
 
 
 def named(names: Sequence[str]) -> str:

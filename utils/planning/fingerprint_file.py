@@ -163,7 +163,7 @@ def summary(fingerprint: Fingerprint) -> dict[str, Any]:
         "body_mm": _spread(scans, lambda scan: scan.body_mm),
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "labelled_intensities": [
-            {f"{percent:g} %": _rounded(fingerprint.percentile(channel, percent)) for percent in PERCENTILES}
+            {f"{percent:g} %": rounded(fingerprint.percentile(channel, percent)) for percent in PERCENTILES}
             for channel in range(fingerprint.channels)
         ],
         "labels_are_named": fingerprint.labels_are_named,
@@ -196,7 +196,3 @@ def _spread(
         name: [rounded(number) for number in numbers] if np.ndim(numbers) else rounded(numbers)
         for name, numbers in spread.items()
     }
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else rounded(number)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.planning.choices import Choice
-from utils.planning.fingerprint import AIR, Fingerprint
+from utils.planning.fingerprint import AIR, Fingerprint, pooled_percentile, pooled_values
 from utils.planning.grid import significant
 
 LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of their circle, and 16-bit metal
@@ -66,10 +66,10 @@ def looks_like_ct(quantiles: tuple[float, ...]) -> bool:
 
 def _ct_window(fingerprint: Fingerprint) -> Choice:
     """The window as nnU-Net has it: what it maps to has mean 0 and standard deviation 1 over the labelled voxels."""
-    pooled = np.concatenate([channel for scan in fingerprint.scans for channel in scan.labelled_quantiles])
-    low, high = (float(round(value)) for value in np.percentile(pooled, PERCENTILES))
+    quantiles = [channel for scan in fingerprint.scans for channel in scan.labelled_quantiles]
+    low, high = (float(round(pooled_percentile(quantiles, percent))) for percent in PERCENTILES)
     high = max(high, low + 1)
-    clipped = np.clip(pooled, low, high)
+    clipped = np.clip(pooled_values(quantiles), low, high)
     mean, std = float(clipped.mean()), max(float(clipped.std()), 1.0)
     bottom, top = significant((low - mean) / std), significant((high - mean) / std)
     return Choice(
