@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from utils.inference.sliding_window import OVERLAP
 from utils.system.errors import InputError
 
 STEPS_WITHOUT_HOURS = 25_000  # a tenth of nnU-Net's 250,000 (docs/planning.md)
@@ -15,7 +16,6 @@ FILE_SECONDS, VOXEL_SECONDS = 0.1, 1e-7
 STEP_SHARE = 0.95
 MOST_VALIDATIONS = 10
 WARM_UP_SHARE = 0.05  # of the epochs: Primus warms up for 50 of 1000 (Wald et al., arXiv 2503.01835)
-OVERLAP = 0.5  # of windows in validation, the default of `infer_overlap`
 TIME_GRID = 1.05  # measured seconds are rounded to a power of this, so that noise rarely changes a plan
 
 
