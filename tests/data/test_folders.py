@@ -121,7 +121,7 @@ def test_the_folders_count_where_the_lists_of_the_decathlon_differ(tmp_path: Pat
     assert read_folder(tmp_path, notes).training == [entry("BRATS_001"), entry("BRATS_004")]
     file = tmp_path / "dataset.json"
     assert notes == [
-        f"{file}: lists 2 scans that aren't there (BRATS_002, BRATS_003). Those in the folders are taken.",
+        f"{file}: lists 2 scans that aren't there (BRATS_002 and BRATS_003). Those in the folders are taken.",
         f"{file}: doesn't list 1 scans (imagesTr/BRATS_004.nii.gz). They are taken, too.",
     ]
 
@@ -172,8 +172,8 @@ def test_an_empty_folder_of_labels(tmp_path: Path) -> None:
     (tmp_path / "labelsTr").mkdir()
     with pytest.raises(InputError) as error:
         read_folder(tmp_path, [])
-    shown = ", ".join(f"imagesTr/ct_{number:02}.nii.gz" for number in range(10))
-    words = f"`data_dir` {tmp_path}: 12 files have no partner: {shown}, …. Rename or remove them."
+    shown = ", ".join(f"imagesTr/ct_{number:02}.nii.gz" for number in range(5))
+    words = f"`data_dir` {tmp_path}: 12 files have no partner: {shown} and 7 more. Rename or remove them."
     assert str(error.value) == words
 
 

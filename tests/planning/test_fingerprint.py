@@ -11,7 +11,6 @@ from utils.planning.fingerprint import (
     ScanFacts,
     StructureFacts,
     check_fingerprint,
-    named,
     pooled_percentile,
 )
 from utils.planning.oddities import oddities
@@ -70,12 +69,6 @@ def test_percentiles_of_scans_that_count_the_same() -> None:
     assert pooled_percentile([ramp(0, 100), ramp(100, 200)], 75) == pytest.approx(150, abs=0.5)
     found = fingerprint(make_facts(1, labelled=(0, 100)), make_facts(2, labelled=(0, 100)), make_facts(3, {}))
     assert found.percentile(0, 50) == pytest.approx(50)
-
-
-def test_long_lists_of_names_are_cut() -> None:
-    assert named(["a"]) == "a"
-    assert named(["a", "b", "c"]) == "a, b and c"
-    assert named(list("abcdefg")) == "a, b, c, d, e and 2 more"
 
 
 FAULTS = {

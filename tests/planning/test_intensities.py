@@ -115,7 +115,7 @@ def test_a_mixture_is_asked_about() -> None:
     found = plan([ct(name=f"ct{n}") for n in range(7)] + [mr(name=f"mr{n}") for n in range(3)])
     assert found.choice.settings["intensity"] == "zscore"
     assert found.questions == (
-        "3 of 10 scans (mr0, mr1, mr2) do not look like CT, and the others do. Do the scans belong together?",
+        "3 of 10 scans (mr0, mr1 and mr2) do not look like CT, and the others do. Do the scans belong together?",
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from utils.planning.choices import Choice
 from utils.planning.fingerprint import AIR, Fingerprint, pooled_percentile, pooled_values
 from utils.planning.grid import significant
+from utils.system.text import few_names
 
 LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of their circle, and 16-bit metal
 MOST = 0.9  # of the scans, from which on what they show holds for all
@@ -49,7 +50,7 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
     if 1 - MOST < share < MOST:
         names = [scan.name for scan, one in zip(fingerprint.scans, looks, strict=True) if one == (share < 0.5)]
         questions.append(
-            f"{len(names)} of {len(looks)} scans ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}) "
+            f"{len(names)} of {len(looks)} scans ({few_names(names)}) "
             + ("look like CT, and the others do not" if share < 0.5 else "do not look like CT, and the others do")
             + ". Do the scans belong together?"
         )
