@@ -16,7 +16,7 @@ from tests.conftest import Run
 from utils import plan
 from utils.config.flags import parse_crossval, parse_train
 from utils.config.messages import FIELD
-from utils.planning import fingerprint_file
+from utils.planning import costs, fingerprint_file
 from utils.planning.costs import StepCost
 
 EDGE = 24
@@ -58,7 +58,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         crops_of_steps.append(crops)
         return StepCost(1e-6 * crops * np.prod(config.img_size), 3e-7 * np.prod(config.img_size), amp)
 
-    monkeypatch.setattr(plan, "measure_step", measure)
+    monkeypatch.setattr(costs, "measure_step", measure)
     return crops_of_steps
 
 
