@@ -3,6 +3,7 @@
 import functools
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from networks.layers import optimize_for_cpu
 from networks.precision import Precision, choose_precision
-from networks.registry import Architecture, NetworkConfig
+from networks.registry import Architecture, NetworkConfig, Size
 from optimizers import build_optimizer, parameter_groups
 from utils.distributed.process import Process
 from utils.system.errors import InputError, size_text
@@ -92,7 +93,7 @@ def faster_step(
     """
     device = process.device
     here = [machine(gpu=device.type == "cuda"), torch.get_num_threads(), torch.__version__]
-    title = f"{architecture.name}, {crops} × {size_text(config.img_size)} voxels"
+    title = f"{name_with_size(architecture, config)}, {crops} × {size_text(config.img_size)} voxels"
     costs = []
     for amp in number_formats(device, config):
         key = f"{title} {text_hash(json.dumps([here, asdict(config), architecture.sha256, amp]))[:12]}"
@@ -102,6 +103,15 @@ def faster_step(
             timings[f"{key} step"], timings[f"{key} window"] = cost.step_seconds, cost.window_seconds
         costs.append(StepCost(timings[f"{key} step"], timings[f"{key} window"], amp))
     return min(costs, key=lambda cost: cost.step_seconds)
+
+
+def name_with_size(architecture: Architecture, config: NetworkConfig) -> str:
+    """The network's name and the settings that make its size: those in which the sizes of its class differ."""
+    sizes: Sequence[Size] = architecture.declared("sizes")
+    names = dict.fromkeys(name for size in sizes for name in size.settings)
+    differing = [name for name in names if len({size.settings.get(name) for size in sizes}) > 1]
+    settings = ", ".join(f"{name} {getattr(config, name)}" for name in differing)
+    return f"{architecture.name} ({settings})" if settings else architecture.name
 
 
 def number_formats(device: torch.device, config: NetworkConfig) -> tuple[bool, ...]:
