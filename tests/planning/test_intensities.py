@@ -107,8 +107,26 @@ def test_what_contradicts_the_list_is_said_and_the_values_decide() -> None:
     assert "calls the scans MRI, but their values look like Hounsfield units" in found.remarks[0]
 
 
-def test_one_unlike_scan_in_ten_changes_nothing() -> None:
-    assert plan([ct()] * 9 + [mr()]).choice.settings["intensity"] == "ct"
+def test_one_unlike_scan_in_ten_changes_nothing_and_is_named() -> None:
+    found = plan([*[ct()] * 9, mr(name="odd")])
+    assert found.choice.settings["intensity"] == "ct"
+    assert found.questions == ()
+    assert found.remarks == (
+        "odd: the values do not look like Hounsfield units, and those of the other scans do. One CT window scales all. "
+        "Do the scans belong together?",
+    )
+    found = plan([*[mr()] * 19, ct(name="odd")])
+    assert found.choice.settings["intensity"] == "zscore"
+    assert found.questions == ()
+    assert found.remarks == (
+        "odd: the values look like Hounsfield units, and those of the other scans do not. Each scan is standardised by "
+        "itself. Do the scans belong together?",
+    )
+
+
+def test_of_many_unlike_scans_a_few_are_named() -> None:
+    (remark,) = plan([ct()] * 93 + [mr(name=f"mr{number}") for number in range(7)]).remarks
+    assert remark.startswith("mr0, mr1, mr2, mr3, mr4 and 2 more: ")
 
 
 def test_a_mixture_is_asked_about() -> None:

@@ -46,6 +46,7 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
             f"The data list calls the scans {called}, but their values {seen}. They are treated as "
             f"{CT if is_ct else OTHER}."
         )
+    unlike = [scan.name for scan, look in zip(fingerprint.scans, looks, strict=True) if look != is_ct]
     questions = []
     if 1 - MOST < share < MOST:
         names = [scan.name for scan, one in zip(fingerprint.scans, looks, strict=True) if one == (share < 0.5)]
@@ -53,6 +54,16 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
             f"{len(names)} of {len(looks)} scans ({few_names(names)}) "
             + ("look like CT, and the others do not" if share < 0.5 else "do not look like CT, and the others do")
             + ". Do the scans belong together?"
+        )
+    elif unlike:
+        look, others, scaling = (
+            ("do not look", "do", "One CT window scales all.")
+            if is_ct
+            else ("look", "do not", "Each scan is standardised by itself.")
+        )
+        remarks.append(
+            f"{few_names(unlike)}: the values {look} like Hounsfield units, and those of the other scans {others}. "
+            f"{scaling} Do the scans belong together?"
         )
     if not is_ct:
         reason = "The values have no common scale, so each channel of each scan gets mean 0 and standard deviation 1."
