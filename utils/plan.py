@@ -26,7 +26,7 @@ from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
 from utils.planning.costs import faster_step
-from utils.planning.data_lists import require_labels, write_missing_lists
+from utils.planning.data_lists import require_labels, say_unlisted, write_missing_lists
 from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
@@ -64,6 +64,8 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     if written:
         scans = len(fingerprint.scans)
         process.say(f"{scans} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}")
+    elif args.json_list is None:
+        say_unlisted(data_dir, process)
 
     budget = budget_from_args(args, process)
     measure = partial(faster_step, architecture, timings=facts.timings, process=process)

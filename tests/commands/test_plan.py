@@ -153,6 +153,23 @@ def test_names_that_were_wrong_can_be_given_again(data: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_page")
+def test_scans_that_came_after_the_lists_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.run([f"--data_dir={data}"])
+    write_pair(data, "case_98")
+    write_pair(data, "case_99")
+    plan.run([f"--data_dir={data}"])
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "no data list" in line]
+    assert note == (
+        f"note: labelled scans that no data list of {data} has: 2 (imagesTr/case_98.nii.gz and "
+        "imagesTr/case_99.nii.gz). To take them in, remove all its lists and plan again, or write them anew with "
+        f"`python -m utils.make_data_list --overwrite --data_dir '{data}'`. Give the labels' names again if no "
+        "dataset.json has them."
+    )
+    plan.run([f"--data_dir={data}", "--json_list=dataset_1.json"])  # a list of the user's choice
+    assert "no data list" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_page")
 def test_scans_are_read_once_though_a_list_is_wrong(data: Path, reads: list[str]) -> None:
     lists_of(data, modality={"0": "T1", "1": "T2"})
     reads.clear()

@@ -19,6 +19,7 @@ from utils.data.folders import (
     label_values,
     list_paths,
     read_folder,
+    unlisted_scans,
     unnamed_values,
     write_data_lists,
 )
@@ -162,6 +163,42 @@ def test_channels_need_no_order_of_their_endings(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`data_dir` .*/nowhere: no such folder\."):
         read_folder(tmp_path / "nowhere", [])
+
+
+# ---- scans that no list has
+
+
+def write_list(path: Path, **parts: Any) -> Path:
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def test_a_scan_that_came_later_is_in_no_list(tmp_path: Path) -> None:
+    pairs(tmp_path, "a", "b", "c", "d", "e")
+    touch(tmp_path, "imagesTs/f.nii.gz")  # has no label
+    lists = [
+        write_list(tmp_path / "dataset_0.json", training=[entry("a")], validation=[entry("b")]),
+        write_list(tmp_path / "dataset_1.json", training=[entry("a")], test=["./imagesTr/c.nii.gz"]),
+    ]
+    assert unlisted_scans(tmp_path, lists) == ["imagesTr/d.nii.gz", "imagesTr/e.nii.gz"]
+    assert unlisted_scans(tmp_path, lists[:1]) == [f"imagesTr/{name}.nii.gz" for name in "cde"]
+
+
+def test_scans_of_several_channels_are_found_in_lists(tmp_path: Path) -> None:
+    for name in ("a_1", "a_2"):
+        touch(tmp_path, *(f"imagesTr/{name}_000{n}.nii.gz" for n in range(2)), f"labelsTr/{name}.nii.gz")
+    images = [f"imagesTr/a_1_000{n}.nii.gz" for n in range(2)]
+    lists = [write_list(tmp_path / "dataset_0.json", training=[{"image": images, "label": "labelsTr/a_1.nii.gz"}])]
+    assert unlisted_scans(tmp_path, lists) == ["imagesTr/a_2_0000.nii.gz"]
+
+
+def test_a_folder_of_another_layout_and_a_list_that_is_none_say_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/a.nii.gz", "masks/a.nii.gz")
+    assert unlisted_scans(tmp_path, [write_list(tmp_path / "dataset_0.json", training=[])]) == []
+    pairs(tmp_path, "a")
+    (tmp_path / "dataset_1.json").write_text("no list")
+    assert unlisted_scans(tmp_path, [tmp_path / "dataset_1.json"]) == []
+    assert unlisted_scans(tmp_path, [write_list(tmp_path / "dataset_2.json", training="all")]) == ["imagesTr/a.nii.gz"]
 
 
 # ---- pairs and channels

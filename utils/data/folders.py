@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.data_list import existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.data_list import PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
 from utils.io.dicom_series import is_dicom
 from utils.io.find_scans import CHANNEL, is_volume
 from utils.io.reader import header_file, label_faults, read_file
@@ -144,6 +144,21 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
         others = [entry for entry in others if _channels(entry) == channels]
         _note_left_out(notes, unlabelled, "of a scan without the channels of the labelled ones", left_out)
     return training, others
+
+
+def unlisted_scans(data_dir: Path, lists: Iterable[Path]) -> list[str]:
+    """The images of labelled scans in a folder that none of its data lists names, wherever these have them from.
+
+    Where the folder has no known layout, or something can't be read, none are known.
+    """
+    try:
+        training, _ = find_scans(data_dir, [])
+        contents = [load_json(path) for path in lists]
+    except InputError:
+        return []
+    parts = [content.get(part) for content in contents if isinstance(content, dict) for part in PARTS]
+    listed = set[str]().union(*map(_listed, parts))
+    return [_images(entry)[0] for entry in training if not _stems(entry) & listed]
 
 
 def split_folds(entries: Sequence[Entry], folds: int, seed: int) -> list[list[Entry]]:
@@ -315,10 +330,11 @@ def _list_notes(path: Path, content: Mapping[str, Any], training: list[Entry], u
 
 
 def _listed(entries: Any) -> set[str]:
-    """The stems of the images in a list of ``dataset.json``, as far as it is one."""
+    """The stems of the images in a list of ``dataset.json`` or in a part of a data list, as far as it is one."""
     if not isinstance(entries, list):
         return set()
-    files = (entry.get("image") if isinstance(entry, dict) else entry for entry in entries)
+    images = (entry.get("image") if isinstance(entry, dict) else entry for entry in entries)
+    files = (file for image in images for file in (image if isinstance(image, list) else [image]))
     return {_stem(Path(file).name) for file in files if isinstance(file, str)}
 
 

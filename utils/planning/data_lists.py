@@ -1,5 +1,6 @@
-"""Data lists of a folder of scans, written where there are none."""
+"""Data lists of a folder of scans, written where there are none, and compared with it where there are."""
 
+import shlex
 from pathlib import Path
 
 from utils.data.data_list import DataList, numbered_labels, numbered_lists
@@ -9,10 +10,12 @@ from utils.data.folders import (
     label_values,
     list_paths,
     read_folder,
+    unlisted_scans,
     write_data_lists,
 )
 from utils.distributed.process import Process
 from utils.system.errors import InputError
+from utils.system.text import few_names
 
 MOST_FOLDS = 5
 
@@ -48,6 +51,18 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
         raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")
     return write_data_lists(data_dir, folder, folds, 0, names)
+
+
+def say_unlisted(data_dir: Path, process: Process) -> None:
+    """Say which labelled scans of a folder are in none of its data lists, as those that came later."""
+    lists = [data_dir / f"dataset_{fold}.json" for fold in numbered_lists(data_dir)]
+    if scans := unlisted_scans(data_dir, lists):
+        process.say(
+            f"note: labelled scans that no data list of {data_dir} has: {len(scans)} ({few_names(scans)}). To take "
+            "them in, remove all its lists and plan again, or write them anew with `python -m utils.make_data_list "
+            f"--overwrite --data_dir {shlex.quote(str(data_dir))}`. Give the labels' names again if no {DESCRIPTION} "
+            "has them."
+        )
 
 
 def require_labels(data: DataList, labels: tuple[str, ...] | None) -> None:
