@@ -273,7 +273,10 @@ FAULTS: dict[str, tuple[Make, list[str], tuple[str, ...]]] = {
     "names twice": (SOUND, ["--labels=background,liver,liver"], ("--labels", "has a name twice")),
     "a class that no scan has": (partial(named, labels=MANY), [], ("dataset.json: none of the 6", "the value 3 (c)")),
     "a value without a name": (partial(named, labels={"background": 0, "a": 1}), [], ("dataset.json: names 2 labels",)),
-    "labels where there are lists": (lists_of, ["--labels=background,a,b"], ("--labels: ", "dataset_0.json is there")),
+    "labels where there are lists": (lists_of, ["--labels=background,a,b"], (
+        "--labels: ", "0.json is there already and names the labels otherwise (background, label 1 and label 2)")),
+    "labels where lists name none": (partial(lists_of, labels={}), ["--labels=background,a,b"], (
+        "dataset_0.json is there already and names no labels, and", 'Change "labels" there', "don't give --labels.")),
     "a class that a list alone has": (partial(lists_of, labels=MANY), [], ("0.json: ", "no scan has: c (3)")),
     "nothing labelled": (unlabelled, [], ("none of the 6 label files has the value 1",)),
     "a gap among labels": (gap, [], ("none of the 4 label files has the value 2", "remap")),

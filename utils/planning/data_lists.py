@@ -66,10 +66,14 @@ def say_unlisted(data_dir: Path, process: Process) -> None:
 
 
 def require_labels(data: DataList, labels: tuple[str, ...] | None) -> None:
-    """Check that a data list names the labels as they were given, if they were.
+    """Check that a data list names the labels as they were given, if they were: training takes its names alone.
 
     Raises:
         InputError: if it doesn't.
     """
     if labels is not None and labels != data.labels:
-        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
+        found = "no labels" if data.labels is None else f"the labels otherwise ({few_names(data.labels)})"
+        raise InputError(
+            f"`labels`: {data.path} is there already and names {found}, and training takes the names from there. "
+            'Change "labels" there, and in the lists of the other folds; or don\'t give `labels`.'
+        )
