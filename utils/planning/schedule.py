@@ -9,6 +9,7 @@ from utils.system.errors import InputError
 
 STEPS_WITHOUT_HOURS = 25_000  # a tenth of nnU-Net's 250,000 (docs/planning.md)
 VALIDATION_SHARE = 0.1  # of the hours
+LONG_VALIDATION = 0.25  # of the time for steps, from which on a plan remarks on a single validation
 START_SECONDS = 30.0  # for the imports and the data check
 # to read and to resample a file, and each of its voxels: a CT of 512 × 512 × 150 takes 4 s
 FILE_SECONDS, VOXEL_SECONDS = 0.1, 1e-7
