@@ -24,6 +24,7 @@ from utils.data.folders import (
     write_data_lists,
 )
 from utils.system.errors import InputError
+from utils.system.text import few_names
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -228,10 +229,10 @@ def test_scans_of_unlike_channels(tmp_path: Path, other: tuple[str, ...]) -> Non
     touch(tmp_path, "labelsTr/a.nii", "labelsTr/b.nii", "labelsTr/c.nii")
     with pytest.raises(InputError) as error:
         read_folder(tmp_path, [])
-    shown = ", ".join(f"imagesTr/{name}.nii" for name in other)
+    shown = few_names([f"imagesTr/{name}.nii" for name in other])
     assert str(error.value) == (
-        f"`data_dir` {tmp_path}: scans have unlike channels: 2 like imagesTr/a_0000.nii, imagesTr/a_0001.nii; 1 like "
-        f"{shown}. Add the files that are missing, or move the scans that lack them and their labels elsewhere."
+        f"`data_dir` {tmp_path}: scans have unlike channels: 2 like imagesTr/a_0000.nii and imagesTr/a_0001.nii; 1 "
+        f"like {shown}. Add the files that are missing, or move the scans that lack them and their labels elsewhere."
     )
 
 
@@ -273,7 +274,7 @@ def test_names_that_are_given_go_before_those_of_the_description(tmp_path: Path)
     describe(tmp_path, {"channel_names": {"0": "T1"}, "labels": {"background": 0, "whole": [1, 2]}})
     folder = read_folder(tmp_path, [], ("background", "edema", "core"), ("MR",))
     assert (folder.labels, folder.modalities) == (("background", "edema", "core"), ("MR", "MR"))
-    with pytest.raises(InputError, match=r"`modality`: names 3 channels \(T1, T2, CT\), but each scan has 2"):
+    with pytest.raises(InputError, match=r"`modality`: names 3 channels \(T1, T2 and CT\), but each scan has 2"):
         read_folder(tmp_path, [], ("background", "edema", "core"), ("T1", "T2", "CT"))
 
 
