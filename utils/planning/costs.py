@@ -109,7 +109,7 @@ def name_with_size(architecture: Architecture, config: NetworkConfig) -> str:
     """The network's name and the settings that make its size: those in which the sizes of its class differ."""
     sizes: Sequence[Size] = architecture.declared("sizes")
     names = dict.fromkeys(name for size in sizes for name in size.settings)
-    differing = [name for name in names if len({size.settings.get(name) for size in sizes}) > 1]
+    differing = [name for name in names if len({str(size.settings.get(name)) for size in sizes}) > 1]
     settings = ", ".join(f"{name} {getattr(config, name)}" for name in differing)
     return f"{architecture.name} ({settings})" if settings else architecture.name
 
