@@ -123,7 +123,7 @@ def test_each_size_is_timed_once_and_the_line_says_which(
 
 def test_the_faster_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "measure_step", lambda *given: StepCost(3.0 if given[-1] else 2.0, 1.0, given[-1]))
-    monkeypatch.setattr(costs, "number_formats", lambda device, config: (True, False))
+    monkeypatch.setattr(costs, "choose_precision", lambda device, amp, config: "bfloat16" if amp else "float32")
     assert not faster_step(*small(OneConvolution), 2, 1e-3, {}, Process(CPU)).amp
 
 
