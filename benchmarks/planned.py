@@ -96,7 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--folds", type=whole, nargs="+", default=[0], help="a run for each fold")
     parser.add_argument("--seeds", type=whole, nargs="+", default=[0], help="a run for each seed")
     parser.add_argument("--hours", type=positive, default=0.5, help="for each run")
-    parser.add_argument("--work", default="planned", help="folder for the plans")
+    parser.add_argument("--work", default=RUNS / "planned" / "plans", help="folder for the plans")
     parser.add_argument("--logdir", default="planned", help="folder of the runs, below runs/")
     with one_line_errors():
         main(parser.parse_args())

@@ -6,55 +6,37 @@ that shows both. ``python main.py @DIR/plan.args`` then trains.
 """
 
 import argparse
-import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from networks.precision import choose_precision
-from networks.registry import Architecture, NetworkConfig, find_architecture
+from networks.registry import find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import (
-    DataList,
-    clean_labels,
-    find_data_list,
-    numbered_labels,
-    numbered_lists,
-    read_data_list,
-)
-from utils.data.folders import (
-    DESCRIPTION,
-    label_value_faults,
-    label_values,
-    list_paths,
-    read_folder,
-    write_data_lists,
-)
+from utils.data.data_list import clean_labels, find_data_list, read_data_list
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
-from utils.planning.costs import StepCost, measure_step, number_formats
-from utils.planning.fingerprint import Fingerprint, check_fingerprint
+from utils.planning.costs import faster_step
+from utils.planning.data_lists import require_labels, say_unlisted, write_missing_lists
 from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
 from utils.planning.planner import Budget, Planner
-from utils.system.errors import InputError, Stopped, one_line_errors, size_text
-from utils.system.files import content_hash, fitting_name, remove, text_hash, writable_folder
+from utils.system.errors import InputError, Stopped, one_line_errors
+from utils.system.files import content_hash, fitting_name, remove, writable_folder
 from utils.system.hardware import machine, memory_limit
 from utils.system.text import one_line
 
 RECIPE, PAGE = "plan.args", "plan.html"
-MOST_FOLDS = 5
 GOES_ON = "what has been read and timed is kept, and the same command goes on from there"
 MEMORY_SHARE = 0.8  # of the machine's, that a plan may take by default
 
@@ -66,9 +48,15 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         require_fit_for_a_recipe(setting, getattr(args, setting) or "")
     require_writable(data_dir)
     architecture = find_architecture(args.model_name)
-    written = write_missing_lists(args, process)
+    written = [] if args.json_list is not None else write_missing_lists(data_dir, args.fold, args.labels, process)
     try:
-        data, facts, fingerprint = read_scans(args, process, is_new=bool(written))
+        data = read_data_list(args.data_dir, args.json_list, args.fold)
+        require_labels(data, args.labels)
+        data.require("training", "validation")
+        facts = FingerprintFile(data_dir)
+        if facts.note is not None:
+            process.say(f"note: {facts.note}")
+        fingerprint = facts.fingerprint(data, args.workers, process, f"`data_dir` {data_dir}" if written else data.path)
     except InputError:
         for path in written:  # they would outlast what has to be mended
             remove(path)
@@ -76,9 +64,11 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     if written:
         scans = len(fingerprint.scans)
         process.say(f"{scans} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}")
+    elif args.json_list is None:
+        say_unlisted(data_dir, process)
 
     budget = budget_from_args(args, process)
-    measure = partial(timed, facts=facts, architecture=architecture, process=process)
+    measure = partial(faster_step, architecture, timings=facts.timings, process=process)
     try:
         plan = Planner(fingerprint, architecture, budget, measure).plan()
     finally:  # times are worth keeping in any case
@@ -145,71 +135,6 @@ def require_fit_for_a_recipe(setting: str, name: str) -> None:
         )
 
 
-def write_missing_lists(args: argparse.Namespace, process: Process) -> list[Path]:
-    """Write data lists for the folder where there are none, unless the labels' names and values disagree.
-
-    Returns:
-        Those that were written, one for each fold.
-
-    Raises:
-        InputError: if they do, the folder holds no pairs of images and labels, or a label can't be read.
-    """
-    data_dir = Path(args.data_dir)
-    if args.json_list is not None or numbered_lists(data_dir):
-        return []
-    notes: list[str] = []
-    try:
-        folder = read_folder(data_dir, notes, args.labels)
-    finally:  # what was left out may be what is missing
-        for note in notes:
-            process.say(f"note: {note}")
-    folds = min(MOST_FOLDS, max(2, len(folder.training)))
-    list_paths(data_dir, folder, folds)  # before all labels are read
-    if args.fold >= folds:
-        raise InputError(f"`fold` {args.fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
-    values = label_values(data_dir, (entry["label"] for entry in folder.training))
-    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
-    if faults := label_value_faults(names, values):
-        named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
-        raise InputError(f"{named_in if args.labels is None else '`labels`'}: {' '.join(faults)}")
-    return write_data_lists(data_dir, folder, folds, 0, names)
-
-
-def read_scans(
-    args: argparse.Namespace, process: Process, is_new: bool
-) -> tuple[DataList, FingerprintFile, Fingerprint]:
-    """The data list of the fold, what is known of its scans, and what they are.
-
-    Args:
-        is_new: whether the lists are those of the folder as it is.
-
-    Raises:
-        InputError: if a list or a scan can't be read, or no network can learn from all scans.
-    """
-    data = read_data_list(args.data_dir, args.json_list, args.fold)
-    if args.labels is not None and args.labels != data.labels:
-        raise InputError(f'`labels`: {data.path} is there already. Give the names under "labels" there, or remove it.')
-    data.require("training", "validation")
-    facts = FingerprintFile(Path(args.data_dir))
-    if facts.note is not None:
-        process.say(f"note: {facts.note}")
-    scans = facts.gather(data.training + data.validation, args.workers, process)
-    numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
-    fingerprint = Fingerprint(
-        scans=scans,
-        labels=numbered if data.labels is None else data.labels,
-        labels_are_named=data.labels not in (None, numbered),
-        modalities=data.modalities,
-        training=len(data.training),
-        validation=len(data.validation),
-    )
-    try:
-        check_fingerprint(fingerprint)
-    except InputError as error:
-        raise InputError(f"{f'`data_dir` {args.data_dir}' if is_new else data.path}: {error}") from error
-    return data, facts, fingerprint
-
-
 def settings_of_the_folder(args: argparse.Namespace) -> dict[str, Value]:
     """The settings that tell ``main.py`` where the scans are and where it may save, from whatever folder it runs in."""
     folder = os.path.abspath(args.data_dir)
@@ -228,26 +153,6 @@ def budget_from_args(args: argparse.Namespace, process: Process) -> Budget:
         total = torch.cuda.get_device_properties(process.device).total_memory
         return Budget(args.hours, given or MEMORY_SHARE * total, here)
     return Budget(args.hours, given or here)
-
-
-def timed(
-    config: NetworkConfig, crops: int, lr: float, facts: FingerprintFile, architecture: Architecture, process: Process
-) -> StepCost:
-    """The cost of a step, with mixed precision or without, whichever is faster.
-
-    It is measured once on each kind of machine, and kept in ``fingerprint.json``.
-    """
-    here = [machine(gpu=process.device.type == "cuda"), torch.get_num_threads(), torch.__version__]
-    title = f"{architecture.name}, {crops} × {size_text(config.img_size)} voxels"
-    costs = []
-    for amp in number_formats(process.device, config):
-        key = f"{title} {text_hash(json.dumps([here, asdict(config), architecture.sha256, amp]))[:12]}"
-        if f"{key} step" not in facts.timings or f"{key} window" not in facts.timings:
-            process.say(f"timing {title}, in {choose_precision(process.device, amp, config)} on {process.device}")
-            cost = measure_step(architecture, config, crops, lr, process.device, amp)
-            facts.timings[f"{key} step"], facts.timings[f"{key} window"] = cost.step_seconds, cost.window_seconds
-        costs.append(StepCost(facts.timings[f"{key} step"], facts.timings[f"{key} window"], amp))
-    return min(costs, key=lambda cost: cost.step_seconds)
 
 
 def label_names(text: str) -> tuple[str, ...]:

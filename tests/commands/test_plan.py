@@ -16,7 +16,7 @@ from tests.conftest import Run
 from utils import plan
 from utils.config.flags import parse_crossval, parse_train
 from utils.config.messages import FIELD
-from utils.planning import fingerprint_file
+from utils.planning import costs, fingerprint_file
 from utils.planning.costs import StepCost
 
 EDGE = 24
@@ -58,7 +58,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
         crops_of_steps.append(crops)
         return StepCost(1e-6 * crops * np.prod(config.img_size), 3e-7 * np.prod(config.img_size), amp)
 
-    monkeypatch.setattr(plan, "measure_step", measure)
+    monkeypatch.setattr(costs, "measure_step", measure)
     return crops_of_steps
 
 
@@ -150,6 +150,23 @@ def test_names_that_were_wrong_can_be_given_again(data: Path) -> None:
         plan.run([f"--data_dir={data}", "--labels=background,one,two,three"])
     plan.run([f"--data_dir={data}", "--labels=background,one,two"])
     assert json.loads((data / "dataset_4.json").read_text())["labels"] == {"0": "background", "1": "one", "2": "two"}
+
+
+@pytest.mark.usefixtures("no_page")
+def test_scans_that_came_after_the_lists_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.run([f"--data_dir={data}"])
+    write_pair(data, "case_98")
+    write_pair(data, "case_99")
+    plan.run([f"--data_dir={data}"])
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "no data list" in line]
+    assert note == (
+        f"note: labelled scans that no data list of {data} has: 2 (imagesTr/case_98.nii.gz and "
+        "imagesTr/case_99.nii.gz). To take them in, remove all its lists and plan again, or write them anew with "
+        f"`python -m utils.make_data_list --overwrite --data_dir '{data}'`. Give the labels' names again if no "
+        "dataset.json has them."
+    )
+    plan.run([f"--data_dir={data}", "--json_list=dataset_1.json"])  # a list of the user's choice
+    assert "no data list" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_page")
@@ -256,7 +273,10 @@ FAULTS: dict[str, tuple[Make, list[str], tuple[str, ...]]] = {
     "names twice": (SOUND, ["--labels=background,liver,liver"], ("--labels", "has a name twice")),
     "a class that no scan has": (partial(named, labels=MANY), [], ("dataset.json: none of the 6", "the value 3 (c)")),
     "a value without a name": (partial(named, labels={"background": 0, "a": 1}), [], ("dataset.json: names 2 labels",)),
-    "labels where there are lists": (lists_of, ["--labels=background,a,b"], ("--labels: ", "dataset_0.json is there")),
+    "labels where there are lists": (lists_of, ["--labels=background,a,b"], (
+        "--labels: ", "0.json is there already and names the labels otherwise (background, label 1 and label 2)")),
+    "labels where lists name none": (partial(lists_of, labels={}), ["--labels=background,a,b"], (
+        "dataset_0.json is there already and names no labels, and", 'Change "labels" there', "don't give --labels.")),
     "a class that a list alone has": (partial(lists_of, labels=MANY), [], ("0.json: ", "no scan has: c (3)")),
     "nothing labelled": (unlabelled, [], ("none of the 6 label files has the value 1",)),
     "a gap among labels": (gap, [], ("none of the 4 label files has the value 2", "remap")),

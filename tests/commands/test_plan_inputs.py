@@ -245,7 +245,7 @@ def test_values_without_end_are_not_all_listed(data: Path, capsys: pytest.Captur
     for path in (data / "labelsTr").iterdir():
         save(path, 900 * volume(0)[1].astype(np.int16))
     said = error(capsys, f"--data_dir={data}")
-    assert "has the value 1 (label 1), the value 2 (label 2)" in said
+    assert "has the value 1 (label 1), the value 2 (label 2), the value 3 (label 3), " in said
     assert len(said) < 1000
     plan_list = {"training": [], "validation": []}  # type: dict[str, list[object]]
     for number in range(4):

@@ -19,10 +19,12 @@ from utils.data.folders import (
     label_values,
     list_paths,
     read_folder,
+    unlisted_scans,
     unnamed_values,
     write_data_lists,
 )
 from utils.system.errors import InputError
+from utils.system.text import few_names
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -121,7 +123,7 @@ def test_the_folders_count_where_the_lists_of_the_decathlon_differ(tmp_path: Pat
     assert read_folder(tmp_path, notes).training == [entry("BRATS_001"), entry("BRATS_004")]
     file = tmp_path / "dataset.json"
     assert notes == [
-        f"{file}: lists 2 scans that aren't there (BRATS_002, BRATS_003). Those in the folders are taken.",
+        f"{file}: lists 2 scans that aren't there (BRATS_002 and BRATS_003). Those in the folders are taken.",
         f"{file}: doesn't list 1 scans (imagesTr/BRATS_004.nii.gz). They are taken, too.",
     ]
 
@@ -164,6 +166,42 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         read_folder(tmp_path / "nowhere", [])
 
 
+# ---- scans that no list has
+
+
+def write_list(path: Path, **parts: Any) -> Path:
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def test_a_scan_that_came_later_is_in_no_list(tmp_path: Path) -> None:
+    pairs(tmp_path, "a", "b", "c", "d", "e")
+    touch(tmp_path, "imagesTs/f.nii.gz")  # has no label
+    lists = [
+        write_list(tmp_path / "dataset_0.json", training=[entry("a")], validation=[entry("b")]),
+        write_list(tmp_path / "dataset_1.json", training=[entry("a")], test=["./imagesTr/c.nii.gz"]),
+    ]
+    assert unlisted_scans(tmp_path, lists) == ["imagesTr/d.nii.gz", "imagesTr/e.nii.gz"]
+    assert unlisted_scans(tmp_path, lists[:1]) == [f"imagesTr/{name}.nii.gz" for name in "cde"]
+
+
+def test_scans_of_several_channels_are_found_in_lists(tmp_path: Path) -> None:
+    for name in ("a_1", "a_2"):
+        touch(tmp_path, *(f"imagesTr/{name}_000{n}.nii.gz" for n in range(2)), f"labelsTr/{name}.nii.gz")
+    images = [f"imagesTr/a_1_000{n}.nii.gz" for n in range(2)]
+    lists = [write_list(tmp_path / "dataset_0.json", training=[{"image": images, "label": "labelsTr/a_1.nii.gz"}])]
+    assert unlisted_scans(tmp_path, lists) == ["imagesTr/a_2_0000.nii.gz"]
+
+
+def test_a_folder_of_another_layout_and_a_list_that_is_none_say_nothing(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/a.nii.gz", "masks/a.nii.gz")
+    assert unlisted_scans(tmp_path, [write_list(tmp_path / "dataset_0.json", training=[])]) == []
+    pairs(tmp_path, "a")
+    (tmp_path / "dataset_1.json").write_text("no list")
+    assert unlisted_scans(tmp_path, [tmp_path / "dataset_1.json"]) == []
+    assert unlisted_scans(tmp_path, [write_list(tmp_path / "dataset_2.json", training="all")]) == ["imagesTr/a.nii.gz"]
+
+
 # ---- pairs and channels
 
 
@@ -172,8 +210,8 @@ def test_an_empty_folder_of_labels(tmp_path: Path) -> None:
     (tmp_path / "labelsTr").mkdir()
     with pytest.raises(InputError) as error:
         read_folder(tmp_path, [])
-    shown = ", ".join(f"imagesTr/ct_{number:02}.nii.gz" for number in range(10))
-    words = f"`data_dir` {tmp_path}: 12 files have no partner: {shown}, …. Rename or remove them."
+    shown = ", ".join(f"imagesTr/ct_{number:02}.nii.gz" for number in range(5))
+    words = f"`data_dir` {tmp_path}: 12 files have no partner: {shown} and 7 more. Rename or remove them."
     assert str(error.value) == words
 
 
@@ -191,10 +229,10 @@ def test_scans_of_unlike_channels(tmp_path: Path, other: tuple[str, ...]) -> Non
     touch(tmp_path, "labelsTr/a.nii", "labelsTr/b.nii", "labelsTr/c.nii")
     with pytest.raises(InputError) as error:
         read_folder(tmp_path, [])
-    shown = ", ".join(f"imagesTr/{name}.nii" for name in other)
+    shown = few_names([f"imagesTr/{name}.nii" for name in other])
     assert str(error.value) == (
-        f"`data_dir` {tmp_path}: scans have unlike channels: 2 like imagesTr/a_0000.nii, imagesTr/a_0001.nii; 1 like "
-        f"{shown}. Add the files that are missing, or move the scans that lack them and their labels elsewhere."
+        f"`data_dir` {tmp_path}: scans have unlike channels: 2 like imagesTr/a_0000.nii and imagesTr/a_0001.nii; 1 "
+        f"like {shown}. Add the files that are missing, or move the scans that lack them and their labels elsewhere."
     )
 
 
@@ -236,7 +274,7 @@ def test_names_that_are_given_go_before_those_of_the_description(tmp_path: Path)
     describe(tmp_path, {"channel_names": {"0": "T1"}, "labels": {"background": 0, "whole": [1, 2]}})
     folder = read_folder(tmp_path, [], ("background", "edema", "core"), ("MR",))
     assert (folder.labels, folder.modalities) == (("background", "edema", "core"), ("MR", "MR"))
-    with pytest.raises(InputError, match=r"`modality`: names 3 channels \(T1, T2, CT\), but each scan has 2"):
+    with pytest.raises(InputError, match=r"`modality`: names 3 channels \(T1, T2 and CT\), but each scan has 2"):
         read_folder(tmp_path, [], ("background", "edema", "core"), ("T1", "T2", "CT"))
 
 

@@ -1,5 +1,6 @@
 """What a step takes, counted by hand for a network of one convolution."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -7,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from networks import NETWORKS
-from networks.registry import Architecture, NetworkConfig
+from networks.registry import Architecture, NetworkConfig, Size
+from utils.distributed.process import Process
+from utils.planning import costs
 from utils.planning.costs import (
     BYTES_PER_WEIGHT,
     ON_TOP_OF_ACTIVATIONS,
     PROGRAM_BYTES,
+    StepCost,
+    faster_step,
     measure_step,
+    name_with_size,
     number_formats,
     step_bytes,
 )
@@ -80,6 +86,45 @@ def test_a_step_is_timed() -> None:
     assert 0 < cost.window_seconds < 1
     assert 0 < cost.step_seconds < 1
     assert not cost.amp
+
+
+class OfTwoSizes(OneConvolution):
+    sizes = tuple(Size({"feature_size": width, "norm_name": "instance"}, 1e-3) for width in (8, 16))
+
+
+@dataclass(frozen=True)
+class OfTwoSizesConfig(NetworkConfig):
+    feature_size: int = 8
+    norm_name: str = "instance"
+
+
+def test_a_size_is_named_by_what_sizes_differ_in() -> None:
+    architecture = Architecture("own", OfTwoSizesConfig, OfTwoSizes, lambda config: (1, 1, 1))
+    assert name_with_size(architecture, OfTwoSizesConfig(feature_size=16)) == "own (feature_size 16)"
+    assert name_with_size(*small(OneConvolution)) == "small"  # which has one size
+
+
+def test_each_size_is_timed_once_and_the_line_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(costs, "measure_step", lambda *given: StepCost(2.0, 1.0, given[-1]))
+    monkeypatch.setattr(costs, "number_formats", lambda device, config: (False,))
+    architecture = Architecture("own", OfTwoSizesConfig, OfTwoSizes, lambda config: (1, 1, 1))
+    timings: dict[str, float] = {}
+    for width in (8, 16, 8):
+        config = OfTwoSizesConfig(1, 2, (8, 8, 8), feature_size=width)
+        assert faster_step(architecture, config, 2, 1e-3, timings, Process(CPU)) == StepCost(2.0, 1.0, False)
+    assert capsys.readouterr().out == (
+        "timing own (feature_size 8), 2 × 8 × 8 × 8 voxels, in float32 on cpu\n"
+        "timing own (feature_size 16), 2 × 8 × 8 × 8 voxels, in float32 on cpu\n"
+    )
+    assert sorted(timings.values()) == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_the_faster_format_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "measure_step", lambda *given: StepCost(3.0 if given[-1] else 2.0, 1.0, given[-1]))
+    monkeypatch.setattr(costs, "choose_precision", lambda device, amp, config: "bfloat16" if amp else "float32")
+    assert not faster_step(*small(OneConvolution), 2, 1e-3, {}, Process(CPU)).amp
 
 
 class Failing(OneConvolution):

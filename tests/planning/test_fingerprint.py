@@ -11,7 +11,6 @@ from utils.planning.fingerprint import (
     ScanFacts,
     StructureFacts,
     check_fingerprint,
-    named,
     pooled_percentile,
 )
 from utils.planning.oddities import oddities
@@ -68,15 +67,8 @@ def test_scans_of_one_kind_are_neither_wrong_nor_odd() -> None:
 def test_percentiles_of_scans_that_count_the_same() -> None:
     assert pooled_percentile([ramp(0, 100)], 50) == pytest.approx(50)
     assert pooled_percentile([ramp(0, 100), ramp(100, 200)], 75) == pytest.approx(150, abs=0.5)
-    assert pooled_percentile([], 50) is None
     found = fingerprint(make_facts(1, labelled=(0, 100)), make_facts(2, labelled=(0, 100)), make_facts(3, {}))
     assert found.percentile(0, 50) == pytest.approx(50)
-
-
-def test_long_lists_of_names_are_cut() -> None:
-    assert named(["a"]) == "a"
-    assert named(["a", "b", "c"]) == "a, b and c"
-    assert named(list("abcdefg")) == "a, b, c, d, e and 2 more"
 
 
 FAULTS = {

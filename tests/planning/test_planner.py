@@ -300,6 +300,21 @@ def test_hours_too_short_for_an_epoch() -> None:
     plan(many, float(str(one.value).split()[-3]), machine=Machine(1e-4))
 
 
+def test_a_long_validation_is_remarked_on() -> None:
+    fingerprint = make_fingerprint([make_scan((200, 200, 200), values=MR)] * 2)
+    found = plan(fingerprint, 0.05, machine=Machine(1e-4))
+    assert (window(found.settings), spacing(found.settings)) == ((16, 16, 16), (3.26, 3.26, 3.26))
+    # the scan has 61.3 voxels along each axis, and windows begin at 0, 8, …, 48: 7³ of 16³ · 1e-4 / 3 = 0.137 s, on the
+    # grid of times 0.135 s; a step takes 0.416 s
+    assert found.settings["max_epochs"] == 228
+    assert found.remarks == (
+        "A single validation takes about 46 s, and all steps together 95 s. Give more `hours`, or let fewer scans "
+        "validate.",
+    )
+    assert plan(fingerprint, 2.0, machine=Machine(1e-4)).remarks == ()
+    assert plan(fingerprint, None).remarks == ()  # nothing was timed
+
+
 def test_float32_that_was_faster_is_asked_for() -> None:
     assert "noamp" not in plan(mr_of_two_channels()).settings
     found = plan(mr_of_two_channels(), machine=Machine(amp=False))

@@ -30,6 +30,7 @@ from utils.config.parser import (
 )
 from utils.data.mirroring import SIDES_ONLY
 from utils.data.preprocessing import INTENSITIES
+from utils.inference.sliding_window import OVERLAP
 from utils.system.errors import InputError
 from utils.training.losses import LOSSES
 
@@ -210,7 +211,7 @@ def _add_group_flags(parser: argparse.ArgumentParser, architecture: Architecture
 def _add_window_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
     group = parser.add_argument_group("sliding windows")
     overlap = group.add_mutually_exclusive_group()
-    action = overlap.add_argument("--infer_overlap", type=probability, default=0.5, metavar="P",
+    action = overlap.add_argument("--infer_overlap", type=probability, default=OVERLAP, metavar="P",
                                   help="share of a window that its neighbour repeats, 0 to below 1")  # fmt: skip
     if fast:
         overlap.add_argument("--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.data_list import existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.data_list import PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
 from utils.io.dicom_series import is_dicom
 from utils.io.find_scans import CHANNEL, is_volume
 from utils.io.reader import header_file, label_faults, read_file
 from utils.io.scan import without_endings
 from utils.system.errors import InputError, WriteError
 from utils.system.files import write_json_together
-from utils.system.text import one_line, shortened
+from utils.system.text import SHOWN, few_names, one_line
 
 # (images, labels, images without labels)
 LAYOUTS = (
@@ -37,7 +37,6 @@ DESCRIPTION = "dataset.json"
 OTHER_ENDING = re.compile(r"(?<=.)\.[a-z]{3,4}(\.gz)?\Z", re.IGNORECASE)  # of a file whose content is a volume
 MOST_CLASSES = np.iinfo(np.int16).max + 1  # labels are read as int16
 FIRST_CHANNEL = "0000"  # also of a file whose name gives none
-SHOWN_NAMES = 10  # in a sentence about many files
 Files = TypeVar("Files")
 Entry = dict[str, Any]  # of a data list
 
@@ -131,7 +130,7 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
     alone += [label_of[key] for key in sorted(set(label_of) - set(image_of))]
     if alone:
         raise InputError(
-            f"`data_dir` {data_dir}: {len(alone)} files have no partner: {_shown(alone)}. Rename or remove them."
+            f"`data_dir` {data_dir}: {len(alone)} files have no partner: {few_names(alone)}. Rename or remove them."
         )
     if not image_of:
         raise InputError(f"`data_dir` {data_dir}: no scans in {images}: no NIfTI, NRRD or MetaImage, no DICOM folders.")
@@ -145,6 +144,21 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
         others = [entry for entry in others if _channels(entry) == channels]
         _note_left_out(notes, unlabelled, "of a scan without the channels of the labelled ones", left_out)
     return training, others
+
+
+def unlisted_scans(data_dir: Path, lists: Iterable[Path]) -> list[str]:
+    """The images of labelled scans in a folder that none of its data lists names, wherever these have them from.
+
+    Where the folder has no known layout, or something can't be read, none are known.
+    """
+    try:
+        training, _ = find_scans(data_dir, [])
+        contents = [load_json(path) for path in lists]
+    except InputError:
+        return []
+    parts = [content.get(part) for content in contents if isinstance(content, dict) for part in PARTS]
+    listed = set[str]().union(*map(_listed, parts))
+    return [_images(entry)[0] for entry in training if not _stems(entry) & listed]
 
 
 def split_folds(entries: Sequence[Entry], folds: int, seed: int) -> list[list[Entry]]:
@@ -281,7 +295,7 @@ def absent_classes(labels: Sequence[str], values_by_file: Mapping[str, Collectio
     if not absent:
         return []
     return [
-        f"none of the {len(values_by_file)} label files has {_shown(absent)}. Add a scan that has it, or remap the "
+        f"none of the {len(values_by_file)} label files has {few_names(absent)}. Add a scan that has it, or remap the "
         "files' values to 0, 1, 2, … and name those alone."
     ]
 
@@ -306,19 +320,21 @@ def _list_notes(path: Path, content: Mapping[str, Any], training: list[Entry], u
     notes = []
     if missing := sorted((listed["training"] | listed["test"]) - there):
         notes.append(
-            f"{path}: lists {len(missing)} scans that aren't there ({_shown(missing)}). Those in the folders are taken."
+            f"{path}: lists {len(missing)} scans that aren't there ({few_names(missing)}). Those in the folders are "
+            "taken."
         )
     others = [_images(entry)[0] for entry in training if not _stems(entry) & listed["training"]]
     if listed["training"] and others:
-        notes.append(f"{path}: doesn't list {len(others)} scans ({_shown(others)}). They are taken, too.")
+        notes.append(f"{path}: doesn't list {len(others)} scans ({few_names(others)}). They are taken, too.")
     return notes
 
 
 def _listed(entries: Any) -> set[str]:
-    """The stems of the images in a list of ``dataset.json``, as far as it is one."""
+    """The stems of the images in a list of ``dataset.json`` or in a part of a data list, as far as it is one."""
     if not isinstance(entries, list):
         return set()
-    files = (entry.get("image") if isinstance(entry, dict) else entry for entry in entries)
+    images = (entry.get("image") if isinstance(entry, dict) else entry for entry in entries)
+    files = (file for image in images for file in (image if isinstance(image, list) else [image]))
     return {_stem(Path(file).name) for file in files if isinstance(file, str)}
 
 
@@ -334,8 +350,8 @@ def _require_named_channels(named_in: str, modalities: tuple[str, ...], entry: E
     has_numbers = len(files) > 1 or _stem(Path(files[0]).name) == f"{_stem(Path(entry['label']).name)}_{FIRST_CHANNEL}"
     if has_numbers and len(files) != len(modalities):
         raise InputError(
-            f"{named_in}: names {len(modalities)} channels ({_shown(modalities)}), but each scan has {len(files)} "
-            f"({_shown(files)}). Name each channel, or add the files that are missing."
+            f"{named_in}: names {len(modalities)} channels ({few_names(modalities)}), but each scan has {len(files)} "
+            f"({few_names(files)}). Name each channel, or add the files that are missing."
         )
 
 
@@ -346,7 +362,7 @@ def _require_like_channels(data_dir: Path, entries: Iterable[Entry]) -> tuple[st
         by_channels.setdefault(_channels(entry), []).append(entry)
     (channels, _), *others = ranked = sorted(by_channels.items(), key=lambda item: -len(item[1]))
     if others:
-        kinds = "; ".join(f"{len(group)} like {_shown(_images(group[0]))}" for _, group in ranked[:SHOWN_NAMES])
+        kinds = "; ".join(f"{len(group)} like {few_names(_images(group[0]))}" for _, group in ranked[:SHOWN])
         raise InputError(
             f"`data_dir` {data_dir}: scans have unlike channels: {kinds}. Add the files that are missing, or move the "
             "scans that lack them and their labels elsewhere."
@@ -366,12 +382,6 @@ def _channel(stem: str) -> tuple[str, str]:
 
 def _images(entry: Entry) -> list[str]:
     return entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Names in a sentence; of many the first."""
-    shown = [shortened(one_line(name)) for name in names[:SHOWN_NAMES]]
-    return ", ".join(shown + ["…"] * (len(names) > SHOWN_NAMES))
 
 
 def _volumes(data_dir: Path, folder: str, notes: list[str], may_be_series: bool = True) -> list[str]:
@@ -399,7 +409,7 @@ def _note_left_out(notes: list[str], folder: str, reason: str, names: Sequence[s
     if len(names) == 1:
         notes.append(f"{folder}/{one_line(names[0])}: left out ({reason}).")
     elif names:
-        notes.append(f"{folder}: {len(names)} left out ({reason}): {_shown(names)}")
+        notes.append(f"{folder}: {len(names)} left out ({reason}): {few_names(names)}")
 
 
 def _why_left_out(path: Path, may_be_series: bool) -> str | None:

@@ -13,6 +13,7 @@ from networks.precision import Precision
 from utils.data.mirroring import Mirroring
 from utils.system.errors import InputError, size_text
 
+OVERLAP = 0.5  # of neighbouring windows, unless somebody asks for another
 CERTAIN = 1e4  # a logit with probability 1 if all others are 0
 PLANES = 4  # planes (classes, H, W) per softmax, so few that a CPU's cache holds them
 

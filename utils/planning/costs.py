@@ -1,8 +1,10 @@
 """What a training step of a network costs: its memory, counted, and its time, measured."""
 
 import functools
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 
 from networks.layers import optimize_for_cpu
 from networks.precision import Precision, choose_precision
-from networks.registry import Architecture, NetworkConfig
+from networks.registry import Architecture, NetworkConfig, Size
 from optimizers import build_optimizer, parameter_groups
 from utils.distributed.process import Process
 from utils.system.errors import InputError, size_text
+from utils.system.files import text_hash
+from utils.system.hardware import machine
 from utils.training.losses import build_loss
 
 BYTES_PER_WEIGHT = 16  # the weight, its gradient and Adam's two averages, in float32
@@ -67,6 +71,47 @@ def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) ->
     activations = sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in parameters)
     logits = 4 * crops * config.out_channels * volume[0, 0].numel()
     return PROGRAM_BYTES + BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (activations + logits)
+
+
+def faster_step(
+    architecture: Architecture,
+    config: NetworkConfig,
+    crops: int,
+    lr: float,
+    timings: dict[str, float],
+    process: Process,
+) -> StepCost:
+    """The cost of a step on this machine, with mixed precision or without, whichever is faster.
+
+    Args:
+        crops: in a step.
+        timings: seconds by network, settings and kind of machine. What is in there isn't measured again, and what is
+            measured gets in.
+
+    Raises:
+        InputError: if this machine has no memory for it.
+    """
+    device = process.device
+    here = [machine(gpu=device.type == "cuda"), torch.get_num_threads(), torch.__version__]
+    title = f"{name_with_size(architecture, config)}, {crops} × {size_text(config.img_size)} voxels"
+    costs = []
+    for amp in number_formats(device, config):
+        key = f"{title} {text_hash(json.dumps([here, asdict(config), architecture.sha256, amp]))[:12]}"
+        if f"{key} step" not in timings or f"{key} window" not in timings:
+            process.say(f"timing {title}, in {choose_precision(device, amp, config)} on {device}")
+            cost = measure_step(architecture, config, crops, lr, device, amp)
+            timings[f"{key} step"], timings[f"{key} window"] = cost.step_seconds, cost.window_seconds
+        costs.append(StepCost(timings[f"{key} step"], timings[f"{key} window"], amp))
+    return min(costs, key=lambda cost: cost.step_seconds)
+
+
+def name_with_size(architecture: Architecture, config: NetworkConfig) -> str:
+    """The network's name and the settings that make its size: those in which the sizes of its class differ."""
+    sizes: Sequence[Size] = architecture.declared("sizes")
+    names = dict.fromkeys(name for size in sizes for name in size.settings)
+    differing = [name for name in names if len({str(size.settings.get(name)) for size in sizes}) > 1]
+    settings = ", ".join(f"{name} {getattr(config, name)}" for name in differing)
+    return f"{architecture.name} ({settings})" if settings else architecture.name
 
 
 def number_formats(device: torch.device, config: NetworkConfig) -> tuple[bool, ...]:

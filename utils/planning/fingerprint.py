@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.system.errors import InputError
+from utils.system.text import SHOWN, few_names
 
 # in Hounsfield units air is -1000, fat -100, water 0; scans of other kinds have no voxels this far below 0
 AIR = -300.0
 QUANTILES = 200  # steps between a volume's lowest and its highest value
-SHOWN = 5  # scans, or labels, that a sentence names
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Fingerprint:
         """How many volumes each scan has."""
         return self.scans[0].channels
 
-    def percentile(self, channel: int, percent: float) -> float | None:
-        """A percentile of a channel's labelled voxels over all scans, each counting the same; None without any."""
+    def percentile(self, channel: int, percent: float) -> float:
+        """A percentile of a channel's labelled voxels over all scans, each counting the same."""
         return pooled_percentile([scan.labelled_quantiles[channel] for scan in self.scans if scan.structures], percent)
 
     def scans_with(self, value: int) -> list[ScanFacts]:
@@ -98,25 +98,25 @@ class Fingerprint:
         return [scan for scan in self.scans if value in scan.structures]
 
 
-def pooled_percentile(quantiles: Sequence[Sequence[float]], percent: float) -> float | None:
-    """A percentile of several volumes' voxels, each volume counting the same; None without any.
+def pooled_values(quantiles: Sequence[Sequence[float]]) -> np.ndarray:
+    """Values that stand for several volumes' voxels, each for as many, and each volume counting the same.
+
+    They are the middles between quantiles, since between two quantiles lie as many voxels as between any others.
+
+    Args:
+        quantiles: of each volume, as :class:`ScanFacts` has them; of one at least.
+    """
+    ends = np.array(quantiles)
+    return (ends[:, 1:] + ends[:, :-1]) / 2
+
+
+def pooled_percentile(quantiles: Sequence[Sequence[float]], percent: float) -> float:
+    """A percentile of several volumes' voxels, each volume counting the same.
 
     Args:
         quantiles: of each volume, as :class:`ScanFacts` has them.
     """
-    if not quantiles:
-        return None
-    ends = np.array(quantiles)
-    # between two quantiles lie as many voxels as between any others
-    return float(np.percentile((ends[:, 1:] + ends[:, :-1]) / 2, percent))
-
-
-def named(names: Sequence[str]) -> str:
-    """Names for a sentence: the first few, and how many more there are."""
-    shown, more = names[:SHOWN], len(names) - SHOWN
-    if more > 0:
-        return f"{', '.join(shown)} and {more} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    return float(np.percentile(pooled_values(quantiles), percent))
 
 
 def check_fingerprint(fingerprint: Fingerprint) -> None:
@@ -134,7 +134,7 @@ def _check_channels(fingerprint: Fingerprint) -> None:
     for scan in fingerprint.scans:
         names.setdefault(scan.channels, []).append(scan.name)
     if len(names) > 1:
-        kinds = "; ".join(f"{count} in {named(names[count])}" for count in sorted(names))
+        kinds = "; ".join(f"{count} in {few_names(names[count])}" for count in sorted(names))
         raise InputError(
             f"the scans' numbers of channels differ: {kinds}. A network takes one number: give all scans the same "
             "channels, or leave the others out of the data list."
@@ -156,7 +156,7 @@ def _check_labels(fingerprint: Fingerprint) -> None:
             if value >= len(labels):
                 unnamed.setdefault(value, []).append(scan.name)
     if unnamed:
-        values = "; ".join(f"{value} in {named(unnamed[value])}" for value in sorted(unnamed)[:SHOWN])
+        values = "; ".join(f"{value} in {few_names(unnamed[value])}" for value in sorted(unnamed)[:SHOWN])
         values += f"; and {len(unnamed) - SHOWN} more values" if len(unnamed) > SHOWN else ""
         raise InputError(
             f"label values that the data list doesn't name: {values}. It names 0 … {len(labels) - 1}: name them in "
@@ -168,10 +168,10 @@ def _check_labels(fingerprint: Fingerprint) -> None:
     if not absent:
         return
     if fingerprint.labels_are_named:
-        missing = named([f"{labels[value]} ({value})" for value in absent])
+        missing = few_names([f"{labels[value]} ({value})" for value in absent])
         todo = 'Take them out of the list\'s "labels" and number the others one by one, or add scans that have them.'
         raise InputError(f"labels that the data list names and no scan has: {missing}. {todo}")
     raise InputError(
-        f"label values that no scan has, although some have {len(labels) - 1}: {named([*map(str, absent)])}. Remap "
+        f"label values that no scan has, although some have {len(labels) - 1}: {few_names([*map(str, absent)])}. Remap "
         'the labels to 0, 1, 2, … without gaps, or name them all in a list\'s "labels" and add scans that have them.'
     )

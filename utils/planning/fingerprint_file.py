@@ -17,13 +17,14 @@ from pydantic.types import AllowInfNan
 from typing_extensions import TypedDict
 
 from utils.data.check import Findings, require_no_faults
+from utils.data.data_list import DataList, numbered_labels
 from utils.distributed.process import Process
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.planning.facts import examine, rounded
-from utils.planning.fingerprint import Fingerprint, ScanFacts
+from utils.planning.fingerprint import Fingerprint, ScanFacts, check_fingerprint
 from utils.planning.oddities import oddities
-from utils.system.errors import WriteError
+from utils.system.errors import InputError, WriteError
 from utils.system.files import FileState, file_state, open_regular, text_hash, write_text
 from utils.system.typed import schema_faults
 
@@ -103,6 +104,32 @@ class FingerprintFile:
             raise
         return tuple(sorted((facts for facts in known if facts is not None), key=lambda facts: facts.name))
 
+    def fingerprint(self, data: DataList, workers: int, process: Process, source: str | Path) -> Fingerprint:
+        """What the scans of a data list are that train and validate; see :meth:`gather`.
+
+        Args:
+            source: where messages say that the scans come from.
+
+        Raises:
+            InputError: if a scan can't be read, or no network can learn from all of them.
+            WriteError, Stopped: as in :meth:`gather`.
+        """
+        scans = self.gather(data.training + data.validation, workers, process)
+        numbered = numbered_labels(1 + max((value for scan in scans for value in scan.structures), default=1))
+        fingerprint = Fingerprint(
+            scans=scans,
+            labels=numbered if data.labels is None else data.labels,
+            labels_are_named=data.labels not in (None, numbered),
+            modalities=data.modalities,
+            training=len(data.training),
+            validation=len(data.validation),
+        )
+        try:
+            check_fingerprint(fingerprint)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        return fingerprint
+
     def save(self, fingerprint: Fingerprint) -> None:
         """Write the file, with a summary of these scans.
 
@@ -163,7 +190,7 @@ def summary(fingerprint: Fingerprint) -> dict[str, Any]:
         "body_mm": _spread(scans, lambda scan: scan.body_mm),
         "orientations": dict(sorted(Counter(scan.orientation for scan in scans).items())),
         "labelled_intensities": [
-            {f"{percent:g} %": _rounded(fingerprint.percentile(channel, percent)) for percent in PERCENTILES}
+            {f"{percent:g} %": rounded(fingerprint.percentile(channel, percent)) for percent in PERCENTILES}
             for channel in range(fingerprint.channels)
         ],
         "labels_are_named": fingerprint.labels_are_named,
@@ -196,7 +223,3 @@ def _spread(
         name: [rounded(number) for number in numbers] if np.ndim(numbers) else rounded(numbers)
         for name, numbers in spread.items()
     }
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else rounded(number)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.planning.choices import Choice
-from utils.planning.fingerprint import AIR, Fingerprint
+from utils.planning.fingerprint import AIR, Fingerprint, pooled_percentile, pooled_values
 from utils.planning.grid import significant
+from utils.system.text import few_names
 
 LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of their circle, and 16-bit metal
 MOST = 0.9  # of the scans, from which on what they show holds for all
@@ -45,13 +46,24 @@ def plan_intensities(fingerprint: Fingerprint) -> Intensities:
             f"The data list calls the scans {called}, but their values {seen}. They are treated as "
             f"{CT if is_ct else OTHER}."
         )
+    unlike = [scan.name for scan, look in zip(fingerprint.scans, looks, strict=True) if look != is_ct]
     questions = []
     if 1 - MOST < share < MOST:
         names = [scan.name for scan, one in zip(fingerprint.scans, looks, strict=True) if one == (share < 0.5)]
         questions.append(
-            f"{len(names)} of {len(looks)} scans ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}) "
+            f"{len(names)} of {len(looks)} scans ({few_names(names)}) "
             + ("look like CT, and the others do not" if share < 0.5 else "do not look like CT, and the others do")
             + ". Do the scans belong together?"
+        )
+    elif unlike:
+        look, others, scaling = (
+            ("do not look", "do", "One CT window scales all.")
+            if is_ct
+            else ("look", "do not", "Each scan is standardised by itself.")
+        )
+        remarks.append(
+            f"{few_names(unlike)}: the values {look} like Hounsfield units, and those of the other scans {others}. "
+            f"{scaling} Do the scans belong together?"
         )
     if not is_ct:
         reason = "The values have no common scale, so each channel of each scan gets mean 0 and standard deviation 1."
@@ -66,10 +78,10 @@ def looks_like_ct(quantiles: tuple[float, ...]) -> bool:
 
 def _ct_window(fingerprint: Fingerprint) -> Choice:
     """The window as nnU-Net has it: what it maps to has mean 0 and standard deviation 1 over the labelled voxels."""
-    pooled = np.concatenate([channel for scan in fingerprint.scans for channel in scan.labelled_quantiles])
-    low, high = (float(round(value)) for value in np.percentile(pooled, PERCENTILES))
+    quantiles = [channel for scan in fingerprint.scans for channel in scan.labelled_quantiles]
+    low, high = (float(round(pooled_percentile(quantiles, percent))) for percent in PERCENTILES)
     high = max(high, low + 1)
-    clipped = np.clip(pooled, low, high)
+    clipped = np.clip(pooled_values(quantiles), low, high)
     mean, std = float(clipped.mean()), max(float(clipped.std()), 1.0)
     bottom, top = significant((low - mean) / std), significant((high - mean) / std)
     return Choice(

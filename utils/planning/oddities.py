@@ -7,7 +7,8 @@ import numpy as np
 
 from utils.data.check import summary
 from utils.data.mirroring import side_pairs
-from utils.planning.fingerprint import QUANTILES, SHOWN, Fingerprint, ScanFacts, named
+from utils.planning.fingerprint import QUANTILES, Fingerprint, ScanFacts
+from utils.system.text import SHOWN, few_names
 
 FEWEST = 5  # scans, of which one can be unlike the others
 FAR_SIZE = 3.0  # times the median
@@ -39,7 +40,10 @@ def _copies(fingerprint: Fingerprint) -> Iterator[str]:
         same.setdefault(facts, []).append(scan.name)
     for names in same.values():
         if len(names) > 1:
-            yield f"{named(names)}: have the same voxels and labels. A copy that trains makes validation look too good."
+            yield (
+                f"{few_names(names)}: have the same voxels and labels. A copy that trains makes validation look too "
+                "good."
+            )
 
 
 def _sizes(fingerprint: Fingerprint) -> Iterator[str]:
@@ -69,7 +73,8 @@ def _far(values: Mapping[str, float], factor: float, what: str, unit: str, most:
     for group, limit, farthest in ((above, "up to ", max), (below, "down to ", min)):
         if group:
             value = f"{limit if len(group) > 1 else ''}{farthest(group.values()):.3g} {unit}"
-            yield f"{named(list(group))}: {what} is far from the others': {value}, where the median is {median:.3g}."
+            names = few_names(list(group))
+            yield f"{names}: {what} is far from the others': {value}, where the median is {median:.3g}."
 
 
 def _orientations(fingerprint: Fingerprint) -> Iterator[str]:
@@ -82,7 +87,7 @@ def _orientations(fingerprint: Fingerprint) -> Iterator[str]:
 def _unlabelled(fingerprint: Fingerprint) -> Iterator[str]:
     names = [scan.name for scan in fingerprint.scans if not scan.structures]
     if names:
-        yield f"{named(names)}: no voxel is labelled, so that all count as background. Or was nothing ever drawn?"
+        yield f"{few_names(names)}: no voxel is labelled, so that all count as background. Or was nothing ever drawn?"
 
 
 def _labels(fingerprint: Fingerprint) -> Iterator[str]:
@@ -90,7 +95,8 @@ def _labels(fingerprint: Fingerprint) -> Iterator[str]:
     for value, label in enumerate(fingerprint.labels[1:], start=1):
         names = [scan.name for scan in fingerprint.scans_with(value)]
         if 0 < len(names) < total and (len(names) < 3 or len(names) < RARE_LABEL * total):
-            yield f"{label} ({value}) is in {len(names)} of {total} scans alone ({named(names)}): little to learn from."
+            few = f"{len(names)} of {total} scans alone ({few_names(names)})"
+            yield f"{label} ({value}) is in {few}: little to learn from."
 
 
 def _sides(fingerprint: Fingerprint) -> Iterator[str]:
@@ -104,8 +110,8 @@ def _sides(fingerprint: Fingerprint) -> Iterator[str]:
     if wrong:
         left, right = next(iter(wrong.values()))
         yield (
-            f"{named(list(wrong))}: labels of the left lie to the right of those of the right, such as {labels[left]} "
-            f"and {labels[right]}. Is the header's left wrong, or the labels' order?"
+            f"{few_names(list(wrong))}: labels of the left lie to the right of those of the right, such as "
+            f"{labels[left]} and {labels[right]}. Is the header's left wrong, or the labels' order?"
         )
     paired = {value for pair in pairs for value in pair}
     for value, label in enumerate(labels):
@@ -120,7 +126,8 @@ def _other_side(scans: Sequence[ScanFacts], value: int, label: str) -> Iterator[
     left = [name for name, place in places.items() if place < 1 - SIDE]
     usual, few, side = (right, left, "left") if len(right) > len(left) else (left, right, "right")
     if few and len(places) >= FEWEST and len(usual) >= SAME_SIDE * len(places):
-        yield f"{named(few)}: {label} lies to the {side}, and in {len(usual)} scans on the other side. Is it mirrored?"
+        others = f"in {len(usual)} scans on the other side"
+        yield f"{few_names(few)}: {label} lies to the {side}, and {others}. Is it mirrored?"
 
 
 def _volumes(fingerprint: Fingerprint) -> Iterator[str]:
@@ -149,6 +156,6 @@ def _intensities(fingerprint: Fingerprint) -> Iterator[str]:
             of = f" of channel {channel}" if fingerprint.channels > 1 else ""
             values = ", ".join(f"{value:.4g}" for value in list(far.values())[:SHOWN])
             yield (
-                f"{named(list(far))}: intensities{of} are far from the others': the median of the labelled voxels is "
-                f"{values}, and {np.median(medians):.4g} in most scans. Are they of one kind?"
+                f"{few_names(list(far))}: intensities{of} are far from the others': the median of the labelled voxels "
+                f"is {values}, and {np.median(medians):.4g} in most scans. Are they of one kind?"
             )

@@ -27,6 +27,7 @@ from utils.planning.grid import (
 )
 from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import (
+    LONG_VALIDATION,
     MOST_VALIDATIONS,
     Schedule,
     plan_schedule,
@@ -146,7 +147,7 @@ class Planner:
                 Section("Training", self.training_choices(network, schedule, batch)),
             ),
             questions=(*intensities.questions, *self.questions()),
-            remarks=intensities.remarks,
+            remarks=(*intensities.remarks, *self.remarks(network, schedule)),
         )
 
     def choose_feed(self) -> Network:
@@ -369,6 +370,16 @@ class Planner:
             ),
             Choice({"save_checkpoint": True}, "Keeps the weights, without which a run leaves nothing to use."),
         )
+
+    def remarks(self, network: Network, schedule: Schedule) -> list[str]:
+        """What a person should know of the plan."""
+        steps, validation = schedule.steps * self.step_seconds(network), self.validation_seconds(network)
+        if validation <= LONG_VALIDATION * steps:
+            return []
+        return [
+            f"A single validation takes about {validation:.0f} s, and all steps together {steps:.0f} s. Give more "
+            "`hours`, or let fewer scans validate."
+        ]
 
     def questions(self) -> list[str]:
         """What the scans don't tell."""

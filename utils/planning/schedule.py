@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from utils.inference.sliding_window import OVERLAP
 from utils.system.errors import InputError
 
 STEPS_WITHOUT_HOURS = 25_000  # a tenth of nnU-Net's 250,000 (docs/planning.md)
 VALIDATION_SHARE = 0.1  # of the hours
+LONG_VALIDATION = 0.25  # of the time for steps, from which on a plan remarks on a single validation
 START_SECONDS = 30.0  # for the imports and the data check
 # to read and to resample a file, and each of its voxels: a CT of 512 × 512 × 150 takes 4 s
 FILE_SECONDS, VOXEL_SECONDS = 0.1, 1e-7
@@ -15,7 +17,6 @@ FILE_SECONDS, VOXEL_SECONDS = 0.1, 1e-7
 STEP_SHARE = 0.95
 MOST_VALIDATIONS = 10
 WARM_UP_SHARE = 0.05  # of the epochs: Primus warms up for 50 of 1000 (Wald et al., arXiv 2503.01835)
-OVERLAP = 0.5  # of windows in validation, the default of `infer_overlap`
 TIME_GRID = 1.05  # measured seconds are rounded to a power of this, so that noise rarely changes a plan
 
 

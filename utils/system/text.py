@@ -1,9 +1,11 @@
 """Text of others as people can read it."""
 
 import re
+from collections.abc import Sequence
 
 # blanks, control characters, and those that turn the direction of all that follows in the line
 BREAKS = re.compile("[\\s\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+SHOWN = 5  # names in a sentence
 
 
 def one_line(text: str) -> str:
@@ -18,6 +20,14 @@ def one_line(text: str) -> str:
 def shortened(text: str, most: int = 300) -> str:
     """The text; of a longer one than ``most`` characters its two ends."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) :]}"
+
+
+def few_names(names: Sequence[str]) -> str:
+    """Names for a sentence: the first few, and how many more there are."""
+    shown, more = [shortened(one_line(name)) for name in names[:SHOWN]], len(names) - SHOWN
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def printable(name: str) -> str:

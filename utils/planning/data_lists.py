@@ -1,0 +1,79 @@
+"""Data lists of a folder of scans, written where there are none, and compared with it where there are."""
+
+import shlex
+from pathlib import Path
+
+from utils.data.data_list import DataList, numbered_labels, numbered_lists
+from utils.data.folders import (
+    DESCRIPTION,
+    label_value_faults,
+    label_values,
+    list_paths,
+    read_folder,
+    unlisted_scans,
+    write_data_lists,
+)
+from utils.distributed.process import Process
+from utils.system.errors import InputError
+from utils.system.text import few_names
+
+MOST_FOLDS = 5
+
+
+def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | None, process: Process) -> list[Path]:
+    """Write data lists for a folder that has none, unless the labels' names and values disagree.
+
+    Args:
+        fold: one that there has to be.
+        labels: names of the values; by default those that the folder gives.
+
+    Returns:
+        Those that were written, one for each fold.
+
+    Raises:
+        InputError: if they disagree, the folder holds no pairs of images and labels, or a label can't be read.
+    """
+    if numbered_lists(data_dir):
+        return []
+    notes: list[str] = []
+    try:
+        folder = read_folder(data_dir, notes, labels)
+    finally:  # what was left out may be what is missing
+        for note in notes:
+            process.say(f"note: {note}")
+    folds = min(MOST_FOLDS, max(2, len(folder.training)))
+    list_paths(data_dir, folder, folds)  # before all labels are read
+    if fold >= folds:
+        raise InputError(f"`fold` {fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
+    values = label_values(data_dir, (entry["label"] for entry in folder.training))
+    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
+    if faults := label_value_faults(names, values):
+        named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
+        raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")
+    return write_data_lists(data_dir, folder, folds, 0, names)
+
+
+def say_unlisted(data_dir: Path, process: Process) -> None:
+    """Say which labelled scans of a folder are in none of its data lists, as those that came later."""
+    lists = [data_dir / f"dataset_{fold}.json" for fold in numbered_lists(data_dir)]
+    if scans := unlisted_scans(data_dir, lists):
+        process.say(
+            f"note: labelled scans that no data list of {data_dir} has: {len(scans)} ({few_names(scans)}). To take "
+            "them in, remove all its lists and plan again, or write them anew with `python -m utils.make_data_list "
+            f"--overwrite --data_dir {shlex.quote(str(data_dir))}`. Give the labels' names again if no {DESCRIPTION} "
+            "has them."
+        )
+
+
+def require_labels(data: DataList, labels: tuple[str, ...] | None) -> None:
+    """Check that a data list names the labels as they were given, if they were: training takes its names alone.
+
+    Raises:
+        InputError: if it doesn't.
+    """
+    if labels is not None and labels != data.labels:
+        found = "no labels" if data.labels is None else f"the labels otherwise ({few_names(data.labels)})"
+        raise InputError(
+            f"`labels`: {data.path} is there already and names {found}, and training takes the names from there. "
+            'Change "labels" there, and in the lists of the other folds; or don\'t give `labels`.'
+        )
