@@ -136,7 +136,7 @@ class UNETR(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (depth, height, width)).contiguous()
 
     def _stem(self, volume: Tensor) -> list[Tensor]:
-        """(B, in_channels, D, H, W) -> (B, F, D, H, W), (B, 2F, D / 2, H / 2, W / 2), … down to twice a patch's grid."""
+        """(B, in_channels, D, H, W) -> (B, F, D, H, W), (B, 2F, D / 2, H / 2, W / 2), … as far as the skip paths go."""
         x = self.encoder1(in_layout_of(self.encoder1.layer.conv2.conv.weight, volume))
         stages = [x, self.encoder2(x)]
         stages.append(self.encoder3(stages[-1]))

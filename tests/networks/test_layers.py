@@ -13,8 +13,8 @@ from networks.layers.cpu_kernels import Conv3d, Linear, MatrixAttention
 from networks.layers.full_precision import OutBlock, ScanResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
-from networks.vit import SelfAttention
 from networks.unetr import UNETR
+from networks.vit import SelfAttention
 from tests.networks.test_unetr import small
 
 NORMS = pytest.mark.parametrize("norm_name", ["instance", "batch"])
@@ -115,7 +115,9 @@ def test_of_networks_to_compare_with_the_layers_but_norms_stay(name: str) -> Non
 
 
 @NORMS
-@pytest.mark.parametrize("options", [{}, {"pos_embed": "conv", "patch_size": 8, "res_block": False}, {"conv_stem": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pos_embed": "conv", "patch_size": 8, "res_block": False}, {"conv_stem": True}]
+)
 def test_the_plain_network_becomes_torchscript(norm_name: str, options: dict[str, object]) -> None:
     network = small(norm_name=norm_name, img_size=16, **options).eval()
     windows = torch.randn(3, 1, 16, 16, 16)
