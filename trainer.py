@@ -91,16 +91,17 @@ class Learner:
         """The network that is validated and saved: with the average of its weights where there is one."""
         return self.network if self.average is None else self.average.module
 
-    def loss(self, image: Tensor, label: Tensor) -> Tensor:
+    def loss(self, image: Tensor, label: Tensor, not_annotated: Sequence[Sequence[int]]) -> Tensor:
         """The loss of a batch.
 
         Args:
             image: (B, C, D, H, W).
             label: (B, 1, D, H, W).
+            not_annotated: the classes that nobody drew in each sample.
         """
         with self.precision.autocast():
             logits = self.wrapped(image)  # (B, classes, D, H, W), or a list with deep supervision
-            return self.loss_function(logits, label)
+            return self.loss_function(logits, label, not_annotated)
 
     def add_gradients(self, loss: Tensor, parts: int) -> float:
         """Add the gradients of one of a step's ``parts`` batches; the batch's loss as a number."""
@@ -283,7 +284,7 @@ def accumulate_gradients(
             last = number == len(batches) - 1
             with nullcontext() if last else process.no_sync(learner.wrapped):
                 process.note_progress(f"the forward pass of {step}")
-                loss = learner.loss(image, label)
+                loss = learner.loss(image, label, batch["not_annotated"])
                 process.note_progress(f"the backward pass of {step}")
                 losses.append(learner.add_gradients(loss, len(batches)))
     return sum(losses) / len(losses)

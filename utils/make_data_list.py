@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"note: {note}")
     list_paths(data_dir, folder, args.folds, args.overwrite)  # else found out after all labels have been read
 
-    values = label_values(data_dir, [entry["label"] for entry in folder.training])
+    values = label_values(data_dir, [entry["label"] for entry in folder.training], folder.ignore)
     names = folder.labels or numbered_labels(max(map(max, values.values())) + 1)
     described = data_dir / DESCRIPTION if folder.labels is not None else data_dir
     source = "--labels" if labels is not None else str(described)

@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,30 @@ def test_the_range_of_many_voxels_is_that_of_a_sample(scan: Scan, capsys: pytest
     # four standard deviations: sqrt(4096 × 0.005 × 0.995) / 4096 is 0.11 % of 262,144, so 289
     assert low == pytest.approx(1311, abs=1156)
     assert high == pytest.approx(64**3 - 1311, abs=1156)
+
+
+def test_a_value_that_nobody_judged_is_taken_where_the_list_names_it(scan: Scan) -> None:
+    values = np.random.default_rng(0).integers(0, 3, (8, 9, 10)).astype(np.uint8)
+    values[0] = 255
+    with_label(scan, values)
+    (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
+    assert "labels are 0 … 2" in fault
+    ignoring = replace(scan, ignore=255)
+    assert check_scan(ignoring, 1, 3, SETTINGS).faults == []
+    assert ignoring.label is not None
+    found = read_label(ignoring.label, scan.path, read_scan(scan), 3, ignore=255)
+    np.testing.assert_array_equal(found, np.where(values == 255, -1, values))
+    values[1] = 254
+    with_label(scan, values)
+    (fault,) = check_scan(ignoring, 1, 3, SETTINGS).faults
+    assert "labels are 0 … 2 and 255" in fault
+
+
+def test_a_structure_that_is_drawn_though_the_list_says_otherwise(scan: Scan) -> None:
+    values = np.zeros((8, 9, 10), np.uint8)
+    values[0, 0, :4] = 2
+    values[1] = 1
+    with_label(scan, values)
+    assert check_scan(scan, 1, 3, SETTINGS).faults == []
+    (fault,) = check_scan(replace(scan, not_annotated=(2,)), 1, 3, SETTINGS).faults
+    assert fault.startswith(f"{scan.label}: has 4 voxels of 2, which the data list calls not annotated there.")

@@ -434,3 +434,25 @@ def test_blur_is_scipys_and_darkens_no_border() -> None:
     expected = ndimage.gaussian_filter(image[0].numpy(), 1, mode="nearest")
     np.testing.assert_allclose(blur(image)[0], expected, atol=0.02)  # its kernel is integrated over each voxel
     np.testing.assert_allclose(blur(torch.ones(1, 8, 8, 8)), 1, atol=1e-3)
+
+
+def test_a_flip_along_x_swaps_what_is_not_annotated() -> None:
+    item = {**scan((4, 4, 5), [(0, 0, 0)]), "not_annotated": (2, 3)}
+    labels = ("background", "right kidney", "left kidney", "liver")
+    chances = Augmentation(0.5, 0, 0, 0, mirrorings(labels)[-1])
+    batch = draw(RandomCrops((4, 4, 5), 100, chances, None), item)
+    swapped = [bool((label == 1).any()) for label in batch["label"]]  # the left kidney has become the right one
+    assert set(swapped) == {False, True}
+    assert batch["not_annotated"] == [(1, 3) if flipped else (2, 3) for flipped in swapped]
+
+
+def test_voxels_that_nobody_judged_stay_so_and_no_crop_is_centred_on_them() -> None:
+    item = scan((4, 4, 5), [(3, 3, 4)])
+    item["label"] = item["label"].to(torch.int16)
+    item["label"][:, :2] = -1
+    labels = ("background", "right kidney", "left kidney")
+    batch = draw(RandomCrops((1, 1, 1), 300, PLAIN, None), item)
+    assert set(batch["label"].unique().tolist()) == {0, 2}
+    whole = draw(RandomCrops((4, 4, 5), 20, Augmentation(1, 0, 0, 0, mirrorings(labels)[-1]), None), item)
+    assert [(label == -1).sum().item() for label in whole["label"]] == [2 * 4 * 5] * 20
+    assert set(whole["label"].unique().tolist()) == {-1, 0, 1}

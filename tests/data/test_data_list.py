@@ -463,3 +463,67 @@ def test_classes_are_the_names_of_labels(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_data_list(str(tmp_path), None, 0).classes()
     assert str(error.value) == f'{path}: names no label but the background. Mend the list\'s "labels".'
+
+
+@pytest.mark.parametrize(
+    ("labels", "ignore"),
+    [
+        ({"background": 0, "liver": 1, "left kidney": 2, "ignore": 3}, 3),
+        ({"0": "background", "1": "liver", "2": "left kidney", "255": "ignore"}, 255),
+        (["background", "liver", "left kidney", "ignore"], 3),
+        (["background", "liver", "left kidney"], None),
+    ],
+)
+def test_what_is_not_annotated_and_what_nobody_judged(tmp_path: Path, labels: Any, ignore: int | None) -> None:
+    entries = [entry(1), entry(2, not_annotated=["left\n kidney"]), entry(3, not_annotated=[])]
+    write(tmp_path, {"training": entries, "validation": [entry(4, not_annotated=["liver"])], "labels": labels})
+    data = read_data_list(str(tmp_path), None, 0)
+    assert data.labels == ("background", "liver", "left kidney")
+    assert data.classes() == 3
+    assert data.ignore == ignore
+    assert [scan.not_annotated for scan in data.training + data.validation] == [(), (2,), (), (1,)]
+    assert {scan.ignore for scan in data.training + data.validation} == {ignore}
+
+
+def test_another_hash_tells_that_the_annotation_has_changed(tmp_path: Path) -> None:
+    def hash_of(labels: list[str], **more: Any) -> str:
+        write(tmp_path, {"training": [entry(1, **more)], "labels": labels})
+        return read_data_list(str(tmp_path), None, 0).content_hash()
+
+    labels = ["background", "liver", "spleen"]
+    hashes = [hash_of(labels), hash_of(labels, not_annotated=["liver"]), hash_of([*labels, "ignore"])]
+    assert len(set(hashes)) == 3
+    assert hash_of(labels, not_annotated=[]) == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "not_annotated", "words"),
+    [
+        (["background", "liver", "spleen"], ["livr"], "has 'livr', and the structures are liver, spleen"),
+        (["background", "liver", "spleen"], ["background"], "has 'background', and the structures are"),
+        (["background", "liver", "spleen"], "liver", "must be a list of labels' names, not 'liver'"),
+        (["background", "liver", "spleen"], [1], r"must be a list of labels' names, not \[1\]"),
+        (["background", "liver", "spleen"], ["spleen", "liver"], "has every structure, so that there is nothing to"),
+        (None, ["liver"], 'needs a list that names its "labels"'),
+    ],
+)
+def test_what_can_not_be_left_out_is_named(tmp_path: Path, labels: Any, not_annotated: Any, words: str) -> None:
+    write(tmp_path, {"training": [entry(1, not_annotated=not_annotated)], **({"labels": labels} if labels else {})})
+    with pytest.raises(InputError, match=f'dataset_0.json: "training" entry 0: "not_annotated" {words}'):
+        read_data_list(str(tmp_path), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "liver": 1, "ignore": 1}, '"labels" must name the values'),
+        ({"ignore": 0, "liver": 1}, '"labels" must call one value "ignore", and not the background'),
+        ({"1": "liver", "2": "ignore", "3": "ignore"}, '"labels" must call one value "ignore", and not'),
+        ({"background": 0, "liver": 1, "ignore": 40000}, '"labels" calls 40000 "ignore", and that has to be 2 … 32767'),
+        ({"background": 0, "liver": 2, "ignore": 1}, '"labels" must name the values'),
+    ],
+)
+def test_an_ignore_label_that_is_none_is_named(tmp_path: Path, labels: Any, words: str) -> None:
+    write(tmp_path, {"training": [entry(1)], "labels": labels})
+    with pytest.raises(InputError, match=words):
+        read_data_list(str(tmp_path), None, 0)

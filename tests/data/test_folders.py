@@ -292,7 +292,7 @@ def test_names_that_are_given_go_before_those_of_the_description(tmp_path: Path)
         ({"labels": {"background": 0, "liver": "one"}}, '"labels" must name the values 0, 1, 2, … one by one'),
         ({"labels": {"0": "background", "1": ""}}, '"labels" has an empty name. Mend the file.'),
         ({"labels": {"background": 0, "whole tumour": [1, 2, 3]}}, "\"labels\" has the region 'whole tumour', a list"),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, '"labels" has an ignore label, 2, which can\'t be'),
+        ({"labels": {"ignore": 0, "liver": 1}}, '"labels" must call one value "ignore", and not the background'),
         ({"modality": {"0": 5}}, '"modality" or "channel_names" must name the channels'),
         ({"channel_names": {"1": "CT"}}, '"modality" or "channel_names" must name the channels'),
     ],
@@ -304,6 +304,18 @@ def test_odd_descriptions_are_named_in_one_line(tmp_path: Path, content: Any, wo
         read_folder(tmp_path, [])
     assert str(error.value).startswith(f"{tmp_path}/dataset.json: {words}")
     assert "\n" not in str(error.value)
+
+
+def test_the_value_of_voxels_that_nobody_judged_comes_into_the_lists(tmp_path: Path) -> None:
+    pairs(tmp_path, "a", "b")
+    describe(tmp_path, {"labels": {"background": 0, "liver": 1, "ignore": 2}})
+    folder = read_folder(tmp_path, [])
+    assert (folder.labels, folder.ignore) == (("background", "liver"), 2)
+    told = read_folder(tmp_path, [], ("background", "liver", "cyst", "ignore"))
+    assert (told.labels, told.ignore) == (("background", "liver", "cyst"), 3)
+    (path, _) = write_data_lists(tmp_path, folder, 2, 0, folder.labels)
+    assert json.loads(path.read_text())["labels"] == {"0": "background", "1": "liver", "2": "ignore"}
+    assert read_data_list(str(tmp_path), None, 0).ignore == 2
 
 
 def test_a_pipe_in_the_place_of_a_description(tmp_path: Path) -> None:

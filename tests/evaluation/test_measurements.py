@@ -147,3 +147,15 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert [(row["scan"], row["organ"]) for row in rows] == [("'=scan", "'@organ"), ("m\\udcff", "spleen")]
     scans = json.loads((tmp_path / "measurements.json").read_text())["scans"]
     assert [(scan["scan"], *scan["organs"]) for scan in scans] == [("=scan", "@organ"), ("m\udcff", "spleen")]
+
+
+def test_what_nobody_drew_has_no_scores_and_what_nobody_judged_counts_in_none() -> None:
+    label, mask = np.zeros((8, 8, 8), np.int16), np.zeros((8, 8, 8), np.uint8)
+    label[0:4], mask[2:8] = 1, 1
+    label[6:] = -1  # of the prediction 4 slices are left, 2 of them in common
+    found = agreement(mask, label, (1.0, 1.0, 1.0), ORGANS, 4, nsd_mm=1.0, not_annotated=(3,))
+    assert found["spleen"]["dice"] == 0.5
+    assert found["spleen"]["hd95_mm"] == 2.0
+    names = list(ORGANS.values())
+    assert found[ORGANS[3]] == {"dice": None, "hd95_mm": None, "nsd": None}
+    assert list(found) == names

@@ -90,3 +90,17 @@ def test_one_fold_has_no_deviation() -> None:
     scores = FoldScores({3: Scores(("a",), ("spleen",), np.array([[0.5]]))})
     np.testing.assert_array_equal(scores.summary["sd over folds"], [np.nan, np.nan])
     np.testing.assert_array_equal(scores.summary["mean over folds"], [0.5, 0.5])
+
+
+def test_voxels_that_nobody_judged_are_left_out() -> None:
+    label = box(1, 0, 6)
+    label[4:] = -1  # 4 of the prediction's slices 2 … 7 are among them
+    assert dice_per_label(box(1, 2, 8), label, 2).tolist() == [2 * 2 / (2 + 4)]
+
+
+def test_a_label_that_nobody_drew_has_no_dice_and_the_others_have_theirs() -> None:
+    prediction, label = box(1, 0, 4), box(1, 2, 6)
+    prediction[6:] = 2
+    dice = dice_per_label(prediction, label, 3, not_annotated=(2,))
+    assert dice[0].item() == 0.5
+    assert torch.isnan(dice[1])

@@ -187,3 +187,90 @@ def test_mixed_precision_and_deep_supervision(name: str, dtype: torch.dtype) -> 
         assert one.grad is not None
         assert one.grad.isfinite().all()
         assert one.grad.abs().max() > 0
+
+
+def partly() -> tuple[Tensor, Tensor]:
+    """Two voxels with the probabilities (1/4, 1/4, 1/2) and (1/4, 1/2, 1/4), labelled background and class 1."""
+    logits = torch.tensor([[[0.25, 0.25], [0.25, 0.5], [0.5, 0.25]]]).log()  # (1, classes, voxels)
+    return logits.reshape(1, 3, 2, 1, 1), torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 1, 2, 1, 1)
+
+
+def test_a_structure_that_nobody_drew_counts_as_background_that_may_be_it() -> None:
+    logits, label = partly()
+    logits.requires_grad_()
+    value = build_loss("dice_ce", 0.0, 0.0, deep_supervision=False)(logits, label, [[2]])
+    # background and class 2 together have 3/4 and 1/2, class 1 has 1/4 and 1/2
+    background = 1 - 2 * (3 / 4) / (9 / 16 + 1 / 4 + 1)
+    first = 1 - 2 * (1 / 2) / (1 / 16 + 1 / 4 + 1)
+    cross_entropy = -(math.log(3 / 4) + math.log(1 / 2)) / 2
+    assert value.item() == pytest.approx((background + first) / 2 + cross_entropy, rel=1e-6)
+    value.backward()
+    assert logits.grad is not None
+    gradient = logits.grad[0, :, :, 0, 0]  # (classes, voxels)
+    # what is learned of the sum goes to both by their shares: 1/4 to 1/2 in one voxel, 1/4 to 1/4 in the other
+    assert gradient[2, 0].item() == pytest.approx(2 * gradient[0, 0].item(), rel=1e-5)
+    assert gradient[2, 1].item() == pytest.approx(gradient[0, 1].item(), rel=1e-5)
+    torch.testing.assert_close(gradient.sum(0), torch.zeros(2), rtol=0, atol=1e-7)
+
+    # by hand, with the probabilities q = 3/4, 1/2 of the background: class 1 has 1 - q, and dq/dz = q (1 - q)
+    q = torch.tensor([3 / 4, 1 / 2], dtype=torch.float64)
+    rest = 1 - q
+    dice_background = -2 * torch.tensor([1.0, 0.0]) / 1.8125 + 2 * (2 * q[0]) / 1.8125**2 * q
+    dice_first = -2 * torch.tensor([0.0, 1.0]) / 1.3125 + 2 * (2 * rest[1]) / 1.3125**2 * rest
+    by_entropy = torch.tensor([-1 / q[0], 1 / rest[1]]) / 2
+    by_q = (dice_background - dice_first) / 2 + by_entropy
+    torch.testing.assert_close(gradient[1].double(), -by_q * q * rest, rtol=1e-5, atol=1e-7)
+
+
+def test_each_sample_counts_the_same_whether_all_of_it_is_annotated_or_not() -> None:
+    logits, label = partly()
+    loss = build_loss("dice_ce", 0.0, 0.0, deep_supervision=False)
+    alone = loss(logits, label, [[2]]).item(), loss(logits, label, [[]]).item()
+    assert alone[0] != pytest.approx(alone[1])
+    both = loss(torch.cat([logits, logits, logits]), torch.cat([label, label, label]), [[], [2], []])
+    assert both.item() == pytest.approx((alone[0] + 2 * alone[1]) / 3, rel=1e-6)
+    assert loss(logits, label).item() == alone[1]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_voxel_that_nobody_judged_changes_no_gradient(name: str, deep_supervision: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 1, 4, 4, 4), generator=generator).to(torch.int16)
+    label[1, :, :2] = -1
+    loss = build_loss(name, 0.0, 1e-6, deep_supervision)
+    values = [torch.randn(2, 3, *(4 >> level,) * 3, generator=generator) for level in range(1 + deep_supervision)]
+    gradients = []
+    for other in (0.0, 7.0):
+        logits = [one.clone() for one in values]
+        for level, one in enumerate(logits):
+            one[1, 0, : 2 >> level] += other
+            one.requires_grad_()
+        loss(logits if deep_supervision else logits[0], label, [[], [2]]).backward()
+        gradients.append([one.grad for one in logits])
+    for level, (first, second) in enumerate(zip(*gradients, strict=True)):
+        assert first is not None
+        assert second is not None
+        assert torch.equal(first, second)
+        assert not first[1, :, : 2 >> level].any()
+        assert first[0].all()
+
+
+def test_voxels_that_nobody_judged_are_as_if_they_were_not_there() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 4, 2, 2, generator=generator)
+    label = torch.randint(0, 3, (1, 1, 4, 2, 2), generator=generator).to(torch.int16)
+    label[:, :, 1:3] = -1
+    kept = [0, 3]
+    for name in LOSSES:
+        loss = build_loss(name, 0.0, 1e-6, deep_supervision=False)
+        assert loss(logits, label).item() == pytest.approx(loss(logits[:, :, kept], label[:, :, kept]).item(), rel=1e-6)
+
+
+def test_a_crop_of_which_nobody_judged_a_voxel_teaches_nothing() -> None:
+    logits = torch.randn(1, 3, 4, 2, 2, requires_grad=True)
+    value = build_loss("dice_ce", 0.0, 1e-6, deep_supervision=False)(logits, torch.full((1, 1, 4, 2, 2), -1))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()

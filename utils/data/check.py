@@ -163,14 +163,26 @@ def _check_label(
     label = read_checked_label(scan.label, parts, found)
     if label is None:
         return None
-    for fault in label_faults(scan.label, label, out_channels):
+    for fault in label_faults(scan.label, label, out_channels, scan.ignore):
         if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
             classes = round(float(label.voxels.max())) + 1
             named = f'name all {classes}, the background included, under "labels" in {labels_in}'
             other = f"give `out_channels` {classes}" if labels_in is None else named
             fault = f"{fault.removesuffix('.')}, or {other}."
         found.faults.append(fault)
+    found.faults += _drawn_though_not_annotated(scan, label)
     return label
+
+
+def _drawn_though_not_annotated(scan: Scan, label: Volume) -> list[str]:
+    """That a label has voxels of structures that the data list calls not annotated, in a sentence for each."""
+    counts = {value: int((np.abs(label.voxels - value) < 0.5).sum()) for value in scan.not_annotated}
+    return [
+        f"{scan.label}: has {count} voxels of {value}, which the data list calls not annotated there. Take it out of the "
+        'entry\'s "not_annotated", or remove the voxels.'
+        for value, count in counts.items()
+        if count
+    ]
 
 
 def _labelled_voxels(parts: Sequence[Part], label: Volume, settings: Preprocessing) -> LabelledVoxels:

@@ -14,6 +14,7 @@ import torch
 
 from utils.data.mirroring import PUBLISHED, Mirroring
 from utils.data.strong_augmentation import StrongParameters, augment_intensities, resample
+from utils.io.scan import IGNORED
 
 CENTRES = ("foreground", "background")  # kinds of voxels that crops are centred on
 
@@ -88,7 +89,8 @@ class RandomCrops:
         """Crops of a scan that :meth:`prepare` returned.
 
         Returns:
-            ``image`` (count, C, *roi), ``label`` (count, 1, *roi), and the scan's ``name`` for each crop.
+            ``image`` (count, C, *roi), ``label`` (count, 1, *roi), and for each crop the scan's ``name`` and the
+            classes that are ``not_annotated`` in it, which a flip may swap.
         """
         chances = self.augmentation
         can_rotate = self.roi[0] == self.roi[1] and chances.mirroring.allows_rotate90
@@ -100,6 +102,7 @@ class RandomCrops:
         centres = self._centres(scan, random)
         # draw all numbers, used or not, so that one probability doesn't alter the other changes
         drawn = random.random((self.count, 9)).tolist()
+        not_annotated = [tuple(scan.get("not_annotated", ()))] * self.count
         strong = [StrongParameters.draw(self.spacing, random) if chances.strong else None for _ in range(self.count)]
         for number, (centre, draws, parameters) in enumerate(zip(centres, drawn, strong, strict=True)):
             *flipped, rotated, turn, scaled, scale, shifted, shift = draws
@@ -119,7 +122,8 @@ class RandomCrops:
                 batch[number] = crop
             if 0 in axes and swapped is not None:
                 label = crops["label"][number].numpy()
-                label[:] = np.array(swapped, label.dtype)[label]
+                label[:] = np.array([*swapped, IGNORED]).astype(label.dtype)[label]  # IGNORED, -1, is the last one
+                not_annotated[number] = tuple(sorted(swapped[one] for one in not_annotated[number]))
             image = crops["image"][number]
             if scaled < chances.scale_intensity:
                 image *= 0.9 + 0.2 * scale
@@ -127,7 +131,7 @@ class RandomCrops:
                 image += 0.2 * shift - 0.1
             if parameters is not None:
                 image[:] = augment_intensities(image, parameters.seed)
-        return {**crops, "name": [scan["name"]] * self.count}
+        return {**crops, "name": [scan["name"]] * self.count, "not_annotated": not_annotated}
 
     def _centres(self, scan: Mapping[str, Any], random: np.random.Generator) -> list[tuple[int, int, int]]:
         """The voxel that each crop is cut around; all of one kind are equally likely."""
@@ -158,6 +162,6 @@ class RandomCrops:
     def _mask(self, kind: str, image: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Which voxels are of a kind: (C, …) and (1, …) -> (…)."""
         if kind == "foreground":
-            return label[0] != 0
+            return label[0] > 0
         background = label[0] == 0
         return background if self.tissue_above is None else background & (image > self.tissue_above).any(0)

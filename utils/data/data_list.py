@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from networks.registry import MOST_CHANNELS
-from utils.io.reader import count_channels
+from utils.io.reader import LABELS, count_channels
 from utils.io.scan import Scan, without_endings
 from utils.system.errors import InputError
 from utils.system.files import read_json, text_hash
@@ -23,6 +23,7 @@ SHOWN_FAULTS = 50  # of a list
 SCANS_ASKED = 3  # for their number of channels: one that is unlike the others is outvoted
 PARTS = ("training", "validation", "test")
 IGNORE = "ignore"  # nnU-Net's name for voxels that are not to be learned
+NOT_ANNOTATED = "not_annotated"  # of an entry: the structures that nobody drew in the scan
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class DataList:
         folder: the absolute folder that its paths are relative to.
         training, validation, test: its scans.
         labels: names of the values 0, 1, …, or None if the list doesn't name them.
+        ignore: the value of voxels that nobody judged, if the list names one.
         folds: the folds that its entries name.
         modalities: what the list says of each channel of an image, such as CT; None if it says nothing.
     """
@@ -46,6 +48,7 @@ class DataList:
     labels: tuple[str, ...] | None
     folds: frozenset[int] = frozenset()
     modalities: tuple[str, ...] | None = None
+    ignore: int | None = None
 
     def ignores(self, fold: int) -> bool:
         """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
@@ -73,8 +76,10 @@ class DataList:
         return {part: [paths(scan) for scan in scans] for part, scans in parts.items()}
 
     def content_hash(self) -> str:
-        """The :func:`text_hash` of its scans, their order and their labels' names."""
-        return text_hash(json.dumps([self.files(), self.labels]))
+        """The :func:`text_hash` of its scans, their order, their labels' names and what isn't annotated."""
+        unknown = {scan.name: scan.not_annotated for scan in self.training + self.validation if scan.not_annotated}
+        more = [] if self.ignore is None and not unknown else [self.ignore, unknown]
+        return text_hash(json.dumps([self.files(), self.labels, *more]))
 
     def classes(self) -> int | None:
         """How many classes the list names, the background included; None if it names none.
@@ -231,7 +236,7 @@ def unlisted(json_list: str | None) -> DataList:
     path = Path(json_list)
     content = load_json(path)
     try:
-        labels = read_labels(content.get("labels")) if isinstance(content, dict) else None
+        labels = read_labels(content.get("labels"))[0] if isinstance(content, dict) else None
     except ValueError as error:
         raise InputError(f"`json_list` {path}: {error}. Mend the list.") from error
     if labels is None:
@@ -255,6 +260,14 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     parts: dict[str, list[Scan]] = {part: [] for part in PARTS}
     folds: set[int] = set()
     faults = []
+    labels: tuple[str, ...] | None = None
+    ignore: int | None = None
+    modalities: tuple[str, ...] | None = None
+    try:
+        labels, ignore = read_labels(content.get("labels"))
+        modalities = read_modalities(content.get("modality", content.get("channel_names")))
+    except ValueError as error:
+        faults.append(str(error))
     for part in PARTS:
         try:
             entries = _entries(content.get(part, []), part)
@@ -263,22 +276,16 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             continue
         for number, entry in enumerate(entries):
             try:
-                scan, entry_fold = _read_entry(entry, folder, needs_label=part != "test")
+                scan, entry_fold = _read_entry(entry, folder, labels, needs_label=part != "test")
             except ValueError as error:
                 faults.append(f'"{part}" entry {number}: {error}')
                 continue
+            scan = replace(scan, ignore=ignore)
             if part == "training" and entry_fold is not None:
                 folds.add(entry_fold)
                 parts["validation" if entry_fold == fold else "training"].append(scan)
             else:
                 parts[part].append(scan)
-    labels: tuple[str, ...] | None = None
-    modalities: tuple[str, ...] | None = None
-    try:
-        labels = read_labels(content.get("labels"))
-        modalities = read_modalities(content.get("modality", content.get("channel_names")))
-    except ValueError as error:
-        faults.append(str(error))
     if folds and fold not in folds:
         faults.append(f'no entry has "fold": {fold}; `fold` can be one of {", ".join(map(str, sorted(folds)))}')
     if faults:
@@ -286,7 +293,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         raise InputError(f"{path}: " + "; ".join([*faults[:SHOWN_FAULTS], *more]))
     named = _distinct_names(parts, folder)
     split = (named["training"], named["validation"], named["test"])
-    return DataList(path, folder, *split, labels, frozenset(folds), modalities)
+    return DataList(path, folder, *split, labels, frozenset(folds), modalities, ignore)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -331,7 +338,9 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int | None]:
+def _read_entry(
+    entry: Any, folder: Path, labels: tuple[str, ...] | None, needs_label: bool
+) -> tuple[Scan, int | None]:
     if isinstance(entry, str):  # the decathlon's test parts list bare file names
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
@@ -352,7 +361,28 @@ def _read_entry(entry: Any, folder: Path, needs_label: bool) -> tuple[Scan, int 
         files = files_below(paths[0])
     if files and len(paths) > 1:
         raise ValueError('"image" must be one folder of a DICOM series, or files')
-    return Scan(without_endings(paths[0].name), files or paths, label_path, is_series=bool(files)), fold
+    not_annotated = _read_not_annotated(entry, labels)
+    name = without_endings(paths[0].name)
+    return Scan(name, files or paths, label_path, is_series=bool(files), not_annotated=not_annotated), fold
+
+
+def _read_not_annotated(entry: Mapping[str, Any], labels: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The classes that an entry calls not annotated, in their order."""
+    names = entry.get(NOT_ANNOTATED)
+    if names is None or names == []:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'"{NOT_ANNOTATED}" must be a list of labels\' names, not {reprlib.repr(names)}')
+    if labels is None:
+        raise ValueError(f'"{NOT_ANNOTATED}" needs a list that names its "labels"')
+    cleaned = {one_line(name) for name in names}
+    if unknown := sorted(cleaned - set(labels[1:])):
+        raise ValueError(
+            f'"{NOT_ANNOTATED}" has {", ".join(map(repr, unknown))}, and the structures are {", ".join(labels[1:])}'
+        )
+    if cleaned == set(labels[1:]):
+        raise ValueError(f'"{NOT_ANNOTATED}" has every structure, so that there is nothing to learn from the scan')
+    return tuple(value for value, name in enumerate(labels) if name in cleaned)
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -386,20 +416,23 @@ def _read_fold(entry: Mapping[str, Any]) -> int | None:
     return fold
 
 
-def read_labels(labels: Any) -> tuple[str, ...] | None:
+def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
     """Names by value, from the decathlon's ``{"1": "spleen"}``, nnU-Net v2's ``{"spleen": 1}`` or a list.
 
+    Returns:
+        The names of the values 0, 1, …, None without any; and the value that is called ``ignore``, None without one.
+
     Raises:
-        ValueError: if they don't name the values 0, 1, 2, …, or have nnU-Net's regions or its ignore label.
+        ValueError: if they don't name the values 0, 1, 2, …, or have nnU-Net's regions.
     """
     if labels is None or labels in ({}, []):
-        return None
+        return None, None
     problem = '"labels" must name the values 0, 1, 2, … one by one, as in {"0": "background", "1": "spleen"}'
     if isinstance(labels, list):
         labels = {str(value): name for value, name in enumerate(labels)}
     if not isinstance(labels, dict):
         raise ValueError(problem)
-    _require_plain(labels)
+    _require_no_regions(labels)
     by_name = all(isinstance(value, int) for value in labels.values())
     pairs = [(value, name) for name, value in labels.items()] if by_name else list(labels.items())
     if any(isinstance(value, bool) or not isinstance(name, str) for value, name in pairs):
@@ -408,27 +441,30 @@ def read_labels(labels: Any) -> tuple[str, ...] | None:
         named = [(int(value), name) for value, name in pairs]
     except ValueError as error:
         raise ValueError(problem) from error
+    ignored = [value for value, name in named if one_line(name) == IGNORE]
+    if len(ignored) > 1 or ignored == [0]:
+        raise ValueError(f'"labels" must call one value "{IGNORE}", and not the background')
     names = {0: "background", **dict(named)}
+    if len(dict(named)) == len(named):
+        names = {value: name for value, name in names.items() if value not in ignored}
+        named = [pair for pair in named if pair[0] not in ignored]
     if len(dict(named)) < len(named) or sorted(names) != list(range(len(names))):
         raise ValueError(problem)
+    if ignored and not len(names) <= ignored[0] <= LABELS.max:
+        raise ValueError(f'"labels" calls {ignored[0]} "{IGNORE}", and that has to be {len(names)} … {LABELS.max}')
     try:
-        return clean_labels([names[value] for value in range(len(names))])
+        return clean_labels([names[value] for value in range(len(names))]), next(iter(ignored), None)
     except ValueError as error:
         raise ValueError(f'"labels" {error}') from error
 
 
-def _require_plain(labels: dict[str, Any]) -> None:
-    """Check that nnU-Net's labels are one value each, and all to be learned."""
+def _require_no_regions(labels: dict[str, Any]) -> None:
+    """Check that nnU-Net's labels are one value each."""
     region = next((name for name, value in labels.items() if _is_region(value)), None)
     if region is not None:
         raise ValueError(
             f'"labels" has the region {reprlib.repr(region)}, a list of values, and regions can\'t be trained yet. '
             'Name each value by itself, as in {"background": 0, "edema": 1, "tumour core": 2}'
-        )
-    if isinstance(labels.get(IGNORE), int):
-        raise ValueError(
-            f'"labels" has an ignore label, {reprlib.repr(labels[IGNORE])}, which can\'t be trained yet. Leave out the '
-            f'scans that have it, or give its voxels another value, and take "{IGNORE}" out of "labels"'
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.data_list import PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.data_list import IGNORE, PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
 from utils.io.dicom_series import is_dicom
 from utils.io.find_scans import CHANNEL, is_volume
 from utils.io.reader import header_file, label_faults, read_file
@@ -50,12 +50,14 @@ class Folder:
         unlabelled: the same for the others.
         labels: names of the values 0, 1, …; None if nobody gave them.
         modalities: what each channel is, such as CT; None if nobody said it.
+        ignore: the value of voxels that nobody judged, if ``dataset.json`` names one.
     """
 
     training: list[Entry]
     unlabelled: list[Entry]
     labels: tuple[str, ...] | None
     modalities: tuple[str, ...] | None
+    ignore: int | None = None
 
 
 def read_folder(
@@ -68,7 +70,8 @@ def read_folder(
 
     Args:
         notes: gets a sentence for what is left out and why; hidden files go without.
-        labels: names of the values. By default, and only then, those in ``dataset.json``.
+        labels: names of the values, of which one may be ``ignore``. By default, and only then, those in
+            ``dataset.json``.
         modalities: the same for the channels. A single name is that of all.
 
     Raises:
@@ -80,9 +83,9 @@ def read_folder(
     content = _read_description(source, notes)
     notes += _list_notes(source, content, training, unlabelled)
     named_in = str(source) if modalities is None else "`modality`"
+    ignore: int | None = None
     try:
-        if labels is None:
-            labels = read_labels(content.get("labels"))
+        labels, ignore = read_labels(content.get("labels") if labels is None else list(labels))
         if modalities is None:
             modalities = read_modalities(content.get("modality", content.get("channel_names")))
         elif len(modalities) == 1:
@@ -91,7 +94,7 @@ def read_folder(
         raise InputError(f"{source}: {error}. Mend the file.") from error
     if modalities is not None:
         _require_named_channels(named_in, modalities, training[0])
-    return Folder(training, unlabelled, labels, modalities)
+    return Folder(training, unlabelled, labels, modalities, ignore)
 
 
 def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entry]]:
@@ -216,6 +219,8 @@ def write_data_lists(
         for key, texts in named.items()
         if texts is not None
     }
+    if folder.ignore is not None:
+        names["labels"][str(folder.ignore)] = IGNORE
     contents = {
         path: {
             "description": f"fold {fold} of {folds}, dealt with seed {seed}",
@@ -233,8 +238,8 @@ def write_data_lists(
     return paths
 
 
-def label_values(data_dir: Path, files: Iterable[str]) -> dict[str, frozenset[int]]:
-    """The values in each of the label files.
+def label_values(data_dir: Path, files: Iterable[str], ignore: int | None = None) -> dict[str, frozenset[int]]:
+    """The values in each of the label files, but ``ignore``.
 
     Raises:
         InputError: listing all that can't be read, or are no label maps.
@@ -254,6 +259,8 @@ def label_values(data_dir: Path, files: Iterable[str]) -> dict[str, frozenset[in
         found = np.zeros(MOST_CLASSES, bool)
         for plane in label.voxels[0]:
             found[np.rint(plane).astype(np.int16)] = True
+        if ignore is not None:
+            found[ignore] = False
         return frozenset(np.flatnonzero(found).tolist())
 
     names = list(files)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from utils.data.crops import Augmentation, RandomCrops
 from utils.data.prefetch import PrefetchingLoader
-from utils.data.preprocessing import KEYS, Preprocessing, ReadScan, scan_transforms
+from utils.data.preprocessing import FACTS, KEYS, Preprocessing, ReadScan, scan_transforms
 from utils.data.workers import WorkerLoader
 from utils.distributed.process import Process
 from utils.io.reader import scan_files
@@ -234,7 +234,7 @@ def _compact_transforms() -> list[Transform]:
         transforms.Lambdad("label", _to_uint8_if_lossless),
         transforms.Lambdad(KEYS, _clone),
         transforms.ToTensord(KEYS, track_meta=False),  # last, since Lambdad makes MetaTensors of plain ones
-        transforms.SelectItemsd((*KEYS, "name")),
+        transforms.SelectItemsd((*KEYS, *FACTS)),
     ]
 
 
@@ -253,7 +253,7 @@ def _preprocessed(
     """The scans after the transforms that aren't random, kept on disk if there is a ``folder``."""
     if folder is not None:
         # a subfolder for each set of settings, so that none gets the scans of another
-        text = json.dumps({**description, "layout": 5, "monai": monai.__version__}, sort_keys=True)
+        text = json.dumps({**description, "layout": 6, "monai": monai.__version__}, sort_keys=True)
         folder = os.path.join(folder, text_hash(text))
     return PreprocessedScans(PersistentDataset(scans, Compose(fixed), folder, hash_func=_hash_files))
 
@@ -306,14 +306,14 @@ def _concatenate(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         return batches[0]
     return {
         **{key: torch.cat([batch[key] for batch in batches]) for key in KEYS},
-        "name": [name for batch in batches for name in batch["name"]],
+        **{fact: [of_crop for batch in batches for of_crop in batch[fact]] for fact in FACTS},
     }
 
 
 def _hash_files(scan: Scan) -> bytes:
-    """The key of a cached scan: its name and the state of all its files, so that a file that changed is read again."""
+    """The key of a cached scan: what its list says of it and the state of its files, so that a change is noticed."""
     state = [file_state(file) for file in scan_files(scan)]
-    return text_hash(json.dumps([scan.name, state])).encode()
+    return text_hash(json.dumps([scan.name, scan.not_annotated, scan.ignore, state])).encode()
 
 
 def _at_most_cores(workers: int) -> int:

@@ -27,6 +27,7 @@ LONGEST_MM = 5000.0
 # distribution's million voxels it is 5), and those beyond FAR_STD make up that share of the variance
 DOMINANT_STD, FAR_STD, DOMINANT_SHARE = 50.0, 10.0, 0.5
 KEYS = ("image", "label")
+FACTS = ("name", "not_annotated")  # what is known of a scan beside its voxels
 AXES = ({"L", "R"}, {"P", "A"}, {"I", "S"})  # an orientation has one letter of each
 LARGEST_INTENSITY = 1e12
 
@@ -168,8 +169,8 @@ class ReadScan(Transform):
         settings: how it will be preprocessed.
 
     Returns:
-        ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z) as MetaTensors in float32 with the image's affine, and the
-        scan's ``name``.
+        ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z) as MetaTensors in float32 with the image's affine, the scan's
+        ``name``, and the classes that are ``not_annotated``.
     """
 
     def __init__(self, settings: Preprocessing) -> None:
@@ -183,7 +184,7 @@ class ReadScan(Transform):
         """
         assert scan.label is not None
         volume = read_scan(scan)
-        label = read_label(scan.label, scan.path, volume)
+        label = read_label(scan.label, scan.path, volume, ignore=scan.ignore)
         fault = size_fault(scan.path, volume.shape, volume.affine, self.settings, len(volume.voxels) + 1)
         if fault is not None:
             raise InputError(fault)
@@ -192,6 +193,7 @@ class ReadScan(Transform):
             "image": _with_affine(volume.voxels, volume.affine, order="C"),
             "label": _with_affine(label[None], volume.affine, order="C"),
             "name": scan.name,
+            "not_annotated": scan.not_annotated,
         }
 
 

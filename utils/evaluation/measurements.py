@@ -11,7 +11,7 @@ from scipy import ndimage
 from utils.evaluation.metrics import Scores, dice_per_label, nan_to_none
 from utils.evaluation.surface_distances import surface_scores
 from utils.evaluation.tables import save_csv
-from utils.io.scan import Volume
+from utils.io.scan import IGNORED, Volume
 from utils.system.files import write_json
 
 NUMBERS = ("volume_ml", "mean", "std")
@@ -62,18 +62,25 @@ def agreement(
     organs: Mapping[int, str],
     classes: int,
     nsd_mm: float,
+    not_annotated: Sequence[int] = (),
 ) -> dict[str, dict[str, float | None]]:
     """Dice, 95 % Hausdorff distance and normalised surface Dice of each organ on the scan's own grid.
 
     Args:
-        mask, label: (X, Y, Z).
+        mask, label: (X, Y, Z). Voxels whose label is :data:`IGNORED` count as background in both.
         spacing: voxel size in mm.
         classes: number of classes, the background included.
         nsd_mm: tolerance of the surface Dice in mm.
+        not_annotated: labels that nobody drew; they have no scores.
     """
-    dice = dice_per_label(torch.from_numpy(mask.astype(np.int16)), torch.from_numpy(label), classes).numpy()
-    scores = {}
+    maps = torch.from_numpy(mask.astype(np.int16)), torch.from_numpy(label)
+    dice = dice_per_label(*maps, classes, not_annotated).numpy()
+    mask = np.where(label == IGNORED, 0, mask)
+    scores: dict[str, dict[str, float | None]] = {}
     for value, name in organs.items():
+        if value in not_annotated:
+            scores[name] = {"dice": None, "hd95_mm": None, "nsd": None}
+            continue
         distance, surface_dice = surface_scores(mask == value, label == value, spacing, nsd_mm)
         scores[name] = {"dice": nan_to_none(dice[value - 1]), "hd95_mm": distance, "nsd": surface_dice}
     return scores

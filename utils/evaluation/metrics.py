@@ -1,6 +1,6 @@
 """Dice, and its means and deviations over scans, organs and folds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,21 +8,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.io.scan import IGNORED
 
-def dice_per_label(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+def dice_per_label(
+    prediction: Tensor, label: Tensor, num_classes: int, not_annotated: Sequence[int] = ()
+) -> Tensor:
     """Dice of each label 1 … num_classes - 1 (Dice 1945): 2 |P ∩ L| / (|P| + |L|).
 
     Args:
-        prediction, label: label maps of the same shape, with integers 0 … num_classes - 1.
+        prediction, label: label maps of the same shape, with integers 0 … num_classes - 1. The label may also have
+            :data:`IGNORED`: these voxels are left out.
+        not_annotated: labels that nobody drew.
 
     Returns:
-        (num_classes - 1,) in float64: 0 where a label is in one map only, NaN where it is in neither.
+        (num_classes - 1,) in float64: 0 where a label is in one map only, NaN where it is in neither or not annotated.
     """
     assert prediction.shape == label.shape, f"{prediction.shape} and {label.shape} differ"
+    judged = label != IGNORED
+    if not judged.all():
+        prediction, label = prediction[judged], label[judged]
     pairs = label.long().flatten() * num_classes + prediction.long().flatten()
     counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
     both = counts.diagonal()
     dice = 2 * both / (counts.sum(0) + counts.sum(1))  # 0 / 0 is NaN: in neither map
+    dice[list(not_annotated)] = torch.nan
     return dice[1:].cpu()
 
 

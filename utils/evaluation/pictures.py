@@ -96,7 +96,7 @@ def orthogonal(
         for axis, plane in enumerate(planes)
         for value in np.unique(section(mask, axis, plane))
     }
-    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(seen - {0})]
+    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(seen) if value > 0]
     if patches:
         look = {"ncols": 3, "frameon": False, "fontsize": LETTERS["fontsize"], "labelcolor": LETTERS["color"]}
         figure.legend(handles=patches, loc="outside lower center", **look)

@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.io.geometry import affine_faults, grid_faults
 from utils.io.nifti import channels_in, header_size, read_head, read_nifti
-from utils.io.scan import Scan, Volume
+from utils.io.scan import IGNORED, Scan, Volume
 from utils.system.errors import InputError, first_line, size_text
 from utils.system.text import shortened
 
@@ -56,21 +56,27 @@ def read_scan(scan: Scan, in_channels: int | None = None) -> Volume:
     return Volume(voxels, first.affine, first.shape, first.header, (), remarks)
 
 
-def read_label(path: Path, image_path: Path, image: Volume, classes: int | None = None) -> np.ndarray:
+def read_label(
+    path: Path, image_path: Path, image: Volume, classes: int | None = None, ignore: int | None = None
+) -> np.ndarray:
     """The label map of a scan on the scan's grid, (X, Y, Z) in int16.
 
     Args:
         classes: how many values there may be, 0 … ``classes`` - 1; by default any whole numbers.
+        ignore: a further value, which becomes :data:`IGNORED`.
 
     Raises:
         InputError: if it can't be read, lies elsewhere, or has other values.
     """
     label = read_file(path)
     faults = grid_faults(path, label.shape, label.affine, image_path, image.shape, image.affine)
-    faults += label_faults(path, label, classes)
+    faults += label_faults(path, label, classes, ignore)
     if faults:
         raise InputError(faults[0])
-    return np.rint(label.voxels[0]).astype(np.int16)
+    values = np.rint(label.voxels[0]).astype(np.int16)
+    if ignore is not None:
+        values[values == ignore] = IGNORED
+    return values
 
 
 def read_file(path: Path) -> Volume:
@@ -149,17 +155,21 @@ def channel_fault(parts: Sequence[Part], in_channels: int) -> str | None:
     return f"{parts[0][0]}: channels: {channels} (shape {shapes}), but the network takes {in_channels}."
 
 
-def label_faults(path: Path, label: Volume, classes: int | None = None) -> list[str]:
+def label_faults(path: Path, label: Volume, classes: int | None = None, ignore: int | None = None) -> list[str]:
     """What keeps a volume from being a label map, in a sentence; none if it is one.
 
     Args:
         classes: how many values there may be, 0 … ``classes`` - 1; by default any that int16 holds. A value within
             :data:`NEARLY_WHOLE` of a whole number counts as that.
+        ignore: a further value.
     """
     values = label.voxels
     if len(values) != 1:
         return [f"{path}: has shape {size_text(label.file_shape)}; a label is 3D, one value for each voxel."]
     allowed = "whole numbers" if classes is None else f"0 … {classes - 1}"
+    if ignore is not None:
+        allowed += f" and {ignore}"
+        values = np.where(np.abs(values - ignore) <= NEARLY_WHOLE, 0, values)
     lowest, highest = values.min(), values.max()
     if not np.isfinite([lowest, highest]).all():
         return [f"{path}: has NaN or infinite values, but labels are {allowed}. Replace them."]

@@ -13,6 +13,7 @@ from utils.system.hardware import available_memory
 from utils.system.text import printable
 
 BEST_DEFLATE = 1032  # a packed file holds at most this many times its own bytes
+IGNORED = -1  # what a label map that was read has where nobody judged the voxel
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
 
 
@@ -26,12 +27,16 @@ class Scan:
             may also be files that are no slices, such as a DICOMDIR.
         label: the file of its label map, where it has one.
         is_series: whether it is a DICOM series.
+        not_annotated: classes that nobody drew in it. Its label has background where they are.
+        ignore: the value of its label's voxels that nobody judged, where there may be some.
     """
 
     name: str
     image: tuple[Path, ...]
     label: Path | None
     is_series: bool = False
+    not_annotated: tuple[int, ...] = ()
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))

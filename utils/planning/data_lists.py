@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from utils.data.data_list import DataList, numbered_labels, numbered_lists
+from utils.data.data_list import IGNORE, DataList, numbered_labels, numbered_lists
 from utils.data.folders import (
     DESCRIPTION,
     label_value_faults,
@@ -45,7 +45,7 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
     list_paths(data_dir, folder, folds)  # before all labels are read
     if fold >= folds:
         raise InputError(f"`fold` {fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
-    values = label_values(data_dir, (entry["label"] for entry in folder.training))
+    values = label_values(data_dir, (entry["label"] for entry in folder.training), folder.ignore)
     names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
     if faults := label_value_faults(names, values):
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
@@ -71,7 +71,7 @@ def require_labels(data: DataList, labels: tuple[str, ...] | None) -> None:
     Raises:
         InputError: if it doesn't.
     """
-    if labels is not None and labels != data.labels:
+    if labels is not None and tuple(name for name in labels if name != IGNORE) != data.labels:
         found = "no labels" if data.labels is None else f"the labels otherwise ({few_names(data.labels)})"
         raise InputError(
             f"`labels`: {data.path} is there already and names {found}, and training takes the names from there. "

@@ -9,7 +9,7 @@ from scipy import ndimage
 from utils.data.check import Findings, check_voxels, read_checked_label
 from utils.data.preprocessing import length_fault
 from utils.io.reader import LABELS, Part, alignment_faults, label_faults, read_parts
-from utils.io.scan import Scan
+from utils.io.scan import IGNORED, Scan
 from utils.planning.fingerprint import AIR, QUANTILES, ScanFacts, StructureFacts
 from utils.system.errors import InputError
 from utils.system.text import one_line
@@ -48,11 +48,13 @@ def examine(scan: Scan) -> tuple[ScanFacts | None, Findings]:
         found.faults += [fault] if fault is not None else []
     label = read_checked_label(scan.label, parts, found)
     if label is not None:
-        found.faults += label_faults(scan.label, label, LABELS.max + 1)
+        found.faults += label_faults(scan.label, label, LABELS.max + 1, scan.ignore)
     if found.faults or label is None:
         return None, found
     values = label.voxels[0]
     values = (np.rint(values) if values.dtype.kind == "f" else values).astype(np.int16)
+    if scan.ignore is not None:
+        values[values == scan.ignore] = IGNORED
     boxes = _boxes(values)
     if len(boxes) > MOST_LABELS:
         found.faults.append(f"{scan.label}: has {len(boxes)} different labels. Is it an image? Give the label map.")
@@ -106,6 +108,7 @@ def _measure(
             for value, box in boxes.items()
         },
         remarks=tuple(_without_folders(scan, remark) for remark in remarks),
+        ignore=scan.ignore,
     )
 
 

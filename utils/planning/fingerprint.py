@@ -1,7 +1,7 @@
 """What a folder's scans are: the facts about each, and over all of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class ScanFacts:
         labelled_quantiles: the same of the labelled voxels; empty if there are none.
         structures: by label value, those that the scan has; the background is none.
         remarks: what is odd about its files, a sentence each.
+        ignore: the value of its label's voxels that nobody judged and no number here counts, if there is one.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ScanFacts:
     labelled_quantiles: tuple[tuple[float, ...], ...]
     structures: dict[int, StructureFacts]
     remarks: tuple[str, ...] = ()
+    ignore: int | None = None
 
     @property
     def channels(self) -> int:
@@ -75,6 +77,7 @@ class Fingerprint:
         modalities: what the data list says of each channel, such as CT; None if it says nothing.
         training: how many of the scans train in the first fold.
         validation: how many validate in it.
+        not_annotated: by a scan's name, the labels that nobody drew in it.
     """
 
     scans: tuple[ScanFacts, ...]
@@ -83,6 +86,7 @@ class Fingerprint:
     modalities: tuple[str, ...] | None
     training: int
     validation: int
+    not_annotated: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:

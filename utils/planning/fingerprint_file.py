@@ -123,6 +123,7 @@ class FingerprintFile:
             modalities=data.modalities,
             training=len(data.training),
             validation=len(data.validation),
+            not_annotated={scan.name: scan.not_annotated for scan in data.training + data.validation},
         )
         try:
             check_fingerprint(fingerprint)
@@ -166,7 +167,7 @@ class FingerprintFile:
 
     def _known_facts(self, scan: Scan, states: list[FileState]) -> ScanFacts | None:
         known = self._known.get(scan.name)
-        if known is None or _sealed(known["facts"], states) != known:
+        if known is None or _sealed(known["facts"], states) != known or known["facts"].ignore != scan.ignore:
             return None
         return known["facts"]
 

@@ -390,11 +390,14 @@ class Planner:
                 '"labels" in the data lists, as in {"0": "background", "1": "liver"}, and plan again.'
             )
         for value, name in list(enumerate(self.fingerprint.labels))[1:]:
-            without = sum(value not in scan.structures for scan in self.fingerprint.scans)
+            without = sum(
+                value not in scan.structures and value not in self.fingerprint.not_annotated.get(scan.name, ())
+                for scan in self.fingerprint.scans
+            )
             if without:
                 found.append(
                     f"{without} of {len(self.fingerprint.scans)} scans have no {name}. Is it absent there, or was it "
-                    "not drawn? Training takes it to be absent."
+                    'not drawn? Training takes it to be absent, unless the entry\'s "not_annotated" names it.'
                 )
         return found
 

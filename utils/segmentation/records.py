@@ -186,6 +186,8 @@ def _begun(scan: Scan, job: SegmentationJob) -> Iterator[Path]:
 def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:
     """Weights, settings and input files of a scan's results, in the form in which JSON gives them back."""
     content = {**job.made_with, "files": [file_state(file) for file in scan_files(scan)]}
+    if scan.not_annotated or scan.ignore is not None:
+        content |= {"not_annotated": scan.not_annotated, "ignore": scan.ignore}
     as_json: dict[str, Any] = json.loads(json.dumps(content))  # tuples become lists
     return as_json
 

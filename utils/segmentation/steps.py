@@ -69,7 +69,7 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
     """
     made_with = provenance(scan, job)  # before reading, so that the next launch notices a change from now on
     volume = read_scan(scan, job.in_channels)
-    label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, len(job.labels))
+    label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore)
     low, high = volume.voxels.min(), volume.voxels.max()
     if low == high:
         raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")
@@ -136,7 +136,8 @@ def segment(prepared: PreparedScan, probabilities: Tensor, seconds: float, job: 
         write_probabilities(job.probability_file(scan.name), volume, names, partial(_on_scan, prepared, probabilities))
     dice = None
     if preprocessed.label is not None:
-        dice = dice_per_label(probabilities.argmax(0), preprocessed.label, len(job.labels)).numpy()
+        prediction = probabilities.argmax(0)
+        dice = dice_per_label(prediction, preprocessed.label, len(job.labels), scan.not_annotated).numpy()
     return SegmentedScan(prepared, mask, dice, seconds)
 
 
@@ -166,7 +167,9 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
 
     organs = measure(mask, volume, job.organs)
     if prepared.label is not None and segmented.dice is not None:
-        on_scan = agreement(mask, prepared.label, volume.spacing, job.organs, len(job.labels), job.nsd_mm)
+        on_scan = agreement(
+            mask, prepared.label, volume.spacing, job.organs, len(job.labels), job.nsd_mm, scan.not_annotated
+        )
         for label, name in job.organs.items():
             organs[name] |= on_scan[name] | {"dice_network_grid": nan_to_none(segmented.dice[label - 1])}
     record = {

@@ -1,16 +1,26 @@
 """The losses that training can minimise."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor, nn
 
-# of logits (B, classes, D, H, W), or a list of them with deep supervision, and the label (B, 1, D, H, W)
-Loss = Callable[[Any, Tensor], Tensor]
+from utils.io.scan import IGNORED
+
+VoxelLoss = Callable[[Tensor, Tensor], Tensor]  # of logits (B, classes, D, H, W) and the label (B, 1, D, H, W)
+NotAnnotated = Sequence[Sequence[int]]  # for each sample the classes that nobody drew; empty if all are drawn in all
+
+
+class Loss(Protocol):
+    """A loss of partly annotated samples."""
+
+    def __call__(self, logits: Any, label: Tensor, not_annotated: NotAnnotated = (), /) -> Tensor:
+        """A scalar, of logits (B, classes, D, H, W), or a list of them with deep supervision, and (B, 1, D, H, W)."""
+
 
 CHUNK = 2**15  # voxels that a CPU works on at a time, so that they stay in its cache
 PARTIAL_SUMS = 64  # per class, so that neighbouring threads of a GPU don't add to the same number
@@ -24,8 +34,53 @@ def build_loss(name: str, smooth_nr: float, smooth_dr: float, deep_supervision: 
         smooth_dr: added to its denominator.
         deep_supervision: whether the network gives logits at several resolutions.
     """
-    loss = LOSSES[name](smooth_nr, smooth_dr)
+    loss = of_what_is_annotated(LOSSES[name](smooth_nr, smooth_dr))
     return at_each_resolution(loss) if deep_supervision else loss
+
+
+def of_what_is_annotated(loss: VoxelLoss) -> Loss:
+    """A loss that leaves out what nobody annotated.
+
+    A voxel labelled background may belong to a structure that wasn't drawn. So the probability of these structures is
+    added to that of the background, and the sum is learned (the marginal loss of Shi et al. 2021, Medical Image
+    Analysis 70, "Marginal loss and exclusion loss for partially supervised multi-organ segmentation"). Voxels with
+    :data:`IGNORED` are taken out of a sample, which is then a row of the others.
+
+    Each sample counts the same.
+    """
+
+    def mean_over_samples(logits: Tensor, label: Tensor, not_annotated: NotAnnotated = ()) -> Tensor:
+        partly = [number for number, classes in enumerate(not_annotated) if classes]
+        if label.dtype != torch.uint8:  # which can't hold IGNORED
+            partly += [number for number, ignored in enumerate((label == IGNORED).flatten(1).any(1).tolist()) if ignored]
+        if not partly:
+            return loss(logits, label)
+        whole = [number for number in range(len(label)) if number not in partly]
+        losses = [len(whole) * loss(logits[whole], label[whole])] if whole else []
+        for number in sorted(set(partly)):
+            sample = slice(number, number + 1)
+            classes = not_annotated[number] if not_annotated else ()
+            losses.append(_loss_of_a_sample(loss, logits[sample], label[sample], classes))
+        return torch.stack(losses).sum() / len(label)
+
+    return mean_over_samples
+
+
+def _loss_of_a_sample(loss: VoxelLoss, logits: Tensor, label: Tensor, not_annotated: Sequence[int]) -> Tensor:
+    """The loss of what is annotated in one sample: (1, classes, D, H, W) and (1, 1, D, H, W)."""
+    if not_annotated:
+        classes = logits.shape[1]
+        drawn = [value for value in range(1, classes) if value not in not_annotated]
+        background = logits[:, [0, *not_annotated]].float().logsumexp(1, keepdim=True)
+        logits = torch.cat([background, logits[:, drawn].float()], 1)
+        new_values = torch.full((classes + 1,), IGNORED, device=label.device)  # IGNORED, -1, is the last one
+        new_values[[0, *drawn]] = torch.arange(1 + len(drawn), device=label.device)
+        label = new_values[label.long()]
+    judged = (label != IGNORED).flatten()
+    if not judged.all():
+        # (1, classes, D, H, W) -> (1, classes, n, 1, 1)
+        logits, label = (volume.flatten(2)[:, :, judged, None, None] for volume in (logits, label))
+    return loss(logits, label) if label.numel() else 0 * logits.sum()
 
 
 def at_each_resolution(loss: Loss) -> Loss:
@@ -36,13 +91,14 @@ def at_each_resolution(loss: Loss) -> Loss:
     ``DeepSupervisionLoss`` computes the same, and synchronises with the GPU in every step.
     """
 
-    def weighted_mean(logits: list[Tensor], label: Tensor) -> Tensor:
+    def weighted_mean(logits: list[Tensor], label: Tensor, not_annotated: NotAnnotated = ()) -> Tensor:
         if label.dtype != torch.uint8:  # of integers torch interpolates bytes alone; float32 is exact for any label
             label = label.float()
         weights = [0.5**level for level in range(len(logits))]
         first, *coarser = logits
-        losses = [loss(first, label)]
-        losses += [loss(one, F.interpolate(label, one.shape[2:], mode="nearest-exact")) for one in coarser]
+        losses = [loss(first, label, not_annotated)]
+        for one in coarser:
+            losses.append(loss(one, F.interpolate(label, one.shape[2:], mode="nearest-exact"), not_annotated))
         total: Tensor = sum(weight * one for weight, one in zip(weights, losses, strict=True))  # type: ignore[assignment]
         return total / sum(weights)
 
@@ -133,10 +189,10 @@ def _chunks(logits: Tensor, label: Tensor) -> Iterator[tuple[slice, slice, Tenso
             yield samples, place, values[..., place].contiguous().float(), true[:, place].long()
 
 
-def _from_monai(kind: type[nn.Module], **options: Any) -> Callable[[float, float], Loss]:
+def _from_monai(kind: type[nn.Module], **options: Any) -> Callable[[float, float], VoxelLoss]:
     """How to build a loss of MONAI that is computed in float32, also under autocast."""
 
-    def build(smooth_nr: float, smooth_dr: float) -> Loss:
+    def build(smooth_nr: float, smooth_dr: float) -> VoxelLoss:
         loss = kind(to_onehot_y=True, softmax=True, smooth_nr=smooth_nr, smooth_dr=smooth_dr, **options)
 
         def in_float32(logits: Tensor, label: Tensor) -> Tensor:
@@ -150,7 +206,7 @@ def _from_monai(kind: type[nn.Module], **options: Any) -> Callable[[float, float
 
 
 # by name, how to build a loss from smooth_nr and smooth_dr; the Dice term is the same in dice_ce, dice_focal and dice
-LOSSES: Mapping[str, Callable[[float, float], Loss]] = {
+LOSSES: Mapping[str, Callable[[float, float], VoxelLoss]] = {
     "dice_ce": lambda smooth_nr, smooth_dr: partial(dice_ce, smooth_nr=smooth_nr, smooth_dr=smooth_dr),
     "dice_focal": _from_monai(DiceFocalLoss, squared_pred=True),  # focal: gamma 2, a sigmoid for each class
     "generalized_dice": _from_monai(GeneralizedDiceLoss),  # a class counts by 1 / (its voxels)² (Sudre et al. 2017)
