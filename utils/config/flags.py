@@ -30,6 +30,7 @@ from utils.config.parser import (
 )
 from utils.data.mirroring import SIDES_ONLY
 from utils.data.preprocessing import INTENSITIES
+from utils.evaluation.metrics import TOLERANCE_MM
 from utils.inference.sliding_window import OVERLAP
 from utils.system.errors import InputError
 from utils.training.losses import LOSSES
@@ -301,7 +302,7 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--largest_component", type=names, metavar="ORGANS",
                        help="organs of which only the largest component stays, or all")  # fmt: skip
     group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
-    rare(group.add_argument("--nsd_mm", type=positive, default=2.0, metavar="MM",
+    rare(group.add_argument("--nsd_mm", type=positive, default=TOLERANCE_MM, metavar="MM",
                             help="tolerance of the normalised surface Dice"))  # fmt: skip
 
 

@@ -178,8 +178,8 @@ def _drawn_though_not_annotated(scan: Scan, label: Volume) -> list[str]:
     """That a label has voxels of structures that the data list calls not annotated, in a sentence for each."""
     counts = {value: int((np.abs(label.voxels - value) < 0.5).sum()) for value in scan.not_annotated}
     return [
-        f"{scan.label}: has {count} voxels of {value}, which the data list calls not annotated there. Take it out of the "
-        'entry\'s "not_annotated", or remove the voxels.'
+        f"{scan.label}: has {count} voxels of {value}, which the data list calls not annotated there. Take it out of "
+        'the entry\'s "not_annotated", or remove the voxels.'
         for value, count in counts.items()
         if count
     ]

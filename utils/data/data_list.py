@@ -244,6 +244,19 @@ def unlisted(json_list: str | None) -> DataList:
     return DataList(path, path.parent, [], [], [], labels)
 
 
+def labels_in(path: Path) -> tuple[tuple[str, ...] | None, int | None]:
+    """What :func:`read_labels` finds in a JSON file with ``"labels"``, such as nnU-Net's ``dataset.json``.
+
+    Raises:
+        InputError: if it can't be read, or these name no values.
+    """
+    content = load_json(path)
+    try:
+        return read_labels(content.get("labels") if isinstance(content, dict) else None)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}. Mend the file.") from error
+
+
 def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     """Read a data list and split it by ``fold``.
 
@@ -338,9 +351,7 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _read_entry(
-    entry: Any, folder: Path, labels: tuple[str, ...] | None, needs_label: bool
-) -> tuple[Scan, int | None]:
+def _read_entry(entry: Any, folder: Path, labels: tuple[str, ...] | None, needs_label: bool) -> tuple[Scan, int | None]:
     if isinstance(entry, str):  # the decathlon's test parts list bare file names
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:

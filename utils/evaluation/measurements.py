@@ -96,7 +96,14 @@ def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which
     if not labelled:
         return None
     values = [[record["organs"][organ][which] for organ in organs] for record in labelled]
-    return Scores(tuple(record["scan"] for record in labelled), tuple(organs), np.array(values, dtype=float))
+    not_annotated = frozenset(
+        (scan, place)
+        for scan, record in enumerate(labelled)
+        for place, organ in enumerate(organs)
+        if not record["organs"][organ].get("annotated", True)
+    )
+    scans = tuple(record["scan"] for record in labelled)
+    return Scores(scans, tuple(organs), np.array(values, dtype=float), not_annotated)
 
 
 def save_measurements(folder: Path, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:

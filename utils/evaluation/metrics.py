@@ -10,9 +10,10 @@ from torch import Tensor
 
 from utils.io.scan import IGNORED
 
-def dice_per_label(
-    prediction: Tensor, label: Tensor, num_classes: int, not_annotated: Sequence[int] = ()
-) -> Tensor:
+TOLERANCE_MM = 2.0  # of the normalised surface Dice, unless somebody asks for another
+
+
+def dice_per_label(prediction: Tensor, label: Tensor, num_classes: int, not_annotated: Sequence[int] = ()) -> Tensor:
     """Dice of each label 1 … num_classes - 1 (Dice 1945): 2 |P ∩ L| / (|P| + |L|).
 
     Args:
@@ -56,12 +57,14 @@ class Scores:
     Attributes:
         scans: names of the scans.
         organs: names of the labels without the background.
-        dice: (scans, organs); NaN where an organ is in neither label nor prediction.
+        dice: (scans, organs); NaN where an organ is in neither label nor prediction, or nobody drew it.
+        not_annotated: the places in ``dice`` of organs that nobody drew.
     """
 
     scans: tuple[str, ...]
     organs: tuple[str, ...]
     dice: np.ndarray
+    not_annotated: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def scan_means(self) -> np.ndarray:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import nan_mean
 from utils.evaluation.pages import box_plot, data_uri, decimals, label_axis, render, scans_in_words, svg_uri
+from utils.evaluation.tables import NOT_DRAWN
 from utils.system.files import write_text
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
@@ -38,7 +39,8 @@ def write_report(
         records: one for each scan: ``scan`` (its name), ``source``, ``shape`` (voxels), ``spacing_mm``, ``remarks`` and
             ``organs``. The latter has, by organ, the values of :func:`utils.evaluation.measurements.measure`, and for
             a scan with a label ``dice``, ``hd95_mm``, ``nsd`` or ``dice_network_grid``. A score is None if the organ
-            is in neither label nor prediction, or the distance is undefined.
+            is in neither label nor prediction, or the distance is undefined; or nobody drew the organ, which
+            ``annotated`` then denies.
         pictures: each scan's PNG file, by name.
         facts: lines for the top of the page, by name.
 
@@ -205,9 +207,10 @@ def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: M
 def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> dict[str, Any]:
     found = values["volume_ml"] > 0
     intensity, box = "–", ["–"] * 3
-    if found:
+    if found and values["mean"] is not None:
         digits = 0 if values["std"] >= 10 else 2
         intensity = f"{decimals(values['mean'], digits)} ± {decimals(values['std'], digits)}"
+    if found:
         corners = zip(*values["bounding_box_mm"], strict=True)
         box = [f"{decimals(low, 0)}…{decimals(high, 0)}" for low, high in corners]
     return {
@@ -221,6 +224,8 @@ def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> 
 
 
 def _score_cell(values: Mapping[str, Any], score: str) -> str:
+    if not values.get("annotated", True):
+        return NOT_DRAWN
     if values.get(score) is None:
         return "undefined" if score == "hd95_mm" and values.get("dice") is not None else "absent"
     return decimals(values[score], SCORES[score][1])

@@ -12,6 +12,7 @@ from utils.evaluation.metrics import FoldScores, Scores, nan_to_none
 from utils.system.files import atomic_write, write_json
 from utils.system.text import one_line
 
+NOT_DRAWN = "not drawn"  # in the place of a score
 FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet computes a cell that begins with one of these
 
 
@@ -25,10 +26,10 @@ def organ_table(scores: Scores) -> str:
 
 def scan_table(scores: Scores) -> str:
     """One line per scan with its mean and the Dice of each organ, then the means."""
-    rows = [
-        [scan, _text(mean), *map(_text, dice)]
-        for scan, mean, dice in zip(scores.scans, scores.scan_means, scores.dice, strict=True)
-    ]
+    cells = [list(map(_text, dice)) for dice in scores.dice]
+    for scan, organ in scores.not_annotated:
+        cells[scan][organ] = NOT_DRAWN
+    rows = [[scan, _text(mean), *row] for scan, mean, row in zip(scores.scans, scores.scan_means, cells, strict=True)]
     rows.append(["mean", _text(scores.mean), *map(_text, scores.organ_means)])
     return _table(["scan", "mean", *scores.organs], rows)
 

@@ -41,6 +41,7 @@ class _Organ(TypedDict):
     hd95_mm: NotRequired[float | None]
     nsd: NotRequired[float | None]
     dice_network_grid: NotRequired[float | None]
+    annotated: NotRequired[bool]
 
 
 @with_config(STRICT)

@@ -172,6 +172,8 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
         )
         for label, name in job.organs.items():
             organs[name] |= on_scan[name] | {"dice_network_grid": nan_to_none(segmented.dice[label - 1])}
+            if label in scan.not_annotated:
+                organs[name]["annotated"] = False
     record = {
         "scan": scan.name,
         "source": source_of(scan),

@@ -52,7 +52,7 @@ def of_what_is_annotated(loss: VoxelLoss) -> Loss:
     def mean_over_samples(logits: Tensor, label: Tensor, not_annotated: NotAnnotated = ()) -> Tensor:
         partly = [number for number, classes in enumerate(not_annotated) if classes]
         if label.dtype != torch.uint8:  # which can't hold IGNORED
-            partly += [number for number, ignored in enumerate((label == IGNORED).flatten(1).any(1).tolist()) if ignored]
+            partly += (label == IGNORED).flatten(1).any(1).nonzero().flatten().tolist()
         if not partly:
             return loss(logits, label)
         whole = [number for number in range(len(label)) if number not in partly]

@@ -1,0 +1,197 @@
+"""``utils.evaluate``: two folders of masks, scored as ``test.py`` and other programs score them."""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric
+from monai.networks import one_hot
+
+from utils import evaluate
+
+AFFINE = np.diag([-1.5, 2.0, 3.0, 1.0])
+
+
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def boxes(*places: tuple[int, int, int]) -> np.ndarray:
+    """A mask of which (value, first, last) fills slices."""
+    mask = np.zeros((10, 4, 5), np.uint8)
+    for value, first, last in places:
+        mask[first:last] = value
+    return mask
+
+
+def pair(folder: Path, name: str, prediction: np.ndarray, label: np.ndarray) -> None:
+    save(folder / "masks" / f"{name}.nii.gz", prediction)
+    save(folder / "labels" / f"{name}.nii.gz", label)
+
+
+def evaluated(folder: Path, *flags: str) -> dict[str, Any]:
+    """By scan, its record."""
+    evaluate.run([str(folder / "masks"), str(folder / "labels"), *flags])
+    content = json.loads((folder / "masks" / "evaluation" / "measurements.json").read_text())
+    return {record["scan"]: record for record in content["scans"]}
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as error:
+        evaluate.run(arguments)
+    assert error.value.code not in (0, None)
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def test_scores_are_those_worked_out_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4), (2, 8, 10)), boxes((1, 2, 6)))
+    pair(tmp_path, "b", boxes((1, 0, 4)), boxes((1, 0, 4)))
+    records = evaluated(tmp_path, "--label_names=background,liver,cyst")
+    assert records["a"]["organs"]["liver"]["dice"] == 0.5  # 2 of 4 slices in common
+    assert records["a"]["organs"]["liver"]["hd95_mm"] == 2 * 1.5
+    assert records["a"]["organs"]["liver"]["volume_ml"] == pytest.approx(4 * 4 * 5 * 9 / 1000)
+    assert records["a"]["organs"]["cyst"]["dice"] == 0.0
+    assert records["b"]["organs"]["liver"] | {"bounding_box_mm": None} == {
+        "volume_ml": pytest.approx(0.72), "mean": None, "std": None, "bounding_box_mm": None, "touches_edge": True,
+        "dice": 1.0, "hd95_mm": 0.0, "nsd": 1.0,
+    }  # fmt: skip
+    assert records["b"]["organs"]["cyst"]["dice"] is None
+    screen = capsys.readouterr().out
+    assert re.search(r"^a +0\.2500 +0\.5000 +0\.0000$", screen, re.MULTILINE)
+    assert re.search(r"^b +1\.0000 +1\.0000 +absent$", screen, re.MULTILINE)
+    assert re.search(r"^mean +0\.6250 +0\.7500 +0\.0000$", screen, re.MULTILINE)
+    folder = tmp_path / "masks" / "evaluation"
+    with open(folder / "scores.csv", newline="") as file:
+        assert list(csv.reader(file))[1] == ["a", "0.25", "0.5", "0.0"]
+    page = (folder / "report.html").read_text()
+    assert page.index("<bdi>a</bdi>") < page.index("<bdi>b</bdi>")  # the worse scan is on top
+
+
+def test_dice_is_that_of_an_independent_library(tmp_path: Path, random: np.random.Generator) -> None:
+    masks = {name: random.integers(0, 4, (2, 9, 8, 7)).astype(np.uint8) for name in ("a", "b", "c")}
+    for name, (prediction, label) in masks.items():
+        pair(tmp_path, name, prediction, label)
+    records = evaluated(tmp_path)
+    for name, both in masks.items():
+        prediction, label = (one_hot(torch.from_numpy(one)[None, None], 4) for one in both)
+        expected = DiceMetric(include_background=False)(prediction, label)[0].tolist()
+        found = [values["dice"] for values in records[name]["organs"].values()]
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_names_come_from_a_description_beside_the_labels(tmp_path: Path) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4)), boxes((1, 2, 6), (3, 8, 10)))
+    description = {"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    organs = evaluated(tmp_path)["a"]["organs"]
+    assert list(organs) == ["liver", "spleen"]
+    assert organs["liver"]["dice"] == 0.5
+
+
+def test_what_nobody_drew_and_what_nobody_judged_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4), (2, 8, 10)), boxes((1, 2, 6), (3, 7, 10)))
+    entry = {"image": "a.nii.gz", "label": "a.nii.gz", "not_annotated": ["spleen"]}
+    content = {"labels": ["background", "liver", "spleen", "ignore"], "validation": [entry]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    organs = evaluated(tmp_path, f"--json_list={tmp_path / 'list.json'}")["a"]["organs"]
+    assert organs["liver"]["dice"] == 0.5
+    assert organs["spleen"]["dice"] is None
+    assert organs["spleen"]["annotated"] is False
+    assert re.search(r"^a +0\.5000 +0\.5000 +not drawn$", capsys.readouterr().out, re.MULTILINE)
+    assert "not drawn" in (tmp_path / "masks" / "evaluation" / "report.html").read_text()
+
+
+def test_intensities_and_pictures_are_of_the_scans_that_are_given(tmp_path: Path) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4)), boxes((1, 0, 4)))
+    image = np.zeros((10, 4, 5), np.int16)
+    image[:2], image[2:4] = 30, 50
+    save(tmp_path / "scans" / "a_0000.nii.gz", image)
+    organ = evaluated(tmp_path, f"--images={tmp_path / 'scans'}")["a"]["organs"]["label 1"]
+    assert (organ["mean"], organ["std"]) == (40.0, 10.0)
+
+
+def test_files_of_other_names_are_paired_by_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        save(tmp_path / "masks" / f"img000{number}.nii.gz", boxes((1, 0, 4)))
+        save(tmp_path / "labels" / f"label000{number}.nii", boxes((1, 0, 2 * number)))
+    save(tmp_path / "masks" / "img0003.nii.gz", boxes((1, 0, 4)))
+    save(tmp_path / "masks" / "img0001_probabilities.nii.gz", np.zeros((10, 4, 5, 2), np.uint16))
+    records = evaluated(tmp_path)
+    assert {name: record["organs"]["label 1"]["dice"] for name, record in records.items()} == {
+        "img0001": pytest.approx(2 / 3),
+        "img0002": 1.0,
+    }
+    assert f"note: without a label in {tmp_path / 'labels'}, and not scored: img0003.nii.gz" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_a_line_each_and_the_others_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4)), boxes((1, 2, 6)))
+    pair(tmp_path, "b", boxes((1, 0, 4)), boxes((1, 0, 4))[:9])
+    pair(tmp_path, "c", boxes((3, 0, 4)), boxes((1, 0, 4)))
+    save(tmp_path / "labels" / "d.nii.gz", boxes((1, 0, 4)))
+    save(tmp_path / "masks" / "e.nii.gz", boxes((1, 0, 4)))
+    moved = AFFINE.copy()
+    moved[0, 3] = 50
+    save(tmp_path / "labels" / "e.nii.gz", boxes((1, 0, 4)), moved)
+    (tmp_path / "masks" / "f.nii.gz").write_bytes(b"not a mask")
+    save(tmp_path / "labels" / "f.nii.gz", boxes((1, 0, 4)))
+    folders = [str(tmp_path / name) for name in ("masks", "labels")]
+    message = error_of([*folders, "--label_names=background,liver"], capsys)
+    lines = message.splitlines()
+    assert lines[0].endswith("5 failed and 1 were scored; mend these and launch the same command again:")
+    for line, (name, words) in zip(
+        sorted(map(str.strip, lines[1:])),
+        sorted(
+            [
+                (tmp_path / "labels" / "b.nii.gz", "its shape 9 × 4 × 5"),
+                (tmp_path / "masks" / "c.nii.gz", "has the values 0, 3, but labels are 0 … 1"),
+                (tmp_path / "labels" / "d.nii.gz", f"has no prediction in {tmp_path / 'masks'}"),
+                (tmp_path / "labels" / "e.nii.gz", ""),
+                (tmp_path / "masks" / "f.nii.gz", ""),
+            ]
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"{name}: ")
+        assert words in line
+    assert json.loads((tmp_path / "masks" / "evaluation" / "scores.json").read_text())["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "masks: no such folder. Give one that holds masks."),
+        (lambda folder: os.makedirs(folder / "masks"), "masks: holds no volume. Give a folder of masks"),
+        (
+            lambda folder: save(folder / "masks" / "x.nii.gz", boxes()),
+            "no two files have one name, or the same numbers",
+        ),
+        (
+            lambda folder: [save(folder / "masks" / name, boxes()) for name in ("a.nii", "a.nii.gz")],
+            "a.nii and a.nii.gz: have one name. Remove one.",
+        ),
+    ],
+)
+def test_folders_that_can_not_be_scored(
+    tmp_path: Path, make: Any, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "labels" / "a.nii.gz", boxes((1, 0, 4)))
+    make(tmp_path)
+    message = error_of([str(tmp_path / "masks"), str(tmp_path / "labels")], capsys)
+    assert words in message
+    assert len(message.splitlines()) == 1

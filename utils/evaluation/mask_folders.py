@@ -1,0 +1,221 @@
+"""Two folders of masks, predictions and labels, of any program: pairs by name, each scored and measured."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.evaluation.measurements import agreement, measure
+from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
+from utils.io.find_scans import is_volume
+from utils.io.geometry import ras_spacing, to_ras
+from utils.io.reader import LABELS, header_file, read_file, read_label
+from utils.io.scan import Volume, without_endings
+from utils.system.errors import InputError
+from utils.system.files import fitting_name
+from utils.system.text import few_names
+
+PROBABILITIES = "_probabilities"  # how test.py calls what lies beside its masks and is none
+PICTURES = "pictures"
+NO_IMAGE = (0.0, 1.0)  # window of a black background
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """A prediction with its label, and the scan of both where that is given.
+
+    Attributes:
+        name: what tables call it.
+        not_annotated: labels that nobody drew in the scan.
+    """
+
+    name: str
+    prediction: Path
+    label: Path
+    image: Path | None = None
+    not_annotated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the values of masks and labels mean.
+
+    Attributes:
+        names: of the values 0, 1, …
+        ignore: the value of voxels that nobody judged, if there may be some.
+    """
+
+    names: tuple[str, ...]
+    ignore: int | None = None
+
+    @property
+    def organs(self) -> dict[int, str]:
+        """Names by value, without the background."""
+        return dict(list(enumerate(self.names))[1:])
+
+
+def find_pairs(
+    predictions: Path, labels: Path, images: Path | None = None
+) -> tuple[list[MaskPair], list[str], list[str]]:
+    """Pair the volumes of two folders off by their names, or if none are alike by the numbers in them.
+
+    Args:
+        images: a folder with the scans, for pictures and intensities.
+
+    Returns:
+        The pairs in order of their names; a sentence for each label without a prediction; and notes on what else has no
+        partner.
+
+    Raises:
+        InputError: if a folder isn't there or holds no volume, or nothing pairs off.
+    """
+    found = {"predictions": volumes_in(predictions), "labels": volumes_in(labels)}
+    if not found["predictions"].keys() & found["labels"].keys():
+        found = {folder: _by_number(files) for folder, files in found.items()}
+    masks, references = found["predictions"], found["labels"]
+    common = masks.keys() & references.keys()
+    if not common:
+        raise InputError(
+            f"{predictions} and {labels}: no two files have one name, or the same numbers in their names: "
+            f"{_names(masks)}; {_names(references)}. Rename them."
+        )
+    scans = {} if images is None else volumes_in(images)
+    pairs = [
+        MaskPair(without_endings(masks[key].name), masks[key], references[key], _scan_of(masks[key], scans))
+        for key in sorted(common)
+    ]
+    faults = [
+        f"{references[key]}: has no prediction in {predictions}." for key in sorted(references.keys() - masks.keys())
+    ]
+    notes = []
+    if alone := [masks[key].name for key in sorted(masks.keys() - references.keys())]:
+        notes.append(f"without a label in {labels}, and not scored: {few_names(alone)}")
+    if scans and (without := [pair.name for pair in pairs if pair.image is None]):
+        notes.append(f"without a scan in {images}: {few_names(without)}")
+    return pairs, faults, notes
+
+
+def _names(files: Mapping[str, Path]) -> str:
+    return few_names([path.name for path in files.values()])
+
+
+def volumes_in(folder: Path) -> dict[str, Path]:
+    """The volumes in a folder by their names without endings.
+
+    Raises:
+        InputError: if there is no such folder, it holds no volume, or one name twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder. Give one that holds masks.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file() or header_file(path) != path or not _is_mask(path):
+            continue
+        stem = without_endings(path.name)
+        if stem in found:
+            raise InputError(f"{found[stem]} and {path.name}: have one name. Remove one.")
+        found[stem] = path
+    if not found:
+        raise InputError(f"{folder}: holds no volume. Give a folder of masks: NIfTI, NRRD, MetaImage, …")
+    return found
+
+
+def _is_mask(path: Path) -> bool:
+    try:
+        return not without_endings(path.name).endswith(PROBABILITIES) and is_volume(path)
+    except (InputError, OSError, EOFError):  # reading it will say what is wrong, if it has a partner
+        return True
+
+
+def _by_number(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The same by the numbers in their names, where these differ."""
+    numbers = {stem: "-".join(re.findall(r"\d+", stem)) for stem in files}
+    if len(set(numbers.values())) < len(files) or "" in numbers.values():
+        return dict(files)
+    return {numbers[stem]: path for stem, path in files.items()}
+
+
+def _scan_of(mask: Path, scans: Mapping[str, Path]) -> Path | None:
+    """The scan of a mask: of its name, or with nnU-Net's number of the first channel behind."""
+    stem = without_endings(mask.name)
+    return scans.get(stem, scans.get(f"{stem}_0000"))
+
+
+def highest_value(pairs: Sequence[MaskPair]) -> int:
+    """The highest value in any mask or label, at least 1.
+
+    Raises:
+        InputError: if a file can't be read, or is no label map.
+    """
+    return max(1, *(int(read_values(path).max()) for pair in pairs for path in (pair.prediction, pair.label)))
+
+
+def read_values(path: Path) -> np.ndarray:
+    """The values of a mask, (X, Y, Z) in int16."""
+    return read_label(path, path, read_file(path), LABELS.max + 1)
+
+
+def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) -> dict[str, Any]:
+    """Score and measure a prediction, and draw it: the record of a scan, as ``test.py`` writes it.
+
+    Args:
+        nsd_mm: tolerance of the surface Dice in mm.
+        folder: for the picture.
+
+    Raises:
+        InputError: if a file can't be read, the two lie on different grids, or have values without a name.
+        WriteError: if the picture can't be written.
+    """
+    number = len(classes.names)
+    prediction = read_file(pair.prediction)
+    mask = read_label(pair.prediction, pair.prediction, prediction, number)
+    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore)
+    volume = prediction
+    if pair.image is not None:
+        volume = read_file(pair.image)
+        read_label(pair.prediction, pair.image, volume, number)  # refuses another grid
+    organs = measure(mask, volume, classes.organs)
+    scores = agreement(mask, label, prediction.spacing, classes.organs, number, nsd_mm, pair.not_annotated)
+    for value, name in classes.organs.items():
+        organs[name] |= scores[name]
+        if pair.image is None:
+            organs[name] |= {"mean": None, "std": None}
+        if value in pair.not_annotated:
+            organs[name]["annotated"] = False
+    save_picture(pixels(_picture(pair, mask, label, volume, classes)), picture_file(folder, pair.name))
+    return {
+        "scan": pair.name,
+        "source": str(pair.prediction),
+        "label": str(pair.label),
+        "shape": list(prediction.shape),
+        "spacing_mm": [round(size, 4) for size in prediction.spacing],
+        "labelled": True,
+        "remarks": [*prediction.remarks],
+        "organs": organs,
+    }
+
+
+def picture_file(folder: Path, name: str) -> Path:
+    """The picture of a pair."""
+    return folder / PICTURES / fitting_name(name, ".png")
+
+
+def _picture(pair: MaskPair, mask: np.ndarray, label: np.ndarray, volume: Volume, classes: Classes) -> Any:
+    image = to_ras(volume.voxels[0], volume.affine)
+    window = NO_IMAGE if pair.image is None else grey_window(image)
+    turned, reference = (to_ras(one, volume.affine) for one in (mask, label))
+    background = np.zeros_like(turned) if pair.image is None else image
+    return orthogonal(background, turned, reference, classes.names, ras_spacing(volume.affine), window, pair.name)
+
+
+def with_annotation(pairs: Sequence[MaskPair], not_annotated: Mapping[str, tuple[int, ...]]) -> Iterator[MaskPair]:
+    """The pairs with the labels that nobody drew.
+
+    Args:
+        not_annotated: these, by the name of the label's file without its ending.
+    """
+    for pair in pairs:
+        yield replace(pair, not_annotated=not_annotated.get(without_endings(pair.label.name), ()))
