@@ -91,13 +91,13 @@ class Learner:
         """The network that is validated and saved: with the average of its weights where there is one."""
         return self.network if self.average is None else self.average.module
 
-    def loss(self, image: Tensor, label: Tensor, not_annotated: Sequence[Sequence[int]]) -> Tensor:
+    def loss(self, image: Tensor, label: Tensor, not_annotated: Sequence[Sequence[int]] = ()) -> Tensor:
         """The loss of a batch.
 
         Args:
             image: (B, C, D, H, W).
             label: (B, 1, D, H, W).
-            not_annotated: the classes that nobody drew in each sample.
+            not_annotated: for each sample the classes that nobody drew; empty if all are drawn in all.
         """
         with self.precision.autocast():
             logits = self.wrapped(image)  # (B, classes, D, H, W), or a list with deep supervision
