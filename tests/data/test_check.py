@@ -380,7 +380,7 @@ def test_a_value_that_nobody_judged_is_taken_where_the_list_names_it(scan: Scan)
     assert check_scan(ignoring, 1, 3, SETTINGS).faults == []
     assert ignoring.label is not None
     found = read_label(ignoring.label, scan.path, read_scan(scan), 3, ignore=255)
-    np.testing.assert_array_equal(found, np.where(values == 255, -1, values))
+    np.testing.assert_array_equal(found, np.where(values == 255, -1, values.astype(np.int16)))
     values[1] = 254
     with_label(scan, values)
     (fault,) = check_scan(ignoring, 1, 3, SETTINGS).faults
