@@ -19,14 +19,13 @@ SKIP_LAYERS = {16: (3, 6, 9), 8: (3, 7)}
 UNREAD_OF_MONAI_07 = re.compile(r"vit\.patch_embedding\.cls_token|encoder[23]\.blocks\.\d+\.1\.(conv|norm)3\..+")
 UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
-# patches of 8 voxels and deep supervision helped where they were measured (docs/results.md); the rate of the first is
-# that of recipes/hippocampus.args, that of the last is the published one
-DETAIL = {"patch_size": 8, "deep_supervision": True, "conv_stem": True, "res_block": False}
+# as long in training as the U-Net of nnU-Net takes, with the same convolutions at each resolution but the coarsest,
+# which the transformer replaces (docs/planning.md); the rate of the last is the published one
+STEM = {"patch_size": 16, "conv_stem": True, "res_block": False, "deep_supervision": True}
 SIZES = (
-    Size({"feature_size": 16, "hidden_size": 96, "mlp_dim": 192, "num_heads": 3, **DETAIL}, 4e-3),
-    Size({"feature_size": 16, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6, **DETAIL}, 2e-3),
-    Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **DETAIL}, 5e-4),
-    Size({"feature_size": 32, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, **DETAIL}, 1e-4),
+    Size({"feature_size": 16, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6, **STEM}, 4e-3),
+    Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **STEM}, 5e-4),
+    Size({"feature_size": 32, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, **STEM}, 1e-4),
 )
 FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 

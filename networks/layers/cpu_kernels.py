@@ -10,7 +10,7 @@ ONEDNN_ABOVE = 20480  # channels · depth · height, above which torch 2.13 leav
 # changes nothing in a kernel of one voxel, but with it torch leaves that to oneDNN with a single thread too; a single
 # sample of fewer voxels it would leave to a kernel slower than any other
 DILATION = 2
-MOST_TOKENS = 1024  # of whose pairs 12 layers keep 24 MB for each head
+MOST_WEIGHTS = 2**23  # of a layer's attention in all heads: 12 layers then keep 200 MB for the backward pass
 
 
 class Linear(nn.Linear):
@@ -40,7 +40,7 @@ class MatrixAttention(SelfAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three times (B, heads, N, E / heads) -> (B, heads, N, E / heads)."""
         on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not is_traced()
-        if not on_cpu or q.shape[2] > MOST_TOKENS:
+        if not on_cpu or q.shape[:3].numel() * q.shape[2] > MOST_WEIGHTS:
             return super().attend(q, k, v)
         with torch.autocast("cpu", enabled=False):  # which would compute the softmax in float32, for the same result
             weights = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(3)  # (B, heads, N, N)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from networks.layers import optimize_for_cpu
-from networks.layers.cpu_kernels import MOST_TOKENS, Conv3d, Linear, MatrixAttention
+from networks.layers.cpu_kernels import MOST_WEIGHTS, Conv3d, Linear, MatrixAttention
 from networks.vit import SelfAttention, ViTConfig
 
 TOGETHER = torch.channels_last_3d
@@ -143,7 +143,9 @@ def test_attention_is_torchs_unless_matrix_products_are_faster() -> None:
     assert flash(layer, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         assert not flash(layer, tokens)
-        assert flash(layer, torch.randn(1, MOST_TOKENS + 1, 12))
+        most = int((MOST_WEIGHTS / 3) ** 0.5)  # tokens with 3 heads
+        assert not flash(layer, torch.randn(1, most, 12))
+        assert flash(layer, torch.randn(1, most + 1, 12))
     graph = torch.export.export(layer.bfloat16(), (tokens.bfloat16(),)).graph
     assert "scaled_dot_product" in str(graph)
 

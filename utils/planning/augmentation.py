@@ -8,7 +8,7 @@ from utils.planning.fingerprint import Fingerprint
 
 # uses of a scan from which on strong augmentation pays: on hippocampus MR it cost Dice after 4, changed nothing after
 # 34 and gained 0.004 after 60 (docs/results.md, "Augmentation")
-USES_FOR_STRONG = 30
+USES_FOR_STRONG = 50
 FLIP = 0.5  # as nnU-Net
 # how far the mirror image of a structure may lie from its partner, as a share of the scan's width
 OFF_CENTRE = 0.1

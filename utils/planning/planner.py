@@ -190,14 +190,21 @@ class Planner:
         def network(volume: float) -> Network:
             return self.timed(self.draft(size, crops, feed, volume))
 
-        first = network(min(largest, max(least, FIRST_VOLUME)))
-        # a step takes about as long as its window is large
-        volume = min(largest, max(least, math.prod(first.window) * self.steps(first) / self.fewest_steps))
-        found = network(volume)
-        while volume > least and (self.steps(found) < ENOUGH * self.fewest_steps or not self.fits(found)):
-            volume = max(least, volume / VOLUME_STEP)
-            found = network(volume)
-        return found
+        found = network(min(largest, max(least, FIRST_VOLUME)))
+        while True:
+            # a step takes about as long as its window is large, and a small one longer: so the estimate is made again
+            volume = min(largest, max(least, math.prod(found.window) * self.steps(found) / self.fewest_steps))
+            larger = network(volume)
+            while volume > least and not self.is_enough(larger):
+                volume = max(least, volume / VOLUME_STEP)
+                larger = network(volume)
+            if math.prod(larger.window) <= math.prod(found.window):
+                return found if self.is_enough(found) else larger
+            found = larger
+
+    def is_enough(self, network: Network) -> bool:
+        """Whether the hours leave about as many steps as they should, and a step fits into the memory."""
+        return self.steps(network) >= ENOUGH * self.fewest_steps and self.fits(network)
 
     @property
     def fewest_steps(self) -> float:
