@@ -159,9 +159,9 @@ def test_a_structure_that_some_scans_lack_is_asked_about() -> None:
 
 def test_scans_smaller_than_any_window_are_padded_to_one_patch() -> None:
     settings = plan(tiny_scans()).settings
-    assert window(settings) == (8, 8, 8)
+    assert window(settings) == (16, 16, 16)
     assert spacing(settings) == (1.0, 1.0, 1.0)
-    assert settings["patch_size"] == 8
+    assert settings["patch_size"] == 16
 
 
 def test_mixed_spacings() -> None:
