@@ -153,8 +153,15 @@ def test_a_structure_that_some_scans_lack_is_asked_about() -> None:
     scans = [make_scan()] * 3 + [make_scan(structures={1: ball(40.0), 2: ball(40.0)})]
     found = plan(make_fingerprint(scans, ("background", "liver", "tumour")))
     assert found.questions == (
-        "3 of 4 scans have no tumour. Is it absent there, or was it not drawn? Training takes it to be absent.",
+        "3 of 4 scans have no tumour. Is it absent there, or was it not drawn? Training takes it to be absent, unless "
+        'the entry\'s "not_annotated" names it.',
     )
+
+
+def test_a_structure_that_was_not_drawn_is_not_asked_about() -> None:
+    named = [replace(make_scan(), name="a"), replace(make_scan(structures={1: ball(40.0), 2: ball(40.0)}), name="b")]
+    fingerprint = replace(make_fingerprint(named, ("background", "liver", "tumour")), not_annotated={"a": (2,)})
+    assert plan(fingerprint).questions == ()
 
 
 def test_scans_smaller_than_any_window_are_padded_to_one_patch() -> None:
