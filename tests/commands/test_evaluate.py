@@ -160,7 +160,7 @@ def test_what_is_wrong_is_a_line_each_and_the_others_are_scored(
             [
                 (
                     tmp_path / "labels" / "b.nii.gz",
-                    "has shape 9 × 4 × 5, but b.nii.gz has 10 × 4 × 5. Both must lie on one grid",
+                    "has shape 9 × 4 × 5, but b.nii.gz has 10 × 4 × 5. Both must lie on",
                 ),
                 (tmp_path / "masks" / "c.nii.gz", "has the values 0, 3, but labels are 0 … 1"),
                 (tmp_path / "labels" / "d.nii.gz", f"has no prediction in {tmp_path / 'masks'}"),
