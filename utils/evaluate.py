@@ -58,11 +58,14 @@ def main(args: argparse.Namespace, command: str) -> None:
     writable_folder(folder, "`output_dir`")
     make_folder(folder / PICTURES)
 
-    records = []
+    records: list[dict[str, Any]] = []
     with ThreadPoolExecutor(args.workers) as pool:
         outcomes = pool.map(partial(_scored, classes=classes, nsd_mm=args.nsd_mm, folder=folder), pairs)
         for outcome in tqdm(outcomes, total=len(pairs), desc="scoring", leave=False, disable=None):
-            (faults if isinstance(outcome, str) else records).append(outcome)
+            if isinstance(outcome, str):
+                faults.append(outcome)
+            else:
+                records.append(outcome)
     if records:
         write_results(folder, records, classes, command, args.nsd_mm)
     if faults:

@@ -152,6 +152,7 @@ def test_attention_is_torchs_unless_matrix_products_are_faster() -> None:
 
 def test_attention_drops_weights_in_training_alone() -> None:
     layer = optimize_for_cpu(nn.Sequential(attention(0.5)))[0]
+    assert isinstance(layer, SelfAttention)
     layer.drop_output.p = 0.0
     tokens = torch.randn(1, 40, 12)
     with torch.autocast("cpu", torch.bfloat16):

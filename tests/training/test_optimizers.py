@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import mse_loss
 
 from networks.precision import Precision
 from optimizers import build_optimizer, build_scheduler, parameter_groups
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
 from trainer import Learner
+from utils.training.losses import build_loss
 
 
 def test_warm_up_rises_in_equal_steps_from_above_zero_to_one() -> None:
@@ -117,7 +117,8 @@ def test_a_gradient_is_clipped_by_its_true_norm(max_norm: float, expected: list[
     scheduler = build_scheduler("constant", optimizer, epochs=1, warmup_epochs=0, steps_per_epoch=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
     precision = Precision(torch.device("cpu"), torch.float32)
-    learner = Learner(network, network, mse_loss, optimizer, scheduler, scaler, precision, clip_grad_norm=max_norm)
+    loss_function = build_loss("dice", 0.0, 1e-6, deep_supervision=False)
+    learner = Learner(network, network, loss_function, optimizer, scheduler, scaler, precision, clip_grad_norm=max_norm)
     loss = network(torch.tensor([[3.0, 4.0]])).sum()
     learner.add_gradients(loss, 1)
     assert network.weight.grad is not None

@@ -47,8 +47,7 @@ def score_scans(
         prediction = predictor(ensemble, batch["image"]).argmax(0)  # (classes, D, H, W) -> (D, H, W)
         label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
         not_annotated = [int(value) for value in batch["not_annotated"]]
-        dice = dice_per_label(prediction, label, len(labels), not_annotated).numpy()
-        results.append((batch["name"][0], dice))
+        results.append((batch["name"][0], dice_per_label(prediction, label, len(labels), not_annotated).numpy()))
         if example is None:
             example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
     names, dice = zip(*process.gather_shards(results), strict=True)
