@@ -111,6 +111,10 @@ def test_a_single_window_is_convolved_by_onednn(channels: int, kernel: int) -> N
     assert not [name for name in kernels(Conv3d(channels, 5, kernel), few) if "dilated" in name]
 
 
+class Fast(nn.Sequential):
+    fast_layers = True
+
+
 def attention(dropout_rate: float = 0.0) -> SelfAttention:
     torch.manual_seed(0)
     return SelfAttention(ViTConfig(hidden_size=12, num_heads=3, dropout_rate=dropout_rate))
@@ -121,7 +125,7 @@ def flash(layer: nn.Module, input: Tensor) -> bool:
 
 
 def test_attention_in_bfloat16_is_nearly_that_in_float32() -> None:
-    theirs, ours = attention(), optimize_for_cpu(nn.Sequential(attention()))[0]
+    theirs, ours = attention(), optimize_for_cpu(Fast(attention()))[0]
     assert type(ours) is MatrixAttention
     ours.load_state_dict(theirs.state_dict())
     tokens, direction = 3 * torch.randn(2, 40, 12), torch.randn(2, 40, 12)
@@ -138,7 +142,7 @@ def test_attention_in_bfloat16_is_nearly_that_in_float32() -> None:
 
 
 def test_attention_is_torchs_unless_matrix_products_are_faster() -> None:
-    layer = optimize_for_cpu(nn.Sequential(attention()))[0]
+    layer = optimize_for_cpu(Fast(attention()))[0]
     tokens = torch.randn(1, 40, 12)
     assert flash(layer, tokens)
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,7 +155,7 @@ def test_attention_is_torchs_unless_matrix_products_are_faster() -> None:
 
 
 def test_attention_drops_weights_in_training_alone() -> None:
-    layer = optimize_for_cpu(nn.Sequential(attention(0.5)))[0]
+    layer = optimize_for_cpu(Fast(attention(0.5)))[0]
     assert isinstance(layer, SelfAttention)
     layer.drop_output.p = 0.0
     tokens = torch.randn(1, 40, 12)
