@@ -36,6 +36,8 @@ def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str
     theirs = dict(asdict(UNETRConfig()) if options is None else options)
     if theirs.pop("patch_size", 16) != 16:
         raise InputError("MONAI's UNETR has patches of 16 voxels only. Give weights of such a network.")
+    if theirs.pop("conv_stem", False):
+        raise InputError("MONAI's UNETR has no convolutional stem. Give weights of a network without one.")
     for ours_only in ("drop_path_rate", "deep_supervision", "spacing"):
         theirs.pop(ours_only, None)
     network = nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)

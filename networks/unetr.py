@@ -40,7 +40,9 @@ class UNETRConfig(ViTConfig):
     res_block: bool = flag(True, "residual connections in the blocks", rare=True)
     deep_supervision: bool = flag(False, "also train coarser resolutions by the labels", any_weights=True)
     conv_stem: bool = flag(
-        False, "convolutions before the transformer, which also feed the skip paths in place of its hidden states"
+        False,
+        "convolutions before the transformer, which also feed the skip paths in place of its hidden states",
+        rare=True,
     )
 
     @property

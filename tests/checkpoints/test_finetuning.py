@@ -57,9 +57,9 @@ def first_batch(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     seen: list[Tensor] = []
     original = trainer.Learner.loss
 
-    def loss(self: trainer.Learner, image: Tensor, label: Tensor) -> Tensor:
+    def loss(self: trainer.Learner, image: Tensor, label: Tensor, *more: Any) -> Tensor:
         seen.extend([] if seen else [image.clone(), label.clone()])
-        return original(self, image, label)
+        return original(self, image, label, *more)
 
     monkeypatch.setattr(trainer.Learner, "loss", loss)
     return seen

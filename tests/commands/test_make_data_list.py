@@ -206,7 +206,7 @@ def test_what_is_left_out_is_named_with_the_reason(tmp_path: Path) -> None:
         f"imagesTs/old notes.txt: left out ({no_volume}).",
         f"labelsTr/Thumbs.db: left out ({no_volume}).",
         "labelsTr/b: left out (a folder; a label is one file).",
-        "labelsTr: 2 left out (a pipe, a socket or a device): pipe, socket",
+        "labelsTr: 2 left out (a pipe, a socket or a device): pipe and socket",
     ])  # fmt: skip
 
 

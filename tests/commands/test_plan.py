@@ -20,6 +20,7 @@ from utils.planning import costs, fingerprint_file
 from utils.planning.costs import StepCost
 
 EDGE = 24
+WINDOW = 32  # in patches of 16 voxels: 16 would leave a third of the scan out
 HOURS = "--hours=0.05"
 OUTPUTS = ("plan.args", "fingerprint.json", "plan.html")
 
@@ -123,7 +124,7 @@ def test_the_plan_trains_and_the_network_is_as_planned(data: Path, run_main: Run
     args = parse_train([recipe])
     assert (args.in_channels, args.out_channels, args.intensity) == (1, 3, "zscore")
     assert (args.space_x, args.space_y, args.space_z) == (1.0, 1.0, 1.0)
-    assert (args.roi_x, args.roi_y, args.roi_z) == (EDGE,) * 3
+    assert (args.roi_x, args.roi_y, args.roi_z) == (WINDOW,) * 3
     assert args.save_checkpoint
     crossval, for_each_fold = parse_crossval([recipe, "--folds", "0", "1"])
     assert crossval.data_dir == str(data)
@@ -131,7 +132,7 @@ def test_the_plan_trains_and_the_network_is_as_planned(data: Path, run_main: Run
     run_main([recipe, "--max_epochs=1", "--workers=0"])
     content = torch.load(Path("runs", "my scans_unetr", "model_final.pt"), weights_only=True)
     assert content["labels"] == ["background", "first", "second"]
-    assert list(content["preprocessing"]["roi"]) == [EDGE] * 3
+    assert list(content["preprocessing"]["roi"]) == [WINDOW] * 3
     assert content["preprocessing"]["intensity"] == "zscore"
     assert content["network"]["options"]["hidden_size"] == args.hidden_size
 

