@@ -20,6 +20,7 @@ import utils
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
 from utils.data.data_list import DataList, labels_in, numbered_labels, read_data_list, read_labels
+from utils.data.folders import DESCRIPTION
 from utils.evaluation.mask_folders import (
     PICTURES,
     Classes,
@@ -38,7 +39,6 @@ from utils.io.scan import without_endings
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import make_folder, writable_folder
 
-DESCRIPTIONS = ("dataset.json", "../dataset.json")  # beside the labels
 OUTPUT = "evaluation"
 
 
@@ -52,8 +52,9 @@ def main(args: argparse.Namespace, command: str) -> None:
         print(f"note: {note}")
     listed = None if args.json_list is None else read_data_list(str(labels), args.json_list, args.fold)
     if listed is not None:
-        drawn = {without_endings(scan.label.name): scan.not_annotated for scan in _labelled(listed) if scan.label}
-        pairs = list(with_annotation(pairs, drawn))
+        scans = [*listed.training, *listed.validation, *listed.test]
+        not_annotated = {without_endings(scan.label.name): scan.not_annotated for scan in scans if scan.label}
+        pairs = list(with_annotation(pairs, not_annotated))
     classes = find_classes(args, listed, pairs)
     writable_folder(folder, "`output_dir`")
     make_folder(folder / PICTURES)
@@ -85,7 +86,7 @@ def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Seque
         return args.label_names
     if listed is not None and listed.labels is not None:
         return Classes(listed.labels, listed.ignore)
-    for path in (Path(args.labels) / name for name in DESCRIPTIONS):
+    for path in (Path(args.labels) / DESCRIPTION, Path(args.labels) / ".." / DESCRIPTION):
         found, ignore = labels_in(path) if path.is_file() else (None, None)
         if found is not None:
             return Classes(found, ignore)
@@ -120,10 +121,6 @@ def _scored(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) -> di
         return score_pair(pair, classes, nsd_mm, folder)
     except InputError as error:
         return str(error)
-
-
-def _labelled(data: DataList) -> list[Any]:
-    return [*data.training, *data.validation, *data.test]
 
 
 def _classes(text: str) -> Classes:
