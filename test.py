@@ -25,6 +25,7 @@ from utils.segmentation.pipeline import gather_outcomes, segment_scans
 from utils.segmentation.results import claim_results, write_results
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import file_state
+from utils.system.text import one_line
 
 gc.freeze()
 gc.enable()
@@ -40,14 +41,15 @@ def main(process: Process, args: argparse.Namespace) -> None:
     members, source = load_ensemble(load_settings(args), weights, data)
     description = members[0][1]
     settings = description.preprocessing
-    mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)
-    job = job_from_args(args, files, description)
+    job = job_from_args(args, files, [one for _, one in members])
+    mirrored = job.postprocessing.mirrored
+    mirrorings = trained_mirrorings(description.flips, description.labels) if mirrored else (Mirroring(),)
     process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
     found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
 
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
-    ensemble = Ensemble(networks, mirrored)
+    ensemble = Ensemble(networks, mirrorings)
     predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
@@ -55,6 +57,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
         process.say(f"engine: {engine}")
     if args.tta and description.flips is None:
         process.say("note: the weights don't say how crops were flipped in training; --tta takes the flips of 2021")
+    if done := job.postprocessing.in_words(job.labels):
+        process.say(f"postprocessing, by the folds or flags: {one_line(done)}")
     for note in [*found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")
 

@@ -6,6 +6,10 @@ holds every scan's mask, each by the network that didn't see the scan. ``crossva
 and standard deviations over folds and over scans. Finished work is skipped, so the same command continues after an
 interruption.
 
+Then it finds out what helps at test time, and from what a mask's Dice can be predicted, on the scans that each network
+didn't see (:mod:`utils.segmentation.after_folds`). ``postprocessing.json`` has what it found. It is written into the
+networks, so that ``test.py`` does the same.
+
 Scored are the weights after the last epoch, ``model_final.pt``. ``model.pt`` was chosen by its score on these very
 scans, so its scores would be too high.
 """
@@ -17,7 +21,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -31,19 +36,23 @@ from pydantic import TypeAdapter
 import utils
 from networks.registry import find_architecture
 from utils.checkpoints.description import Description, refuse_contradictions
+from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
+from utils.checkpoints.save import write_from_folds
 from utils.checkpoints.schema import EPOCH
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
 from utils.config.settings import complete_flags, description_from_args, job_from_args
 from utils.data.check import check_scans
 from utils.data.data_list import DataList, find_folds, read_data_list
+from utils.data.mirroring import trained_mirrorings
 from utils.distributed.process import Process
 from utils.evaluation.measurements import scores_of
 from utils.evaluation.metrics import FoldScores
 from utils.evaluation.tables import fold_record, fold_table, save_fold_scores
 from utils.io.scan import Scan
+from utils.segmentation.after_folds import ScannedFold, judge_folds
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.pipeline import Outcome
 from utils.segmentation.records import finished
@@ -52,14 +61,15 @@ from utils.system.errors import DamagedError, InputError, Stopped, TrainingError
 from utils.system.files import file_state, open_regular, parse_json, read_json, write_json
 from utils.system.hardware import machine
 from utils.system.signals import StopRequest, forwarded_to, signal_at_parents_end
+from utils.system.text import one_line
 from utils.system.typed import STRICT
-from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run
+from utils.training.run_folder import BEST, LATEST, RUNS, claim_group, remove_run
 
 Execute = Callable[[Sequence[str]], int]
 Records = dict[str, dict[str, Any]]
 
 REPOSITORY = Path(__file__).parent.parent
-OUT_OF_FOLD = "out_of_fold"
+OUT_OF_FOLD, MIRRORED = "out_of_fold", "out_of_fold_mirrored"
 MACHINES = "machines.json"
 MACHINES_BY_FOLD = TypeAdapter(dict[str, list[str]], config=STRICT)
 TABLES = {"dice": "Dice", "nsd": "normalised surface Dice, tolerance {nsd_mm:g} mm", "hd95_mm": "HD95 in mm"}
@@ -78,7 +88,7 @@ class Fold:
         number: its value of ``--fold``.
         folder: the folder of its run.
         training: the flags of ``main.py``.
-        testing: the flags of ``test.py``.
+        testing: the flags of ``test.py``, but for ``--output_dir``.
     """
 
     number: int
@@ -126,15 +136,32 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
             for fold in folds:
                 remove_run(fold.folder)
 
+        networks: dict[int, Description] = {}
         results: dict[int, tuple[SegmentationJob, Records]] = {}
         for fold in folds:
-            try:
-                description = trained.get(fold.number) or train(fold, args, planned, folder, execute, process)
-                results[fold.number] = score(fold, description, execute, process)
-            except Stopped as stopped:
-                name = signal.Signals(stopped.number).name
-                raise Stopped(stopped.number, f"stopped by {name} in {fold}; {GOES_ON}") from None
+            with _named_if_stopped(fold):
+                network = trained.get(fold.number) or train(fold, args, planned, folder, execute, process)
+                networks[fold.number] = network
+                results[fold.number] = score(fold, network, folder / OUT_OF_FOLD, execute, process)
         sum_up(folds, results, folder, args, planned, command, process)
+        if not args.no_postprocessing:
+            mirrored = {}
+            if knows_mirrored_scans(planned):
+                for fold in folds:
+                    with _named_if_stopped(fold):
+                        network = networks[fold.number]
+                        mirrored[fold.number] = score(fold, network, folder / MIRRORED, execute, process, "--tta")
+            postprocess(folds, results, mirrored, folder, process)
+
+
+@contextmanager
+def _named_if_stopped(fold: Fold) -> Iterator[None]:
+    """Name the fold at which a signal stopped the work."""
+    try:
+        yield
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        raise Stopped(stopped.number, f"stopped by {name} in {fold}; {GOES_ON}") from None
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
@@ -153,7 +180,7 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Fold]:
         run = [*place, "--save_checkpoint", "--resume", "--skip_data_check"]
         shared = testing_flags({**vars(args), "fold": number})
         weights = [f"--pretrained_dir={group / name}", f"--pretrained_model_name={LATEST}"]
-        testing = [*shared, *weights, f"--output_dir={group / OUT_OF_FOLD}"]
+        testing = [*shared, *weights, "--no_postprocessing"]
         folds.append(Fold(number, data, group / name, [*flags, *run], testing))
     return folds
 
@@ -283,16 +310,23 @@ def train(
     return description
 
 
-def score(fold: Fold, description: Description, execute: Execute, process: Process) -> tuple[SegmentationJob, Records]:
+def score(
+    fold: Fold, description: Description, folder: Path, execute: Execute, process: Process, *flags: str
+) -> tuple[SegmentationJob, Records]:
     """Segment and score a fold's validation scans, unless that is done; return the job and each scan's record.
+
+    Args:
+        folder: for the masks.
+        flags: further ones of ``test.py``.
 
     Raises:
         InputError: if a record is missing afterwards.
     """
-    job = job_from_args(parse_test(fold.testing), [file_state(fold.folder / LATEST)], description)
+    testing = [*fold.testing, f"--output_dir={folder}", *flags]
+    job = job_from_args(parse_test(testing), [file_state(fold.folder / LATEST)], [description])
     if None in [finished(scan, job) for scan in fold.data.validation]:
-        process.say(f"{fold}: test.py segments {len(fold.data.validation)} scans")
-        _require(fold, "test.py", fold.testing, execute)
+        process.say(" ".join([f"{fold}: test.py segments {len(fold.data.validation)} scans", *flags]))
+        _require(fold, "test.py", testing, execute)
     else:
         process.say(f"{fold}: already trained and scored")
     records = {scan.name: finished(scan, job) for scan in fold.data.validation}
@@ -368,6 +402,57 @@ def sum_up(
     if others:
         process.say(f"note: the tables leave out {', '.join(others)}; without --folds they are of all")
     process.say(f"{group} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
+
+
+def knows_mirrored_scans(description: Description) -> bool:
+    """Whether crops were flipped in training, so that mirrored passes may help."""
+    return description.flips != "none" and len(trained_mirrorings(description.flips, description.labels)) > 1
+
+
+def postprocess(
+    folds: Sequence[Fold],
+    results: Mapping[int, tuple[SegmentationJob, Records]],
+    mirrored: Mapping[int, tuple[SegmentationJob, Records]],
+    group: Path,
+    process: Process,
+) -> None:
+    """Find out what helps at test time, and write it into the networks.
+
+    Args:
+        mirrored: the results with mirrored passes; empty if the networks don't know mirrored scans.
+
+    Raises:
+        InputError: if a mask or a label can't be read.
+        WriteError: if a network can't be written.
+    """
+    scanned = [ScannedFold(fold.data.validation, *results[fold.number], mirrored.get(fold.number)) for fold in folds]
+    findings = judge_folds(scanned, process)
+    organs = scanned[0].job.organs
+    write_json(group / "postprocessing.json", findings.record(organs))
+    for fold in folds:
+        both = [some[fold.number] for some in (results, mirrored) if some]
+        write_into_networks(fold, findings.chosen, both)
+    process.say("\n".join(["what helps at test time, out of fold", *(f"  {line}" for line in findings.lines(organs))]))
+    done = one_line(findings.chosen.postprocessing.in_words(scanned[0].job.labels)) or "nothing"
+    process.say(f"postprocessing of test.py: {done}; the networks say so, and {group / 'postprocessing.json'} says why")
+
+
+def write_into_networks(fold: Fold, chosen: FromFolds, results: Sequence[tuple[SegmentationJob, Records]]) -> None:
+    """Write what the folds tell into a fold's networks, the best and the latest.
+
+    The weights stay as they are. So the fold's records go on being those of the network, whose file is another now.
+
+    Args:
+        results: all that was made with the latest network.
+    """
+    for path in (fold.folder / BEST, fold.folder / LATEST):
+        if path.exists():
+            write_from_folds(path, chosen)
+    for job, records in results:
+        for name, record in records.items():
+            made_with = {**record["made_with"], "weights": [file_state(fold.folder / LATEST)]}
+            if made_with != record["made_with"]:
+                write_json(job.record_file(name), {**record, "made_with": made_with})
 
 
 def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: str) -> FoldScores:

@@ -89,7 +89,8 @@ def again(
 
 def test_every_scan_has_a_mask_by_the_network_that_did_not_see_it(finished: tuple[Path, list[str]]) -> None:
     folder, log = finished
-    assert log == ["main.py --fold=0", "test.py --fold=0", "main.py --fold=1", "test.py --fold=1"]
+    mirrored = ["test.py --fold=0", "test.py --fold=1"]
+    assert log == ["main.py --fold=0", "test.py --fold=0", "main.py --fold=1", "test.py --fold=1", *mirrored]
     made_by = {}
     for name in ("img0001", "img0002", "img0003"):
         assert (folder / f"runs/all/out_of_fold/{name}.nii.gz").is_file()
@@ -101,6 +102,36 @@ def test_every_scan_has_a_mask_by_the_network_that_did_not_see_it(finished: tupl
     for path, names in zip(weights, (["img0002.nii.gz"], ["img0001.nii.gz", "img0003.nii.gz"]), strict=True):
         seen = torch.load(folder / path, weights_only=True)["resume"]["scans"]["training"]
         assert [Path(files[0]).name for files in seen] == names
+
+
+def test_what_the_folds_tell_is_in_their_networks(finished: tuple[Path, list[str]]) -> None:
+    folder = finished[0] / "runs/all"
+    found = json.loads((folder / "postprocessing.json").read_text())
+    assert set(found["largest component"]) == set(found["predicted Dice"]["organs"])
+    before, after = (
+        statistics.mean(
+            statistics.mean(organ["dice"] for organ in scan["organs"].values() if organ["dice"] is not None)
+            for name in ("img0001", "img0002", "img0003")
+            for scan in [json.loads((folder / place / "records" / f"{name}.json").read_text())]
+        )
+        for place in ("out_of_fold", "out_of_fold_mirrored")
+    )
+    assert found["mirrored passes"]["before"] == pytest.approx(before)
+    assert found["mirrored passes"]["after"] == pytest.approx(after)
+    for name in ("model.pt", "model_final.pt"):
+        said = [torch.load(folder / f"fold{fold}" / name, weights_only=True)["from_folds"] for fold in (0, 1)]
+        assert said[0] == said[1]
+        assert said[0]["mirrored"] == found["mirrored passes"]["kept"]
+        assert said[0]["lines"] == []  # three scans are too few
+
+
+def test_without_postprocessing_nothing_is_tried(again: list[str], run_main: Run, run_test: Run) -> None:
+    Path("runs/all/postprocessing.json").unlink()
+    shutil.rmtree("runs/all/out_of_fold_mirrored")
+    programs = Programs(run_main, run_test)
+    cross_validate(programs, *again, "--no_postprocessing")
+    assert programs.log == []
+    assert not Path("runs/all/postprocessing.json").exists()
 
 
 def test_the_tables_sum_up_the_scans_of_all_folds(finished: tuple[Path, list[str]]) -> None:

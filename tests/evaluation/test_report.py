@@ -290,3 +290,22 @@ def test_a_browser_shows_the_report_and_asks_the_network_for_nothing(tmp_path: P
     control = tmp_path / "control.html"
     control.write_text('<img src="http://127.0.0.1:9/picture.png">')
     assert "http://127.0.0.1:9/picture.png" in requested(browse(control.as_uri(), tmp_path / "control")[1])
+
+
+def test_scans_are_sorted_by_predicted_dice_where_a_cross_validation_tells(tmp_path: Path, picture: Path) -> None:
+    def predicted(name: str, liver: float | None, spleen: float | None) -> Record:
+        volumes = {"liver": 0.0 if liver is None else 1500.0, "spleen": 200.0}
+        dice = {"liver": liver, "spleen": spleen}
+        return scan(name, **{one: organ(volumes[one], predicted_dice=dice[one]) for one in volumes})
+
+    records = [predicted("good", 0.9, 0.8), predicted("bad", 0.3, 0.9), predicted("nothing", None, None)]
+    assert ranking(records) == [
+        ("nothing", []),
+        ("bad", ["mean predicted Dice 0.60", "lowest predicted Dice: liver 0.30"]),
+        ("good", ["mean predicted Dice 0.85", "lowest predicted Dice: spleen 0.80"]),
+    ]
+    many = [*records, predicted("also good", 0.9, 0.9)]
+    assert [name for name, _ in ranking(many)] == ["nothing", "bad", "good", "also good"]
+    text = report(tmp_path, many, picture).read_text()
+    assert "sorted by their predicted Dice, the lowest mean on top" in text
+    assert "Dice, predicted" in text

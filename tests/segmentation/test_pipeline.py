@@ -19,9 +19,11 @@ import torch
 from tests.conftest import REPOSITORY, TINY, Run
 from tests.io.series import write_series
 from tests.segmentation.conftest import failure, load, scan_of, voxels
+from utils.checkpoints.postprocessing import Postprocessing
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
+from utils.inference.confidence import Certainty
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.scan import Scan
 from utils.phantom import LABELS
@@ -199,7 +201,7 @@ def test_a_scan_too_large_for_the_memory_is_reported_and_the_rest_goes_on(
 ) -> None:
     original = pipeline.predict
 
-    def too_large(prepared: PreparedScan, *others: Any) -> torch.Tensor:
+    def too_large(prepared: PreparedScan, *others: Any) -> tuple[torch.Tensor, Certainty]:
         if prepared.scan.name == "img0005":
             raise error
         return original(prepared, *others)
@@ -289,7 +291,7 @@ def test_a_signal_keeps_finished_scans_and_the_same_command_goes_on(
 ) -> None:
     original, calls = pipeline.predict, 0
 
-    def stopped_in_the_second_scan(*args: Any) -> torch.Tensor:
+    def stopped_in_the_second_scan(*args: Any) -> tuple[torch.Tensor, Certainty]:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -324,7 +326,7 @@ def test_two_processes_do_each_scan_once(trained: Path, phantoms: Path, in_tmp: 
 def test_every_process_reports_its_own_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cpu = torch.device("cpu")
     job = SegmentationJob(
-        tmp_path, ("background", "liver"), {1: "liver"}, (), False, False, 1.0, 1, Preprocessing(), {}
+        tmp_path, ("background", "liver"), {1: "liver"}, Postprocessing(), (), False, False, 1.0, 1, Preprocessing(), {}
     )
     outcome = pipeline.segment_scans(
         [Scan("gone", (tmp_path / "gone.nii.gz",), None)], job, Ensemble(()), Predictor((8, 8, 8), 0.0, 0.5, 1, cpu),

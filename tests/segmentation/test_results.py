@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
-from tests.conftest import REPOSITORY
-from tests.segmentation.conftest import failure, scan_of
+from tests.conftest import REPOSITORY, Run
+from tests.segmentation.conftest import failure, scan_of, voxels
+from utils.checkpoints.postprocessing import DiceLine, FromFolds, Postprocessing
+from utils.checkpoints.save import write_from_folds
 from utils.distributed.process import Process
 
 
@@ -72,3 +77,35 @@ def test_a_reader_that_goes_away_and_closed_streams_cost_no_results(
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert {"☃.nii.gz", "measurements.json", "report.html"} <= set(os.listdir(f"out{number}"))
+
+
+def test_what_the_folds_found_is_done_and_said_unless_a_flag_leaves_it_out(
+    trained: Path, run_test: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(trained / "model.pt", "model.pt")
+    labels = torch.load("model.pt", weights_only=True)["labels"]
+    liver = labels.index("liver")
+    line = DiceLine(slope=1.0, offset=0.0, error=0.02, always_there=True)
+    lines = tuple(line if name == "liver" else None for name in labels[1:])
+    write_from_folds(Path("model.pt"), FromFolds(Postprocessing((liver,)), lines))
+
+    def masks(*flags: str) -> tuple[np.ndarray, dict[str, Any], str]:
+        command = ["--pretrained_dir=.", "--pretrained_model_name=model.pt", f"--input={scan_of(phantoms)}", *flags]
+        run_test([*command, "--output_dir=out"])
+        organs = json.loads(Path("out/measurements.json").read_text())["scans"][0]["organs"]
+        return voxels(Path("out/img0007.nii.gz")), organs, capsys.readouterr().out
+
+    by_the_folds, organs, said = masks()
+    assert "postprocessing, by the folds or flags: largest component of liver\n" in said
+    assert "predicted Dice" in said
+    assert organs["liver"]["predicted_dice"] == pytest.approx(organs["liver"]["soft_dice"])
+    assert organs["spleen"]["predicted_dice"] is None
+    by_flag, _, _ = masks("--no_postprocessing", "--largest_component=liver")
+    assert np.array_equal(by_the_folds, by_flag)
+    raw, organs, said = masks("--no_postprocessing")
+    assert "postprocessing, by" not in said
+    assert "predicted_dice" not in organs["liver"]
+    assert ndimage.label(by_the_folds == liver, np.ones((3, 3, 3)))[1] == 1
+    assert ((by_the_folds == liver) <= (raw == liver)).all()
+    other, _, _ = masks("--largest_component=spleen")  # a flag says it in the place of the folds
+    assert np.array_equal(other == liver, raw == liver)

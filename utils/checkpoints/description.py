@@ -10,6 +10,8 @@
 ``labels``         names of the classes, the background first
 ``amp``            whether mixed precision was on
 ``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``, ``left_right``
+``from_folds``     what a cross-validation found: ``largest_component`` (labels), ``mirrored``, and
+                   ``lines``, from which a mask's Dice is predicted
 ``state_dict``     the weights, under the published names; with ``ema_decay`` their average
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None
@@ -25,7 +27,7 @@ Schedule and random numbers are functions of the step, so ``resume`` needs neith
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from torch import nn
 import utils
 from networks import NETWORKS
 from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given
+from utils.checkpoints.postprocessing import FromFolds, from_folds
 from utils.checkpoints.schema import check_metadata, describes_itself
 from utils.data.data_list import clean_labels
 from utils.data.preprocessing import Preprocessing
@@ -56,6 +59,7 @@ class Description:
         amp: whether mixed precision may be used.
         flips: how crops were flipped in training, ``none``, ``published``, ``anatomical`` or
             ``left_right``; None if that isn't known.
+        from_folds: what a cross-validation found.
     """
 
     config: NetworkConfig
@@ -63,6 +67,7 @@ class Description:
     labels: tuple[str, ...]
     amp: bool
     flips: str | None = None
+    from_folds: FromFolds = field(default_factory=FromFolds)
 
     @property
     def architecture(self) -> Architecture:
@@ -100,6 +105,7 @@ class Description:
             "labels": list(self.labels),
             "amp": self.amp,
             "flips": self.flips,
+            "from_folds": self.from_folds.content(),
             "versions": {"torch": str(torch.__version__), "monai": str(monai.__version__), "unetr": utils.__version__},
             "command": shlex.join(sys.argv),
         }
@@ -151,6 +157,7 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         raise DamagedError(f"{source}: its network and its preprocessing have other windows. Give another file.")
     try:
         labels = clean_labels(said["labels"])
+        folds = from_folds(said.get("from_folds"), config.out_channels)
     except ValueError as error:
         raise DamagedError(f"{source}: {error}. Give another file.") from error
     if len(said["labels"]) != config.out_channels:
@@ -163,6 +170,7 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         labels=labels,
         amp=said["amp"],
         flips=said.get("flips"),
+        from_folds=folds,
     )
 
 

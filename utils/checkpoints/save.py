@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from utils.checkpoints.description import METADATA, Description
+from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.progress import Progress
+from utils.checkpoints.read import read_checkpoint
 from utils.system.files import atomic_write
 
 
@@ -40,6 +42,20 @@ def save_checkpoint(
         content["resume"] = resume
     with atomic_write(path, previous) as temporary, open(temporary, "wb") as file:
         save_tensors(content, file)
+
+
+def write_from_folds(path: Path, found: FromFolds) -> None:
+    """Write what a cross-validation found into a checkpoint, unless it says so already.
+
+    Raises:
+        InputError: if it can't be read.
+        WriteError: if it can't be written.
+    """
+    content = read_checkpoint(path)
+    if content.get("from_folds") == found.content():
+        return
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        save_tensors({**content, "from_folds": found.content()}, file)
 
 
 def save_tensors(content: Any, file: Any) -> None:

@@ -58,6 +58,7 @@ def _of_a_run(flags: dict[str, Any]) -> dict[str, Any]:
 Name = Annotated[str, Len(1, 1000), AfterValidator(_printable)]
 Label = Annotated[str, Len(1, 1000), AfterValidator(_of_unicode)]
 Count = Annotated[int, Ge(0), Le(10**9)]
+Finite = Annotated[float, Gt(float("-inf")), Lt(float("inf"))]
 Rate = Annotated[float, Ge(0), Lt(float("inf"))]
 Factor = Annotated[float, Gt(0), Lt(float("inf"))]
 Scalar = None | bool | int | float | str
@@ -81,6 +82,25 @@ class Network(TypedDict):
 
 
 @with_config(STRICT)
+class Line(TypedDict):
+    """:class:`utils.checkpoints.postprocessing.DiceLine`."""
+
+    slope: Finite
+    offset: Finite
+    error: Rate
+    always_there: bool
+
+
+@with_config(STRICT)
+class Folds(TypedDict):
+    """:class:`utils.checkpoints.postprocessing.FromFolds`."""
+
+    largest_component: list[int]
+    mirrored: bool
+    lines: list[Line | None]
+
+
+@with_config(STRICT)
 class Metadata(TypedDict):
     """What a checkpoint says of its network, which is also in the files of ``utils.export``."""
 
@@ -90,6 +110,7 @@ class Metadata(TypedDict):
     labels: Annotated[list[Label], Len(1), AfterValidator(_distinct)]
     amp: bool
     flips: NotRequired[Literal["none", "published", "anatomical", "left_right"] | None]
+    from_folds: NotRequired[Folds]
     epoch: NotRequired[Count]
     score: NotRequired[float | None]
     versions: NotRequired[dict[str, str]]

@@ -302,6 +302,8 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--largest_component", type=names, metavar="ORGANS",
                        help="organs of which only the largest component stays, or all")  # fmt: skip
     group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
+    rare(group.add_argument("--no_postprocessing", action="store_true",
+                            help="leave out what utils.crossval found to help and wrote into the weights"))  # fmt: skip
     rare(group.add_argument("--nsd_mm", type=positive, default=TOLERANCE_MM, metavar="MM",
                             help="tolerance of the normalised surface Dice"))  # fmt: skip
 
@@ -354,9 +356,16 @@ def train_parser(architecture: Architecture | None = None) -> Parser:
     return parser
 
 
-def _add_folds_flag(parser: argparse.ArgumentParser) -> None:
+def _add_crossval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("cross-validation").add_argument(
         "--folds", type=whole, nargs="+", metavar="FOLD", help="folds to train and score (default: all that are listed)"
+    )
+    rare(
+        parser.add_argument_group("cross-validation").add_argument(
+            "--no_postprocessing",
+            action="store_true",
+            help="don't try out what helps at test time, and don't write it into the networks",
+        )
     )
 
 
@@ -366,7 +375,7 @@ def crossval_parser(architecture: Architecture | None = None) -> Parser:
     parser.prog = "python -m utils.crossval"
     parser.usage = "python -m utils.crossval [@FILE] --data_dir DIR --logdir NAME [flags]"
     parser.description = "Train every fold of a task, score each on the scans that it didn't see, and sum up."
-    _add_folds_flag(parser)
+    _add_crossval_flags(parser)
     for action in parser._actions:
         # two always hold, and of the others one is an error
         if action.dest in ("save_checkpoint", "resume", "fold", "checkpoint", "allow_change", "world_size", "rank"):
@@ -445,7 +454,7 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     if faults:
         parser.error("; ".join(faults))
     own = Parser(add_help=False)
-    _add_folds_flag(own)
+    _add_crossval_flags(own)
     own.add_argument("--overwrite", action="store_true")
     return args, own.parse_known_args(given)[1]
 

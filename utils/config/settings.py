@@ -9,6 +9,7 @@ from typing import Any
 from networks.registry import Architecture, find_architecture
 from utils.checkpoints.description import Description, config_from, preprocessing_from
 from utils.checkpoints.load import LoadSettings
+from utils.checkpoints.postprocessing import Postprocessing, common
 from utils.checkpoints.resume import StartSettings
 from utils.config.flags import FROM_THE_DATA, recorded_flags, training_flags
 from utils.data.crops import Augmentation
@@ -106,20 +107,47 @@ def load_settings(args: argparse.Namespace) -> LoadSettings:
     return LoadSettings(format=args.saved_checkpoint, given=given, same_flips=args.tta)
 
 
-def job_from_args(args: argparse.Namespace, weights: Sequence[FileState], description: Description) -> SegmentationJob:
+def postprocessing_from_args(args: argparse.Namespace, networks: Sequence[Description]) -> Postprocessing:
+    """What ``test.py`` does with windows and masks: what flags say, else what a cross-validation wrote into networks.
+
+    Raises:
+        InputError: if a flag names an organ that the networks don't know.
+    """
+    found = common([one.from_folds for one in networks], [one.flips for one in networks])
+    if args.no_postprocessing:
+        found = Postprocessing()
+    labels = networks[0].labels
+    given = args.largest_component
+    return Postprocessing(
+        largest_component=found.largest_component if given is None else labels_of("largest_component", given, labels),
+        mirrored=args.tta or found.mirrored,
+    )
+
+
+def job_from_args(
+    args: argparse.Namespace, weights: Sequence[FileState], networks: Sequence[Description]
+) -> SegmentationJob:
     """What ``test.py`` does with each scan.
 
     Args:
         weights: the state of each weights file before it was read.
+        networks: what each file says of its network.
+
+    Raises:
+        InputError: if a flag names an organ that the networks don't know.
     """
+    description, postprocessing = networks[0], postprocessing_from_args(args, networks)
     labels = description.labels
-    flags = ("infer_overlap", "tta", "noamp", "engine", "organs", "largest_component", "nsd_mm")
+    component = [labels[label] for label in postprocessing.largest_component]
+    lines = tuple(one.from_folds.lines for one in networks)
+    flags = ("infer_overlap", "noamp", "engine", "organs", "nsd_mm")
     more = ("one_file_per_organ", "save_probabilities")
     return SegmentationJob(
         folder=Path(args.output_dir) if args.output_dir is not None else Path(args.pretrained_dir) / "scores",
         labels=labels,
         organs={label: labels[label] for label in labels_of("organs", args.organs or ("all",), labels)},
-        largest_component=labels_of("largest_component", args.largest_component or (), labels),
+        postprocessing=postprocessing,
+        lines=lines if all(lines) and not args.no_postprocessing else (),
         one_file_per_organ=args.one_file_per_organ,
         save_probabilities=args.save_probabilities,
         nsd_mm=args.nsd_mm,
@@ -128,6 +156,8 @@ def job_from_args(args: argparse.Namespace, weights: Sequence[FileState], descri
         made_with={
             "weights": list(weights),
             **{name: getattr(args, name) for name in (*flags, *more)},
+            "tta": postprocessing.mirrored,
+            "largest_component": component or None,
             # weights that describe nothing have these from flags and a data list
             "labels": list(labels),
             "network": [description.network, description.options],

@@ -17,6 +17,7 @@ from utils.system.files import write_json
 NUMBERS = ("volume_ml", "mean", "std")
 BOX = ("x_min_mm", "y_min_mm", "z_min_mm", "x_max_mm", "y_max_mm", "z_max_mm")
 SCORES = ("dice", "hd95_mm", "nsd", "dice_network_grid")
+CONFIDENCE = ("predicted_dice", "soft_dice", "agreement")
 
 
 def measure(mask: np.ndarray, volume: Volume, organs: Mapping[int, str]) -> dict[str, dict[str, Any]]:
@@ -95,7 +96,7 @@ def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which
     labelled = [record for record in records if record["labelled"]]
     if not labelled:
         return None
-    values = [[record["organs"][organ][which] for organ in organs] for record in labelled]
+    values = _of_organs(labelled, organs, which)
     not_annotated = frozenset(
         (scan, place)
         for scan, record in enumerate(labelled)
@@ -106,18 +107,30 @@ def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which
     return Scores(scans, tuple(organs), np.array(values, dtype=float), not_annotated)
 
 
+def predictions_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str]) -> Scores | None:
+    """The predicted Dice of some scans; None if nothing predicts it."""
+    if not any("predicted_dice" in record["organs"][organ] for record in records for organ in organs):
+        return None
+    scans = tuple(record["scan"] for record in records)
+    return Scores(scans, tuple(organs), np.array(_of_organs(records, organs, "predicted_dice"), dtype=float))
+
+
+def _of_organs(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which: str) -> list[list[float | None]]:
+    return [[record["organs"][organ].get(which) for organ in organs] for record in records]
+
+
 def save_measurements(folder: Path, records: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
     """Write ``measurements.csv``, one row for each scan and organ, and ``measurements.json``.
 
     Args:
         facts: further entries of the JSON, such as the weights' files.
     """
-    rows: list[list[Any]] = [["scan", "organ", *NUMBERS, *BOX, "touches_edge", *SCORES]]
+    rows: list[list[Any]] = [["scan", "organ", *NUMBERS, *BOX, "touches_edge", *SCORES, *CONFIDENCE]]
     for record in records:
         for organ, values in record["organs"].items():
             box = values["bounding_box_mm"]
             corners = [""] * len(BOX) if box is None else [*box[0], *box[1]]
-            scores = [values.get(name) for name in SCORES]
+            scores = [values.get(name) for name in (*SCORES, *CONFIDENCE)]
             numbers = [values[name] for name in NUMBERS]
             rows.append([record["scan"], organ, *numbers, *corners, values["touches_edge"], *scores])
     save_csv(folder / "measurements.csv", rows)

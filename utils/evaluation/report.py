@@ -22,6 +22,7 @@ SCORES = {
     "dice_network_grid": ("Dice, network's grid", 3),
     "hd95_mm": ("HD95 (mm), scan's own grid", 1),
     "nsd": ("NSD, scan's own grid", 3),
+    "predicted_dice": ("Dice, predicted", 2),
 }
 # with fewer scans, an unusual one has too large a part in the median that it is compared with
 FEWEST_SCANS = 4
@@ -40,7 +41,7 @@ def write_report(
             ``organs``. The latter has, by organ, the values of :func:`utils.evaluation.measurements.measure`, and for
             a scan with a label ``dice``, ``hd95_mm``, ``nsd`` or ``dice_network_grid``. A score is None if the organ
             is in neither label nor prediction, or the distance is undefined; or nobody drew the organ, which
-            ``annotated`` then denies.
+            ``annotated`` then denies. ``predicted_dice`` is there where a cross-validation tells.
         pictures: each scan's PNG file, by name.
         facts: lines for the top of the page, by name.
 
@@ -71,22 +72,27 @@ def write_report(
 def worst_first(records: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
     """The scans in the order in which to look at them, each with the reasons for its position.
 
-    Scans with a label come first, sorted by mean Dice. Of the others, those come first that lack organs which most
-    scans have, then those with a volume far from the median over all scans. With fewer than four scans, volumes can't
-    be compared, and scans without a label keep their order.
+    Scans with a label come first, sorted by mean Dice. Others are sorted by the mean of their predicted Dice. Without
+    predictions, those come first that lack organs which most scans have, then those with a volume far from the median
+    over all scans; with fewer than four scans, volumes can't be compared, and scans keep their order.
     """
     labelled = [(record, _scan_mean(record, "dice")) for record in records if _is_labelled(record)]
     # a scan without any organ in label and prediction has no Dice, and comes last
     labelled.sort(key=lambda scored: math.inf if math.isnan(scored[1]) else scored[1])
     others = [record for record in records if not _is_labelled(record)]
     ranked = [(record, _dice_reasons(record, mean)) for record, mean in labelled]
+    predicted = _are_predicted(others)
+    if predicted:  # a scan in which nothing was found has no mean, and comes first
+        others.sort(key=lambda record: (not math.isnan(mean := _scan_mean(record, "predicted_dice")), mean))
     if len(records) < FEWEST_SCANS:
-        return ranked + [(record, []) for record in others]
+        return ranked + [(record, _prediction_reasons(record)) for record in others]
     usual = {organ: _usual(records, organ) for organ in records[0]["organs"]}
     judged = [(record, _missing(record, usual), _distances(record, usual)) for record in others]
-    judged.sort(key=lambda each: (len(each[1]), max(each[2].values(), default=0.0)), reverse=True)
+    if not predicted:
+        judged.sort(key=lambda each: (len(each[1]), max(each[2].values(), default=0.0)), reverse=True)
     return ranked + [
-        (record, _volume_reasons(record, missing, distances, usual)) for record, missing, distances in judged
+        (record, _prediction_reasons(record) + _volume_reasons(record, missing, distances, usual))
+        for record, missing, distances in judged
     ]
 
 
@@ -146,6 +152,20 @@ def _dice_reasons(record: Mapping[str, Any], mean: float) -> list[str]:
     return [f"mean Dice {mean:.2f}", f"lowest Dice: {lowest} {dice[lowest]:.2f}{remark}"]
 
 
+def _are_predicted(records: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_has_score(record, "predicted_dice") for record in records)
+
+
+def _prediction_reasons(record: Mapping[str, Any]) -> list[str]:
+    predicted = {organ: values.get("predicted_dice") for organ, values in record["organs"].items()}
+    dice = {organ: value for organ, value in predicted.items() if value is not None}
+    if not dice:
+        return []
+    lowest = min(dice, key=lambda organ: dice[organ])
+    mean = _scan_mean(record, "predicted_dice")
+    return [f"mean predicted Dice {mean:.2f}", f"lowest predicted Dice: {lowest} {dice[lowest]:.2f}"]
+
+
 def _volume_reasons(
     record: Mapping[str, Any], missing: Sequence[str], distances: Mapping[str, float], usual: Mapping[str, UsualVolume]
 ) -> list[str]:
@@ -166,7 +186,12 @@ def _order_in_words(records: Sequence[Mapping[str, Any]]) -> str:
     words = []
     if labelled:
         words.append("Scans with a label come first, the lowest mean Dice (on the scan's own grid) on top.")
-    if labelled < len(records) < FEWEST_SCANS:
+    if _are_predicted([record for record in records if not _is_labelled(record)]):
+        words.append(
+            "Scans without a label are sorted by their predicted Dice, the lowest mean on top. It follows from the "
+            "networks' probabilities and agreement, by what the folds of a cross-validation showed."
+        )
+    elif labelled < len(records) < FEWEST_SCANS:
         words.append(f"Scans without a label are in the order given: fewer than {FEWEST_SCANS} are too few to compare.")
     elif labelled < len(records):
         words.append(

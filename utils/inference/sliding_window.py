@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from networks.precision import Precision
 from utils.data.mirroring import Mirroring
+from utils.inference.confidence import CertaintyCollector
 from utils.system.errors import InputError, size_text
 
 OVERLAP = 0.5  # of neighbouring windows, unless somebody asks for another
@@ -53,11 +54,9 @@ class Ensemble:
     mirrorings: tuple[Mirroring, ...] = (Mirroring(),)
 
     @property
-    def passes(self) -> tuple[Pass, ...]:
-        """Every pass of every network."""
-        return tuple(
-            Pass(network, precision, mirroring) for network, precision in self.members for mirroring in self.mirrorings
-        )
+    def passes(self) -> int:
+        """How often each window is predicted."""
+        return len(self.members) * len(self.mirrorings)
 
 
 @dataclass
@@ -97,11 +96,18 @@ class Predictor:
         return cast(list[Window], dense_patch_slices(padded, self.roi, steps))
 
     @torch.inference_mode()
-    def __call__(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object] | None = None) -> Tensor:
+    def __call__(
+        self,
+        ensemble: Ensemble,
+        image: Tensor,
+        progress: Callable[[int], object] | None = None,
+        certainty: CertaintyCollector | None = None,
+    ) -> Tensor:
         """Predict a scan: (1, C, D, H, W) -> class probabilities (classes, D, H, W).
 
         Args:
             progress: called with a number of windows when they are done; skipped ones come first in each pass.
+            certainty: gets the probabilities of each network.
 
         Raises:
             InputError: if the GPU has no memory even for one window.
@@ -112,19 +118,44 @@ class Predictor:
         sides = [side for first, size in zip(before, missing, strict=True) for side in (size - first, first)]
         padded = F.pad(image[0], sides[::-1], value=self.padding)  # F.pad wants the last axis first
         inner = [slice(first, first + size) for first, size in zip(before, image.shape[2:], strict=True)]
+
+        def add(probabilities: Tensor) -> None:
+            if certainty is not None:
+                certainty.add(probabilities[:, *inner])
+
         while True:
             try:
-                return self._averaged(ensemble, padded.to(self.stitching), progress or _no_progress)[:, *inner]
+                if certainty is not None:
+                    certainty.clear()
+                return self._averaged(ensemble, padded.to(self.stitching), progress or _no_progress, add)[:, *inner]
             except torch.OutOfMemoryError as error:
                 self._use_less_memory(error)
 
-    def _averaged(self, ensemble: Ensemble, image: Tensor, progress: Callable[[int], object]) -> Tensor:
-        """The mean over all passes: (C, D, H, W) -> probabilities (classes, D, H, W)."""
-        first, *others = ensemble.passes
-        total = self._probabilities(first, image, progress)
-        for one in others:
-            total += self._probabilities(one, image, progress)
-        return total.div_(len(ensemble.passes)) if others else total
+    def _averaged(
+        self,
+        ensemble: Ensemble,
+        image: Tensor,
+        progress: Callable[[int], object],
+        add: Callable[[Tensor], object],
+    ) -> Tensor:
+        """The mean over all networks: (C, D, H, W) -> probabilities (classes, D, H, W).
+
+        Args:
+            add: called with the probabilities of each network.
+        """
+        total: Tensor | None = None
+        for network, precision in ensemble.members:
+            own: Tensor | None = None
+            for mirroring in ensemble.mirrorings:
+                one = self._probabilities(Pass(network, precision, mirroring), image, progress)
+                own = one if own is None else own.add_(one)
+            assert own is not None
+            if len(ensemble.mirrorings) > 1:
+                own /= len(ensemble.mirrorings)
+            add(own)
+            total = own if total is None else total.add_(own)
+        assert total is not None
+        return total.div_(len(ensemble.members)) if len(ensemble.members) > 1 else total
 
     def _probabilities(self, network: Pass, image: Tensor, progress: Callable[[int], object]) -> Tensor:
         """One pass: (C, D, H, W) -> probabilities (classes, D, H, W)."""

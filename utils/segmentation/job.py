@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.checkpoints.postprocessing import DiceLine, Postprocessing
 from utils.data.preprocessing import Preprocessing
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
@@ -23,7 +24,8 @@ class SegmentationJob:
         folder: the output folder.
         labels: names of the classes, the background first.
         organs: names by label of the organs that the mask keeps.
-        largest_component: labels of which the mask keeps the largest component alone.
+        postprocessing: what is done with windows and mask.
+        lines: of each network, by label without the background, its predicted Dice; empty if a network has none.
         one_file_per_organ: whether each organ also gets a mask file of its own.
         save_probabilities: whether class probabilities are written.
         nsd_mm: tolerance of the normalised surface Dice in mm.
@@ -35,7 +37,8 @@ class SegmentationJob:
     folder: Path
     labels: tuple[str, ...]
     organs: Mapping[int, str]
-    largest_component: tuple[int, ...]
+    postprocessing: Postprocessing
+    lines: tuple[tuple[DiceLine | None, ...], ...]
     one_file_per_organ: bool
     save_probabilities: bool
     nsd_mm: float

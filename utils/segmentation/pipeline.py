@@ -120,8 +120,8 @@ def _segmented(
 ) -> SegmentedScan:
     prepared = reading.result()
     start = time.perf_counter()
-    probabilities = predict(prepared, ensemble, predictor, process)
-    return segment(prepared, probabilities, time.perf_counter() - start, job)
+    probabilities, certainty = predict(prepared, ensemble, predictor, process)
+    return segment(prepared, probabilities, certainty, time.perf_counter() - start, job)
 
 
 def gather_outcomes(outcome: Outcome, found: FoundScans, process: Process) -> Outcome:

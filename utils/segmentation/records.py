@@ -42,6 +42,9 @@ class _Organ(TypedDict):
     nsd: NotRequired[float | None]
     dice_network_grid: NotRequired[float | None]
     annotated: NotRequired[bool]
+    soft_dice: NotRequired[float | None]
+    agreement: NotRequired[float | None]
+    predicted_dice: NotRequired[float | None]
 
 
 @with_config(STRICT)
@@ -77,14 +80,15 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     record = read_record(job.record_file(scan.name))
     if record is None or record["source"] != source_of(scan) or record["scan"] != scan.name:
         return None
-    if list(record["organs"]) != list(job.organs.values()) or not _has_scores(record):
+    if list(record["organs"]) != list(job.organs.values()) or not _has_scores(record, job):
         return None
     same = _comparable(record["made_with"]) == _comparable(provenance(scan, job))
     return record if same else None
 
 
-def _has_scores(record: Mapping[str, Any]) -> bool:
-    scores = {"dice", "hd95_mm", "nsd", "dice_network_grid"} if record["labelled"] else set()
+def _has_scores(record: Mapping[str, Any], job: SegmentationJob) -> bool:
+    scores = {"dice", "hd95_mm", "nsd", "dice_network_grid", "soft_dice"} if record["labelled"] else set()
+    scores |= {"predicted_dice"} if job.lines else set()
     return all(scores <= organ.keys() for organ in record["organs"].values())
 
 

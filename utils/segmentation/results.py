@@ -10,7 +10,7 @@ import torch
 
 import utils
 from utils.distributed.process import Process
-from utils.evaluation.measurements import save_measurements, scores_of
+from utils.evaluation.measurements import predictions_of, save_measurements, scores_of
 from utils.evaluation.report import write_report
 from utils.evaluation.tables import save_scores, scan_table, volume_table
 from utils.segmentation.job import RECORDS, SegmentationJob
@@ -65,6 +65,9 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
     unlabelled = [record for record in records if not record["labelled"]]
     if unlabelled:
         process.say(f"volumes in ml\n{volume_table(unlabelled)}")
+        predictions = predictions_of(unlabelled, tuple(job.organs.values()))
+        if predictions is not None:
+            process.say(f"predicted Dice, by what the folds of a cross-validation showed\n{scan_table(predictions)}")
     process.say(f"{job.folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 

@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from utils.checkpoints.postprocessing import predicted_dice
 from utils.data.preprocessing import OnNetworkGrid, intensity_remarks, size_fault, to_network_grid, window_fault
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
-from utils.evaluation.metrics import dice_per_label, nan_to_none
+from utils.evaluation.metrics import dice_per_label, nan_mean, nan_to_none
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
+from utils.inference.confidence import Certainty, CertaintyCollector
 from utils.inference.scan_grid import class_on_scan_grid, to_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.dicom_seg import write_segmentation
@@ -58,6 +60,7 @@ class SegmentedScan:
     prepared: PreparedScan
     mask: np.ndarray
     dice: np.ndarray | None
+    certainty: Certainty
     seconds: float
 
 
@@ -89,15 +92,17 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
     return PreparedScan(scan, made_with, volume, label, preprocessed)
 
 
-def predict(prepared: PreparedScan, ensemble: Ensemble, predictor: Predictor, process: Process) -> Tensor:
-    """A scan's class probabilities (classes, D, H, W), on the network's grid and the CPU.
+def predict(
+    prepared: PreparedScan, ensemble: Ensemble, predictor: Predictor, process: Process
+) -> tuple[Tensor, Certainty]:
+    """A scan's class probabilities (classes, D, H, W), on the network's grid and the CPU, and how sure networks are.
 
     Raises:
         InputError: if they aren't finite, or the GPU has no room.
         Stopped: if a signal asks the process to end.
     """
     image = prepared.preprocessed.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
-    total = len(predictor.windows(image.shape[2:])) * len(ensemble.passes)
+    total = len(predictor.windows(image.shape[2:])) * ensemble.passes
     with process.bar((), prepared.scan.name, total=total) as bar:
 
         def progress(windows: int) -> None:
@@ -105,15 +110,18 @@ def predict(prepared: PreparedScan, ensemble: Ensemble, predictor: Predictor, pr
             process.stop.raise_if_requested()
 
         # to the CPU, which does the rest while the GPU works on the next scan
-        probabilities = predictor(ensemble, image, progress).cpu()
+        collector = CertaintyCollector()
+        probabilities = predictor(ensemble, image, progress, collector).cpu()
     if probabilities[0].isnan().any():  # NaN or +inf in one class: the softmax gives NaN for all
         raise InputError(
             f"{prepared.scan.image[0]}: the network's output isn't finite. Give `noamp`, or weights that are sound."
         )
-    return probabilities
+    return probabilities, collector.certainty()
 
 
-def segment(prepared: PreparedScan, probabilities: Tensor, seconds: float, job: SegmentationJob) -> SegmentedScan:
+def segment(
+    prepared: PreparedScan, probabilities: Tensor, certainty: Certainty, seconds: float, job: SegmentationJob
+) -> SegmentedScan:
     """Make a scan's mask on its own grid, and write the probabilities if the job wants them.
 
     Args:
@@ -126,7 +134,7 @@ def segment(prepared: PreparedScan, probabilities: Tensor, seconds: float, job: 
     scan, volume, preprocessed = prepared.scan, prepared.volume, prepared.preprocessed
     start_record(scan, job)
     mask = to_scan_grid(probabilities, preprocessed.affine, volume.affine, volume.shape)
-    for label in job.largest_component:
+    for label in job.postprocessing.largest_component:
         keep_largest_component(mask, label)
     for label in range(1, len(job.labels)):
         if label not in job.organs:
@@ -138,7 +146,7 @@ def segment(prepared: PreparedScan, probabilities: Tensor, seconds: float, job: 
     if preprocessed.label is not None:
         prediction = probabilities.argmax(0)
         dice = dice_per_label(prediction, preprocessed.label, len(job.labels), scan.not_annotated).numpy()
-    return SegmentedScan(prepared, mask, dice, seconds)
+    return SegmentedScan(prepared, mask, dice, certainty, seconds)
 
 
 def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]:
@@ -174,6 +182,8 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
             organs[name] |= on_scan[name] | {"dice_network_grid": nan_to_none(segmented.dice[label - 1])}
             if label in scan.not_annotated:
                 organs[name]["annotated"] = False
+    for label, name in job.organs.items():
+        organs[name] |= _confidence(segmented.certainty, label, organs[name]["volume_ml"] > 0, job)
     record = {
         "scan": scan.name,
         "source": source_of(scan),
@@ -189,6 +199,17 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
     save_picture(pixels(_picture(prepared, mask, job)), job.picture_file(scan.name))
     write_json(job.record_file(scan.name), record)  # last: it says that the scan is finished
     return record
+
+
+def _confidence(certainty: Certainty, label: int, found: bool, job: SegmentationJob) -> dict[str, float | None]:
+    """An organ's soft Dice and agreement for the record and, where a cross-validation tells, its predicted Dice."""
+    soft_dice = [by_class[label] for by_class in certainty.soft_dice]
+    agreement = certainty.agreement[label]
+    values = {"soft_dice": nan_to_none(float(nan_mean(soft_dice))), "agreement": nan_to_none(agreement)}
+    if job.lines:
+        lines = [by_label[label - 1] for by_label in job.lines]
+        values["predicted_dice"] = predicted_dice(lines, soft_dice, agreement, found)
+    return values
 
 
 def _on_scan(prepared: PreparedScan, probabilities: Tensor, label: int) -> np.ndarray:
