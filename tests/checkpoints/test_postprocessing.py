@@ -1,6 +1,6 @@
 """What a cross-validation writes into its networks."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import nn
 
 from tests.checkpoints.conftest import DESCRIPTION
 from utils.checkpoints.description import describe
-from utils.checkpoints.postprocessing import DiceLine, FromFolds, Postprocessing, common
+from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing, common
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.save import write_from_folds
 from utils.system.errors import DamagedError
 
-FOUND = FromFolds(Postprocessing((2,), mirrored=True), (DiceLine(2.0, -1.0, 0.02, True), None))
+MODEL = DiceModel(2.0, -1.0, 0.8, (50.0, 200.0), 0.02, always_there=True)
+FOUND = FromFolds(Postprocessing((2,), mirrored=True), (MODEL, None))
 
 
 def test_it_goes_into_a_checkpoint_and_leaves_the_rest_as_it_is(saved: Path) -> None:
@@ -51,9 +52,11 @@ def test_a_checkpoint_of_before_says_nothing(saved: Path) -> None:
         {"largest_component": [0]},
         {"largest_component": "liver"},
         {"mirrored": 1},
-        {"lines": [None]},
-        {"lines": [None, {"slope": float("nan"), "offset": 0.0, "error": 0.0, "always_there": True}]},
-        {"lines": [None, {"slope": 1.0}]},
+        {"models": [None]},
+        {"models": [None, {**asdict(MODEL), "offset": float("nan")}]},
+        {"models": [None, {**asdict(MODEL), "lowest_soft_dice": 0.0}]},
+        {"models": [None, {**asdict(MODEL), "volumes": [1.0]}]},
+        {"models": [None, {"offset": 1.0}]},
     ],
 )
 def test_what_cannot_be_is_refused(saved: Path, network: nn.Module, change: dict[str, Any]) -> None:

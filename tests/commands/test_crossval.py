@@ -122,7 +122,7 @@ def test_what_the_folds_tell_is_in_their_networks(finished: tuple[Path, list[str
         said = [torch.load(folder / f"fold{fold}" / name, weights_only=True)["from_folds"] for fold in (0, 1)]
         assert said[0] == said[1]
         assert said[0]["mirrored"] == found["mirrored passes"]["kept"]
-        assert said[0]["lines"] == []  # three scans are too few
+        assert said[0]["models"] == []  # three scans are too few
 
 
 def test_without_postprocessing_nothing_is_tried(again: list[str], run_main: Run, run_test: Run) -> None:

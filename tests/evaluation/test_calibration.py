@@ -1,11 +1,13 @@
 """Whether a change helps by more than noise, and a mask's Dice from its soft Dice, by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from utils.checkpoints.postprocessing import DiceLine, predicted_dice
-from utils.evaluation.calibration import fit_line, gain, rank_correlation
+from utils.checkpoints.postprocessing import DiceModel, predicted_dice
+from utils.evaluation.calibration import fit_dice_model, gain, rank_correlation
 
 NAN = float("nan")
 
@@ -40,47 +42,76 @@ def test_one_scan_tells_nothing() -> None:
     assert gain([0.5, None], [0.9, 0.9]) is None
 
 
-def test_a_line_is_found_through_scans_of_which_one_failed() -> None:
-    soft_dice = np.linspace(0.85, 0.95, 11)
-    dice = 3 * soft_dice - 2
-    dice[4] = 0.0
-    fitted = fit_line(soft_dice.tolist(), dice.tolist(), always_there=True)
+def model(**changes: Any) -> DiceModel:
+    """A Dice of twice the soft Dice, less one, whatever the volume of 50 … 200 ml."""
+    values = {"slope": 2.0, "offset": -1.0, "lowest_soft_dice": 0.8}
+    return DiceModel(**{**values, "volumes": (50.0, 200.0), "error": 0.0, "always_there": True, **changes})
+
+
+def test_within_what_the_folds_saw_the_dice_is_linear() -> None:
+    assert model().dice(0.9, 100) == pytest.approx(0.8)
+    assert model(offset=-2.0).dice(0.9, 100) == 0
+    assert model(offset=0.0).dice(0.9, 100) == 1
+
+
+def test_below_it_the_dice_falls_to_nothing() -> None:
+    assert model().dice(0.8, 100) == pytest.approx(0.6)
+    assert model().dice(0.4, 100) == pytest.approx(0.3)
+    assert model().dice(0.0, 100) == 0
+    assert model().dice(NAN, 0) == 0
+
+
+def test_a_mask_unlike_all_others_in_size_can_not_be_right() -> None:
+    certain = model(offset=0.0)
+    assert certain.dice(0.9, 50) == 1
+    assert certain.dice(0.9, 10) == pytest.approx(2 * 10 / (10 + 50))
+    assert certain.dice(0.9, 600) == pytest.approx(2 * 200 / (600 + 200))
+
+
+def test_a_fit_finds_what_its_scans_share_though_some_failed() -> None:
+    generator = np.random.default_rng(0)
+    soft_dice, volumes = generator.uniform(0.85, 0.95, 200), generator.uniform(20, 60, 200)
+    dice = 2 * soft_dice - 1.1
+    lost = dice[::20].sum()
+    dice[::20] = 0.0
+    fitted = fit_dice_model([*soft_dice, None], [*volumes, 0.0], [*dice, 0.0], always_there=True)
     assert fitted is not None
-    line, predicted = fitted
-    assert (line.slope, line.offset) == (pytest.approx(3), pytest.approx(-2))
-    # all others lie on the line, so the error is that of the one scan, over eleven
-    assert line.error == pytest.approx((3 * soft_dice[4] - 2) / 11)
-    assert predicted == pytest.approx((3 * soft_dice - 2).tolist())
+    found, predicted = fitted
+    assert found.slope == pytest.approx(2, rel=0.1)  # a little less by the ridge of 8 scans
+    assert found.lowest_soft_dice == soft_dice.min()
+    assert found.volumes == (volumes.min(), volumes.max())
+    assert predicted[200] is None
+    sound = np.arange(200) % 20 > 0
+    assert np.array(predicted[:200])[sound] == pytest.approx(dice[sound], abs=0.02)
+    assert found.error == pytest.approx(lost / 200, abs=0.01)  # the failures are off by all of their Dice
 
 
-def test_scans_that_are_alike_give_a_line_through_the_origin() -> None:
-    fitted = fit_line([0.9] * 10, [0.8, 0.82] * 5, always_there=False)
+def test_more_certainty_never_means_less_dice() -> None:
+    soft_dice = np.linspace(0.8, 0.9, 20)
+    fitted = fit_dice_model(soft_dice.tolist(), [30.0] * 20, (1.5 - soft_dice).tolist(), always_there=False)
     assert fitted is not None
-    line = fitted[0]
-    assert line.dice(0.0) == pytest.approx(0)
-    assert line.dice(0.9) == pytest.approx(0.81)
-    assert not line.always_there
+    assert fitted[0].slope == pytest.approx(0, abs=1e-6)
+    assert fitted[0].dice(0.85, 30) == pytest.approx(0.65)
+    assert not fitted[0].always_there
 
 
-def test_too_few_scans_give_no_line() -> None:
-    assert fit_line([0.9] * 7 + [None], [0.8] * 8, always_there=True) is None
+def test_too_few_scans_give_no_model() -> None:
+    assert fit_dice_model([0.9] * 7 + [None], [1.0] * 8, [0.8] * 8, always_there=True) is None
+    assert fit_dice_model([0.9] * 8, [1.0] * 8, [0.8] * 8, always_there=True) is not None
 
 
 def test_the_predicted_dice_of_an_ensemble_is_bounded_by_its_agreement() -> None:
-    line = DiceLine(slope=2.0, offset=-1.0, error=0.0, always_there=True)
-    assert line.dice(0.2) == 0
-    assert line.dice(1.5) == 1
-    assert predicted_dice([line, line], [0.9, 0.8], 0.95, found=True) == pytest.approx(0.7)  # of 0.8 and 0.6
-    assert predicted_dice([line, line], [0.9, 0.8], 0.4, found=True) == 0.4
-    assert predicted_dice([line, line], [0.9, NAN], 0.9, found=True) == pytest.approx(0.4)  # one network missed it
-    assert predicted_dice([line], [0.9], NAN, found=True) == pytest.approx(0.8)
-    assert predicted_dice([line, None], [0.9, 0.9], 1.0, found=True) is None
+    two = [model(), model()]
+    assert predicted_dice(two, [0.9, 0.8], 0.95, 100) == pytest.approx(0.7)  # of 0.8 and 0.6
+    assert predicted_dice(two, [0.9, 0.8], 0.4, 100) == 0.4
+    assert predicted_dice(two, [0.9, NAN], 0.9, 100) == pytest.approx(0.4)  # one network missed it
+    assert predicted_dice([model()], [0.9], NAN, 100) == pytest.approx(0.8)
+    assert predicted_dice([model(), None], [0.9, 0.9], 1.0, 100) is None
 
 
 def test_an_organ_that_is_not_found_was_missed_if_every_scan_has_it() -> None:
-    always, sometimes = (DiceLine(1.0, 0.0, 0.0, always_there=there) for there in (True, False))
-    assert predicted_dice([always], [NAN], NAN, found=False) == 0
-    assert predicted_dice([sometimes], [NAN], NAN, found=False) is None
+    assert predicted_dice([model()], [NAN], NAN, 0) == 0
+    assert predicted_dice([model(always_there=False)], [NAN], NAN, 0) is None
 
 
 def test_ranks_are_those_of_the_pairs_that_have_both_numbers() -> None:

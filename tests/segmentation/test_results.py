@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from tests.conftest import REPOSITORY, Run
 from tests.segmentation.conftest import failure, scan_of, voxels
-from utils.checkpoints.postprocessing import DiceLine, FromFolds, Postprocessing
+from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing
 from utils.checkpoints.save import write_from_folds
 from utils.distributed.process import Process
 
@@ -85,9 +85,9 @@ def test_what_the_folds_found_is_done_and_said_unless_a_flag_leaves_it_out(
     shutil.copy(trained / "model.pt", "model.pt")
     labels = torch.load("model.pt", weights_only=True)["labels"]
     liver = labels.index("liver")
-    line = DiceLine(slope=1.0, offset=0.0, error=0.02, always_there=True)
-    lines = tuple(line if name == "liver" else None for name in labels[1:])
-    write_from_folds(Path("model.pt"), FromFolds(Postprocessing((liver,)), lines))
+    model = DiceModel(1.0, 0.0, 0.01, (1e-3, 1e6), error=0.02, always_there=True)  # Dice is the soft Dice
+    models = tuple(model if name == "liver" else None for name in labels[1:])
+    write_from_folds(Path("model.pt"), FromFolds(Postprocessing((liver,)), models))
 
     def masks(*flags: str) -> tuple[np.ndarray, dict[str, Any], str]:
         command = ["--pretrained_dir=.", "--pretrained_model_name=model.pt", f"--input={scan_of(phantoms)}", *flags]

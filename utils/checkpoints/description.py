@@ -11,7 +11,7 @@
 ``amp``            whether mixed precision was on
 ``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``, ``left_right``
 ``from_folds``     what a cross-validation found: ``largest_component`` (labels), ``mirrored``, and
-                   ``lines``, from which a mask's Dice is predicted
+                   ``models``, from which a mask's Dice is predicted
 ``state_dict``     the weights, under the published names; with ``ema_decay`` their average
 ``epoch``          epochs of training behind them
 ``score``          mean Dice of the last validation up to then, or None

@@ -30,23 +30,44 @@ class Postprocessing:
 
 
 @dataclass(frozen=True)
-class DiceLine:
-    """An organ's Dice as a line over its soft Dice, fitted to scans that a fold's network hadn't seen.
+class DiceModel:
+    """How an organ's Dice follows from its mask, fitted to scans that a fold's network hadn't seen.
+
+    Within what these scans had, it is linear in soft Dice.
 
     Attributes:
         slope, offset: of the line.
-        error: mean absolute distance of these scans' Dice from the line that was fitted to the others.
+        lowest_soft_dice: of the scans.
+        volumes: the smallest and the largest mask of the scans in ml.
+        error: mean absolute distance of the scans' Dice from what a fit to the others predicts.
         always_there: whether every label had the organ, so that a mask without it has missed it.
     """
 
     slope: float
     offset: float
+    lowest_soft_dice: float
+    volumes: tuple[float, float]
     error: float
     always_there: bool
 
-    def dice(self, soft_dice: float) -> float:
-        """The Dice 0 … 1 at a soft Dice; 0 where the mask has no voxel (NaN)."""
-        return 0.0 if math.isnan(soft_dice) else min(1.0, max(0.0, self.slope * soft_dice + self.offset))
+    def dice(self, soft_dice: float, volume: float) -> float:
+        """The predicted Dice, 0 … 1.
+
+        Below the lowest soft Dice it falls in proportion, to 0 at 0. And a mask v that is smaller or larger than all
+        others can't have more than 2 min(v, w) / (v + w), where w is the volume of the nearest of them.
+
+        Args:
+            soft_dice: of the mask; NaN if it has no voxel.
+            volume: of the mask in ml.
+        """
+        if math.isnan(soft_dice) or volume <= 0:
+            return 0.0
+        smallest, largest = self.volumes
+        usual = min(max(volume, smallest), largest)
+        seen = max(soft_dice, self.lowest_soft_dice)
+        line = self.slope * seen + self.offset
+        most = 2 * min(volume, usual) / (volume + usual)
+        return min(most, max(0.0, line) * soft_dice / seen)
 
 
 @dataclass(frozen=True)
@@ -54,19 +75,19 @@ class FromFolds:
     """What a cross-validation writes into its networks.
 
     Attributes:
-        lines: by label without the background, the predicted Dice; None for a label that too few scans had. Empty if
-            nothing was fitted.
+        models: of the Dice, by label without the background; None for a label that too few scans had. Empty if nothing
+            was fitted.
     """
 
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
-    lines: tuple[DiceLine | None, ...] = ()
+    models: tuple[DiceModel | None, ...] = ()
 
     def content(self) -> dict[str, Any]:
         """The same for a checkpoint."""
         return {
             "largest_component": list(self.postprocessing.largest_component),
             "mirrored": self.postprocessing.mirrored,
-            "lines": [None if line is None else asdict(line) for line in self.lines],
+            "models": [None if model is None else asdict(model) for model in self.models],
         }
 
 
@@ -81,12 +102,12 @@ def from_folds(content: Mapping[str, Any] | None, classes: int) -> FromFolds:
     """
     if content is None:
         return FromFolds()
-    labels, lines = content["largest_component"], content["lines"]
-    if not set(labels) <= set(range(1, classes)) or len(lines) not in (0, classes - 1):
+    labels, models = content["largest_component"], content["models"]
+    if not set(labels) <= set(range(1, classes)) or len(models) not in (0, classes - 1):
         raise ValueError("what its folds say is about other labels")
     return FromFolds(
         Postprocessing(tuple(labels), content["mirrored"]),
-        tuple(None if line is None else DiceLine(**line) for line in lines),
+        tuple(None if one is None else DiceModel(**{**one, "volumes": tuple(one["volumes"])}) for one in models),
     )
 
 
@@ -102,23 +123,23 @@ def common(members: Sequence[FromFolds], flips: Sequence[str | None]) -> Postpro
 
 
 def predicted_dice(
-    lines: Sequence[DiceLine | None], soft_dice: Sequence[float], agreement: float, found: bool
+    models: Sequence[DiceModel | None], soft_dice: Sequence[float], agreement: float, volume: float
 ) -> float | None:
     """The predicted Dice of an organ in a scan; None if nothing predicts it, or mask and label may lack the organ.
 
-    It is the mean over the networks of what their lines say. But an ensemble's mask can't be expected to be closer to
-    the truth than its networks are to each other.
+    It is the mean of what the networks' models say. But an ensemble's mask can't be expected to be closer to the truth
+    than its networks are to each other.
 
     Args:
-        lines: of the organ, of each network.
+        models: of the organ, of each network.
         soft_dice: of each network's mask; NaN where it has no voxel.
         agreement: of the networks' masks; NaN of one network.
-        found: whether the ensemble's mask has the organ.
+        volume: of the ensemble's mask in ml.
     """
-    known = [line for line in lines if line is not None]
-    if len(known) < len(lines):
+    known = [model for model in models if model is not None]
+    if len(known) < len(models):
         return None
-    if not found:
-        return 0.0 if all(line.always_there for line in known) else None
-    mean = sum(line.dice(one) for line, one in zip(known, soft_dice, strict=True)) / len(known)
+    if volume == 0:
+        return 0.0 if all(model.always_there for model in known) else None
+    mean = sum(model.dice(one, volume) for model, one in zip(known, soft_dice, strict=True)) / len(known)
     return mean if math.isnan(agreement) else min(mean, agreement)

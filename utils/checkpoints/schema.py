@@ -82,11 +82,13 @@ class Network(TypedDict):
 
 
 @with_config(STRICT)
-class Line(TypedDict):
-    """:class:`utils.checkpoints.postprocessing.DiceLine`."""
+class Model(TypedDict):
+    """:class:`utils.checkpoints.postprocessing.DiceModel`."""
 
     slope: Finite
     offset: Finite
+    lowest_soft_dice: Annotated[float, Gt(0), Le(1)]
+    volumes: Annotated[list[Factor] | tuple[Factor, ...], Len(2, 2)]
     error: Rate
     always_there: bool
 
@@ -97,7 +99,7 @@ class Folds(TypedDict):
 
     largest_component: list[int]
     mirrored: bool
-    lines: list[Line | None]
+    models: list[Model | None]
 
 
 @with_config(STRICT)

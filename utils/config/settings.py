@@ -139,7 +139,7 @@ def job_from_args(
     description, postprocessing = networks[0], postprocessing_from_args(args, networks)
     labels = description.labels
     component = [labels[label] for label in postprocessing.largest_component]
-    lines = tuple(one.from_folds.lines for one in networks)
+    models = tuple(one.from_folds.models for one in networks)
     flags = ("infer_overlap", "noamp", "engine", "organs", "nsd_mm")
     more = ("one_file_per_organ", "save_probabilities")
     return SegmentationJob(
@@ -147,7 +147,7 @@ def job_from_args(
         labels=labels,
         organs={label: labels[label] for label in labels_of("organs", args.organs or ("all",), labels)},
         postprocessing=postprocessing,
-        lines=lines if all(lines) and not args.no_postprocessing else (),
+        dice_models=models if all(models) and not args.no_postprocessing else (),
         one_file_per_organ=args.one_file_per_organ,
         save_probabilities=args.save_probabilities,
         nsd_mm=args.nsd_mm,

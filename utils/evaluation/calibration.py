@@ -1,14 +1,16 @@
-"""Fit what a mask's Dice is by its soft Dice, and judge whether a change helps by more than noise."""
+"""Fit how Dice follows from a mask and its probabilities, and judge whether a change helps by more than noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from utils.checkpoints.postprocessing import DiceLine
+from utils.checkpoints.postprocessing import DiceModel
 
-FEWEST_SCANS = 8  # a line through fewer says little
+FEWEST_SCANS = 8  # a fit to fewer says little
+RIDGE = 8.0  # scans: so many weigh as much as the belief that the line is flat
+OUTLYING = 0.05  # a Dice as far from the fit, or farther, weighs less
 ONE_SIDED = 0.975  # by chance, so large a gain is found in one of forty comparisons
 
 
@@ -48,40 +50,52 @@ def gain(before: Sequence[float | None], after: Sequence[float | None]) -> Gain 
     return Gain(float(pairs[0].mean()), float(pairs[1].mean()), float(noise))
 
 
-def fit_line(
-    soft_dice: Sequence[float | None], dice: Sequence[float | None], always_there: bool
-) -> tuple[DiceLine, list[float | None]] | None:
-    """Fit an organ's line; None if fewer than eight scans have both numbers.
+def fit_dice_model(
+    soft_dice: Sequence[float | None], volumes: Sequence[float], dice: Sequence[float | None], always_there: bool
+) -> tuple[DiceModel, list[float | None]] | None:
+    """Fit an organ's model; None if fewer than eight scans have a mask and a Dice.
 
-    The slope is the median over pairs of scans (Theil 1950, Sen 1968), which single failures don't move. But it is no
-    less than that of a line through the origin: a mask that has no certain voxel is worth nothing, and trained scans
-    are too much alike to show that.
+    The line is a regression with Huber's loss (1964), which single failures hardly move, and a ridge (Hoerl and Kennard
+    1970), which keeps it flat where scans are few. More certainty never means less Dice.
 
     Args:
         soft_dice, dice: of each scan; None where it has none.
+        volumes: of each scan's mask in ml.
         always_there: whether every label has the organ.
 
     Returns:
-        The line; and for each scan the Dice that the line through the other scans predicts, None where it isn't known.
+        The model; and for each scan the Dice that a fit to the other scans predicts, None where it isn't known.
     """
-    x, y = (np.array(values, dtype=float) for values in (soft_dice, dice))
-    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    soft, true, sizes = (np.array(values, dtype=float) for values in (soft_dice, dice, volumes))
+    known = np.flatnonzero(np.isfinite(soft) & np.isfinite(true) & (sizes > 0))
     if len(known) < FEWEST_SCANS:
         return None
-    predicted: list[float | None] = [None] * len(x)
+    predicted: list[float | None] = [None] * len(soft)
     for scan in known:
         others = known[known != scan]
-        slope, offset = _line(x[others], y[others])
-        predicted[scan] = DiceLine(slope, offset, 0.0, always_there).dice(x[scan])
-    error = np.mean([abs(y[scan] - predicted[scan]) for scan in known])
-    slope, offset = _line(x[known], y[known])
-    return DiceLine(slope, offset, float(error), always_there), predicted
+        model = _fit(soft[others], sizes[others], true[others], always_there)
+        predicted[scan] = model.dice(soft[scan], sizes[scan])
+    error = np.mean([abs(true[scan] - predicted[scan]) for scan in known])
+    return replace(_fit(soft[known], sizes[known], true[known], always_there), error=float(error)), predicted
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    steepest_through_origin = np.median(y) / np.median(x)
-    slope = max(stats.theilslopes(y, x).slope if np.ptp(x) > 0 else 0.0, steepest_through_origin)
-    return float(slope), float(np.median(y - slope * x))
+def _fit(soft_dice: np.ndarray, volumes: np.ndarray, dice: np.ndarray, always_there: bool) -> DiceModel:
+    mean, deviation = soft_dice.mean(), soft_dice.std() + 1e-9
+    standard = (soft_dice - mean) / deviation
+
+    def residuals(line: np.ndarray) -> np.ndarray:
+        return np.array([*(standard * line[0] + line[1] - dice), RIDGE**0.5 * line[0]])
+
+    start, bounds = np.array([0.0, np.median(dice)]), ([0.0, -np.inf], np.inf)
+    slope, level = optimize.least_squares(residuals, start, bounds=bounds, loss="huber", f_scale=OUTLYING).x
+    return DiceModel(
+        slope=float(slope / deviation),
+        offset=float(level - slope / deviation * mean),
+        lowest_soft_dice=float(soft_dice.min()),
+        volumes=(float(volumes.min()), float(volumes.max())),
+        error=0.0,
+        always_there=always_there,
+    )
 
 
 def rank_correlation(predicted: Sequence[float | None], dice: Sequence[float | None]) -> float | None:

@@ -8,7 +8,7 @@ import torch
 
 from utils.checkpoints.postprocessing import FromFolds, Postprocessing
 from utils.distributed.process import Process
-from utils.evaluation.calibration import Gain, fit_line, gain, rank_correlation
+from utils.evaluation.calibration import Gain, fit_dice_model, gain, rank_correlation
 from utils.evaluation.metrics import dice_per_label, nan_mean, nan_to_none
 from utils.io.reader import read_file, read_label
 from utils.io.scan import Scan
@@ -43,7 +43,7 @@ class Findings:
         mirrored: what mirrored passes do to the mean Dice; None if they weren't tried.
         components: by label, what keeping its largest component alone does to its Dice; None if too few scans have it.
         chosen: what goes into the networks.
-        correlation: of predicted and true Dice over scans and organs, each predicted by a line through other scans.
+        correlation: of predicted and true Dice over scans and organs, each predicted by a fit to the other scans.
     """
 
     mirrored: Gain | None
@@ -53,13 +53,13 @@ class Findings:
 
     def record(self, organs: Mapping[int, str]) -> dict[str, Any]:
         """The same for JSON."""
-        lines = dict(zip(organs.values(), self.chosen.lines or [None] * len(organs), strict=True))
+        models = dict(zip(organs.values(), self.chosen.models or [None] * len(organs), strict=True))
         return {
             "mirrored passes": _gain_record(self.mirrored),
             "largest component": {organs[label]: _gain_record(one) for label, one in self.components.items()},
             "predicted Dice": {
                 "rank correlation": self.correlation,
-                "organs": {organ: None if line is None else asdict(line) for organ, line in lines.items()},
+                "organs": {organ: None if model is None else asdict(model) for organ, model in models.items()},
             },
         }
 
@@ -73,7 +73,7 @@ class Findings:
                 found.append(f"largest component of {one_line(organs[label])}: Dice {_gain_text(one)}")
         if all(one is None or one.before == one.after for one in self.components.values()):
             found.append("largest component: changes no organ's Dice")
-        errors = [line.error for line in self.chosen.lines if line is not None]
+        errors = [model.error for model in self.chosen.models if model is not None]
         if errors:
             rank = "" if self.correlation is None else f", rank correlation {self.correlation:.2f}"
             found.append(f"predicted Dice: off by {float(nan_mean(errors)):.3f} in the mean over organs{rank}")
@@ -118,17 +118,19 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     }
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
 
-    lines, predicted, true = [], [], []
+    models, predicted, true = [], [], []
     for organ in organs.values():
         values = [one[organ] for one in records]
         dice = [one["dice"] for one in values]
         always_there = all(one["dice"] is not None for one in values if one.get("annotated", True))
-        fitted = fit_line([one["soft_dice"] for one in values], dice, always_there)
-        lines.append(None if fitted is None else fitted[0])
+        fitted = fit_dice_model(
+            [one["soft_dice"] for one in values], [one["volume_ml"] for one in values], dice, always_there
+        )
+        models.append(None if fitted is None else fitted[0])
         if fitted is not None:
             predicted += fitted[1]
             true += dice
-    known = tuple(lines) if any(lines) else ()
+    known = tuple(models) if any(models) else ()
     chosen = FromFolds(Postprocessing(helping, mirrored is not None and mirrored.helps), known)
     return Findings(mirrored, components, chosen, rank_correlation(predicted, true))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoints.postprocessing import DiceLine, Postprocessing
+from utils.checkpoints.postprocessing import DiceModel, Postprocessing
 from utils.data.preprocessing import Preprocessing
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
@@ -25,7 +25,7 @@ class SegmentationJob:
         labels: names of the classes, the background first.
         organs: names by label of the organs that the mask keeps.
         postprocessing: what is done with windows and mask.
-        lines: of each network, by label without the background, its predicted Dice; empty if a network has none.
+        dice_models: of each network, by label without the background; empty if a network has none.
         one_file_per_organ: whether each organ also gets a mask file of its own.
         save_probabilities: whether class probabilities are written.
         nsd_mm: tolerance of the normalised surface Dice in mm.
@@ -38,7 +38,7 @@ class SegmentationJob:
     labels: tuple[str, ...]
     organs: Mapping[int, str]
     postprocessing: Postprocessing
-    lines: tuple[tuple[DiceLine | None, ...], ...]
+    dice_models: tuple[tuple[DiceModel | None, ...], ...]
     one_file_per_organ: bool
     save_probabilities: bool
     nsd_mm: float

@@ -88,7 +88,7 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
 
 def _has_scores(record: Mapping[str, Any], job: SegmentationJob) -> bool:
     scores = {"dice", "hd95_mm", "nsd", "dice_network_grid", "soft_dice"} if record["labelled"] else set()
-    scores |= {"predicted_dice"} if job.lines else set()
+    scores |= {"predicted_dice"} if job.dice_models else set()
     return all(scores <= organ.keys() for organ in record["organs"].values())
 
 

@@ -183,7 +183,7 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
             if label in scan.not_annotated:
                 organs[name]["annotated"] = False
     for label, name in job.organs.items():
-        organs[name] |= _confidence(segmented.certainty, label, organs[name]["volume_ml"] > 0, job)
+        organs[name] |= _confidence(segmented.certainty, label, organs[name]["volume_ml"], job)
     record = {
         "scan": scan.name,
         "source": source_of(scan),
@@ -201,14 +201,14 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
     return record
 
 
-def _confidence(certainty: Certainty, label: int, found: bool, job: SegmentationJob) -> dict[str, float | None]:
+def _confidence(certainty: Certainty, label: int, volume: float, job: SegmentationJob) -> dict[str, float | None]:
     """An organ's soft Dice and agreement for the record and, where a cross-validation tells, its predicted Dice."""
     soft_dice = [by_class[label] for by_class in certainty.soft_dice]
     agreement = certainty.agreement[label]
     values = {"soft_dice": nan_to_none(float(nan_mean(soft_dice))), "agreement": nan_to_none(agreement)}
-    if job.lines:
-        lines = [by_label[label - 1] for by_label in job.lines]
-        values["predicted_dice"] = predicted_dice(lines, soft_dice, agreement, found)
+    if job.dice_models:
+        models = [by_label[label - 1] for by_label in job.dice_models]
+        values["predicted_dice"] = predicted_dice(models, soft_dice, agreement, volume)
     return values
 
 
