@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import __main__ as bench
-from benchmarks import ablation, markdown, whole_scan
+from benchmarks import ablation, confidence, markdown, whole_scan
 from benchmarks.emulation import EmulatedBfloat16
 from benchmarks.peer import peers_network
 from networks.unetr import UNETR, UNETRConfig
@@ -190,3 +190,23 @@ def test_after_a_failure_the_ablation_starts_no_more_runs(in_tmp: Path, monkeypa
     with pytest.raises(TrainingError, match=r"ablation/\w+_seed0: main.py ended with status 1"):
         ablation.main(args)
     assert len(launched) <= 4
+
+
+def test_predicted_and_true_dice_are_compared_where_both_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def record(*pairs: tuple[float | None, float | None]) -> dict[str, Any]:
+        organs = zip(("liver", "spleen"), pairs, strict=True)
+        return {"labelled": True, "organs": {name: {"predicted_dice": one, "dice": two} for name, (one, two) in organs}}
+
+    scans = [record((0.9, 0.8), (0.5, 0.7)), record((0.8, 0.9), (None, 0.4)), record((0.7, 0.5), (0.6, None))]
+    (tmp_path / "measurements.json").write_text(json.dumps({"scans": scans}))
+    confidence.main(argparse.Namespace(results=str(tmp_path), plot=str(tmp_path / "plot.png")))
+    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()[2:]}
+    assert lines["liver"] == "| liver | 3 | 0.800 | 0.733 | 0.50 | 0.133 |"  # off by 0.1, 0.1 and 0.2; ranks 321, 231
+    assert lines["all organs"] == "| all organs | 4 | 0.725 | 0.725 | 0.60 | 0.150 |"  # ranks 4321, 3412
+    # means of 0.9 and 0.5 with 0.8 and 0.7; then of the liver alone
+    assert lines["mean of each scan"] == "| mean of each scan | 3 | 0.733 | 0.717 | 0.50 | 0.117 |"
+    assert (tmp_path / "plot.png").stat().st_size > 0
+    with pytest.raises(InputError, match="can't be read"):
+        confidence.main(argparse.Namespace(results=str(tmp_path / "none"), plot=None))
