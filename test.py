@@ -41,6 +41,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     description = members[0][1]
     settings = description.preprocessing
     mirrored = trained_mirrorings(description.flips, description.labels) if args.tta else (Mirroring(),)
+    mirrored = tuple(map(description.output.mirrored, mirrored))
     job = job_from_args(args, files, description)
     process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
     found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
@@ -48,7 +49,10 @@ def main(process: Process, args: argparse.Namespace) -> None:
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
     ensemble = Ensemble(networks, mirrored)
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
+    predictor = Predictor(
+        settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device,
+        output=description.output,
+    )  # fmt: skip
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":

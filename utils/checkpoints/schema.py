@@ -88,6 +88,8 @@ class Metadata(TypedDict):
     network: Network
     preprocessing: dict[str, Any]
     labels: Annotated[list[Label], Len(1), AfterValidator(_distinct)]
+    regions: NotRequired[dict[Label, list[int]]]
+    regions_class_order: NotRequired[list[int]]
     amp: bool
     flips: NotRequired[Literal["none", "published", "anatomical", "left_right"] | None]
     epoch: NotRequired[Count]

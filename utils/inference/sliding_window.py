@@ -10,12 +10,12 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
 
 from networks.precision import Precision
+from utils.data.channels import CLASSES, Channels
 from utils.data.mirroring import Mirroring
 from utils.system.errors import InputError, size_text
 
 OVERLAP = 0.5  # of neighbouring windows, unless somebody asks for another
-CERTAIN = 1e4  # a logit with probability 1 if all others are 0
-PLANES = 4  # planes (classes, H, W) per softmax, so few that a CPU's cache holds them
+PLANES = 4  # planes (classes, H, W) per softmax or sigmoid, so few that a CPU's cache holds them
 
 Window = tuple[slice, slice, slice]
 
@@ -76,6 +76,7 @@ class Predictor:
         batch_size: windows in one forward pass; halved if a GPU has no memory for them.
         device: where the networks are.
         say: prints a line.
+        output: what the channels of the networks' output are.
         stitching: where the windows are averaged; the CPU if a GPU has no memory for that.
     """
 
@@ -85,6 +86,7 @@ class Predictor:
     batch_size: int
     device: torch.device
     say: Callable[[str], None] = print
+    output: Channels = CLASSES
     stitching: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,12 +152,12 @@ class Predictor:
             progress(len(batch))
         assert total is not None
         unpredicted = weights == 0
-        total[0].masked_fill_(unpredicted, CERTAIN)
+        self.output.make_background(total, unpredicted)
         weights.masked_fill_(unpredicted, 1)
         result = _class_major(total)
         for first in range(0, len(weights), PLANES):
             planes = slice(first, first + PLANES)
-            result[:, planes] = (total[:, planes] / weights[planes]).softmax(0)
+            result[:, planes] = self.output.probabilities(total[:, planes] / weights[planes])
         return result
 
     def _use_less_memory(self, error: torch.OutOfMemoryError) -> None:

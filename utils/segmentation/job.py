@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.data.channels import CLASSES, Channels, Region
 from utils.data.preprocessing import Preprocessing
+from utils.data.regions import scored_structures
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
 from utils.system.errors import InputError
@@ -30,6 +32,8 @@ class SegmentationJob:
         in_channels: channels of the network's input.
         preprocessing: how a scan becomes the network's input.
         made_with: weights and settings, ready for JSON. A scan that was finished with others is done again.
+        regions: unions of labels, which are measured and scored too.
+        output: what the channels of the network's output are.
     """
 
     folder: Path
@@ -42,6 +46,14 @@ class SegmentationJob:
     in_channels: int
     preprocessing: Preprocessing
     made_with: Mapping[str, Any]
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is measured and scored, by name, with its labels: the organs, and the regions that the mask keeps."""
+        every = scored_structures(self.labels, self.regions)
+        return {name: labels for name, labels in every.items() if set(labels) <= self.organs.keys()}
 
     def mask_file(self, name: str) -> Path:
         """The mask of a scan."""
@@ -56,7 +68,7 @@ class SegmentationJob:
         return self.folder / RECORDS / fitting_name(_stem(name), ".png")
 
     def probability_file(self, name: str) -> Path:
-        """The class probabilities of a scan."""
+        """The probabilities of classes, or of regions, in a scan."""
         return self.folder / fitting_name(_stem(name), "_probabilities.nii.gz")
 
     def dicom_file(self, name: str) -> Path:
