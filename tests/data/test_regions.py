@@ -82,7 +82,10 @@ def test_another_hash_tells_that_the_regions_have_changed(tmp_path: Path) -> Non
     assert len({plain, scored, trained.content_hash()}) == 3
 
 
-ORDERED: dict[str, Any] = {"labels": ["background", "a", "b", "c"], "regions": {"all": [1, 2, 3], "inner": [2, 3], "core": [3]}}
+ORDERED: dict[str, Any] = {
+    "labels": ["background", "a", "b", "c"],
+    "regions": {"all": [1, 2, 3], "inner": [2, 3], "core": [3]},
+}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown label": ({**OWN, "regions": {"x": [1, 4, 9]}}, 'the region "x" has 4, 9, and labels are 1 … 3'),
     "the background": ({**OWN, "regions": {"x": [0, 1]}}, 'the region "x" has 0, and labels are 1 … 3'),

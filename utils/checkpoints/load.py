@@ -104,7 +104,7 @@ def load_ensemble(
                     **preprocessing_settings(one.preprocessing),
                     "in_channels": one.config.in_channels,
                     "labels": ", ".join(map(shown_text, one.labels)),
-                    "regions": _trained_regions(one),
+                    "trained regions": _trained_regions(one),
                     **({"flips": one.flips} if settings.same_flips else {}),
                 }
                 for one in (first, description)

@@ -145,7 +145,9 @@ class DataList:
         """
         if self.labels is None:
             if out_channels < 2:
-                raise InputError(f"`out_channels` {out_channels}: must be at least 2, for the background and one label.")
+                raise InputError(
+                    f"`out_channels` {out_channels}: must be at least 2, for the background and one label."
+                )
             return numbered_labels(out_channels)
         names = self.output.names(self.labels)
         if not self.output.exclusive and len(names) != out_channels:
