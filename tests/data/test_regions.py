@@ -93,7 +93,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no labels, in nnU-Net's way": ({"labels": {"background": 0, "a": 1, "x": []}}, 'the region "x" has no labels'),
     "names of labels": ({**OWN, "regions": {"x": ["oedema"]}}, 'the region "x" must be a list of label values, not ['),
     "a list": ({**OWN, "regions": [[1, 2]]}, '"regions" must name label values, as in {"whole tumour": [1, 2, 3]}'),
-    "the name of a label": ({**OWN, "regions": {"oedema": [1, 2]}}, 'the region "oedema" has the name of another label'),
+    "the name of a label": ({**OWN, "regions": {"oedema": [1, 2]}}, 'the region "oedema" has the name of another'),
     "the name of what is ignored": ({**OWN, "regions": {"ignore": [1]}}, 'the region "ignore" has the name of another'),
     "one name twice": ({**OWN, "regions": {"x": [1], "x\n": [2]}}, '"regions" has a name twice'),
     "no name": ({**OWN, "regions": {" ": [1]}}, '"regions" has an empty name'),
