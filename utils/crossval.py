@@ -178,10 +178,10 @@ def check_folds(folds: Sequence[Fold], out_channels: int | None) -> list[str]:
     named: dict[str, Path] = {}
     first = folds[0]
     for fold in folds:
-        if names(fold) != names(first) or _regions(fold) != _regions(first):
-            raise InputError(
-                f"{fold.data.path}: names other labels or regions than {first.data.path}. Mend one of them."
-            )
+        if names(fold) != names(first):
+            raise InputError(f"{fold.data.path}: names other labels than {first.data.path}. Mend one of them.")
+        if (fold.data.regions, fold.data.output) != (first.data.regions, first.data.output):
+            raise InputError(f"{fold.data.path}: names other regions than {first.data.path}. Mend one of them.")
         trains = set(map(_files, fold.data.training))
         for scan in fold.data.validation:
             if _files(scan) in trains:
@@ -202,10 +202,6 @@ def check_folds(folds: Sequence[Fold], out_channels: int | None) -> list[str]:
     some = ", ".join(sorted(unseen.values())[:3]) + ", …" * (len(unseen) > 3)
     numbers = ", ".join(str(fold.number) for fold in folds)
     return [f"none of folds {numbers} validates {len(unseen)} of the scans that train ({some})"]
-
-
-def _regions(fold: Fold) -> object:
-    return fold.data.regions, fold.data.output
 
 
 def _files(scan: Scan) -> tuple[str, ...]:

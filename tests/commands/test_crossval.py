@@ -26,6 +26,7 @@ from utils.checkpoints.load import weight_files
 from utils.config.flags import parse_crossval
 from utils.config.messages import name_flags
 from utils.crossval import Fold, check_folds, main, plan_network, run_command
+from utils.data.channels import Region
 from utils.data.data_list import DataList
 from utils.distributed.process import Process
 from utils.io.scan import Scan
@@ -359,6 +360,7 @@ def test_folds_that_do_not(second: Fold, words: str) -> None:
     [
         ({"labels": ("background", "liver")}, {"labels": ("background", "liver", "spleen")}, "names other labels than"),
         ({"labels": ("background", "liver")}, {"labels": None}, r"dataset_1\.json: names other labels than dataset_0"),
+        ({}, {"regions": (Region("all", (1,)),)}, r"dataset_1\.json: names other regions than dataset_0"),
     ],
 )
 def test_folds_whose_lists_name_different_numbers(first: dict[str, Any], second: dict[str, Any], words: str) -> None:

@@ -223,4 +223,4 @@ def test_regions_are_scored_whether_a_description_or_a_list_names_them(
     assert (organs["all"]["dice"], organs["rim or core"]["dice"]) == (None, 2 * 4 / (6 + 4))
     assert re.search(r"^a +0\.2667 +0\.0000 +0\.0000 +not drawn +not drawn +0\.8000$", capsys.readouterr().out, re.M)
     with open(tmp_path / "masks" / "evaluation" / "scores.csv", newline="") as file:
-        assert list(csv.reader(file))[0] == ["scan", "mean", "rim", "core", "tip", "all", "rim or core"]
+        assert next(csv.reader(file)) == ["scan", "mean", "rim", "core", "tip", "all", "rim or core"]

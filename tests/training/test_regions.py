@@ -8,11 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.commands.test_crossval import CPU, Programs
 from tests.conftest import Run
 from tests.training.test_training import error_of, lines
-from utils import export
+from utils import crossval, export
 from utils.checkpoints import load_network
+from utils.config.flags import parse_crossval
 from utils.data.channels import Region, RegionChannels
+from utils.system.errors import InputError
 
 NETWORK = """
 from dataclasses import dataclass
@@ -141,6 +144,29 @@ def test_a_list_with_an_order_trains_regions(run_main: Run, run_test: Run, capsy
     both = ["--pretrained_dir=runs", "--pretrained_model_name", "labels/model_final.pt", "run/model_final.pt"]
     message = error_of(run_test, ["--data_dir=.", *both, MODEL, "--output_dir=both"], capsys)
     assert "contradicts its whole [1, 2] writes 1; core [2] writes 2" in message
+
+
+@pytest.mark.usefixtures("scans")
+def test_folds_are_trained_and_scored_by_regions(run_main: Run, run_test: Run) -> None:
+    entries = [{"image": f"image{n}.nii.gz", "label": f"label{n}.nii.gz", "fold": n % 2} for n in range(3)]
+    flags = [flag for flag in FLAGS if flag != "--save_checkpoint"]
+    programs = Programs(run_main, run_test)
+
+    def scored_by(logdir: str, **content: Any) -> list[str]:
+        write(**{**content, "training": entries, "validation": []})
+        arguments = parse_crossval([*flags, "--json_list=dataset_0.json", f"--logdir={logdir}", "--max_epochs=1"])
+        crossval.main(*arguments, "the command", programs, CPU)
+        scores = json.loads(Path("runs", logdir, "crossval.json").read_text())["scores"]["dice"]
+        return list(scores["mean over scans"]["organs"])
+
+    assert scored_by("regions", **TRAINED) == ["rim", "core", "whole"]
+    with pytest.raises(InputError, match="its run had other scans or labels than"):
+        scored_by("regions", **{**TRAINED, "regions": {"all": [1, 2], "core": [2]}})
+
+    assert scored_by("labels", labels=LABELS) == ["rim", "core"]
+    programs.log.clear()
+    assert scored_by("labels", labels=LABELS, regions=REGIONS) == ["rim", "core", "whole"]
+    assert programs.log == ["test.py --fold=0", "test.py --fold=1"]  # scored anew, and not trained
 
 
 @pytest.mark.usefixtures("scans")

@@ -75,7 +75,9 @@ def _named_regions(content: Mapping[str, Any], trained: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(labels, dict) and any(map(_is_union, labels.values())):
         single = {name: value for name, value in labels.items() if not _is_union(value)}
-        apart = {name for name, value in single.items() if not trained or name == IGNORE or _single(value) == 0}
+        apart = {
+            name for name, value in single.items() if not trained or one_line(name) == IGNORE or _single(value) == 0
+        }
         found = {name: value for name, value in labels.items() if name not in apart}
     if own and found:
         raise ValueError(f'"labels" has regions, and so has "{REGIONS}". Name all in one place')
