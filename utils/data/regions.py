@@ -74,11 +74,11 @@ def _named_regions(content: Mapping[str, Any], trained: bool) -> dict[str, Any]:
         raise ValueError(f'"{REGIONS}" must name label values, as in {{"whole tumour": [1, 2, 3]}}')
     found: dict[str, Any] = {}
     if isinstance(labels, dict) and any(map(_is_union, labels.values())):
-        single = {name: value for name, value in labels.items() if not _is_union(value)}
-        apart = {
-            name for name, value in single.items() if not trained or one_line(name) == IGNORE or _single(value) == 0
+        found = {
+            name: value
+            for name, value in labels.items()
+            if _is_union(value) or (trained and one_line(name) != IGNORE and _single(value) != 0)
         }
-        found = {name: value for name, value in labels.items() if name not in apart}
     if own and found:
         raise ValueError(f'"labels" has regions, and so has "{REGIONS}". Name all in one place')
     return found or own or {}
