@@ -39,6 +39,7 @@ from utils.evaluation.validation import score_scans
 from utils.inference.sliding_window import Predictor
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import writable_folder
+from utils.system.text import one_line
 from utils.training import cuda_graph
 from utils.training.blocks import compile_blocks, recompute_activations
 from utils.training.losses import build_loss
@@ -60,7 +61,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )
     data.require("training", "validation")
     description = description_from_args(args, data)
-    channels, classes = description.config.in_channels, description.config.out_channels
+    channels, classes = description.config.in_channels, len(description.labels)
     process.require_same({"`in_channels`": channels}, "Give every machine the same scans.")
     settings = description.preprocessing
     network = description.build()
@@ -116,19 +117,25 @@ def main(process: Process, args: argparse.Namespace) -> None:
     else:
         wrapped = process.wrap(network)
     deep_supervision = getattr(description.config, "deep_supervision", False)
-    loss_function = build_loss(args.loss, args.smooth_nr, args.smooth_dr, deep_supervision)
+    loss_function = build_loss(args.loss, args.smooth_nr, args.smooth_dr, deep_supervision, description.output)
     learner = Learner(
         network, wrapped, loss_function, optimizer, scheduler, scaler, precision,
         compiling=args.compile, clip_grad_norm=args.clip_grad_norm, average=average,
     )  # fmt: skip
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
+    predictor = Predictor(
+        settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device,
+        output=description.output,
+    )  # fmt: skip
     validate = partial(
         score_scans,
         loader=val_loader, predictor=predictor, precision=precision, labels=description.labels, process=process,
+        regions=description.regions,
     )  # fmt: skip
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")
     process.say(f"they have {channels} channel{'s' * (channels > 1)} and {classes} classes, the background included")
+    if not description.output.exclusive:
+        process.say(f"trained are the regions {', '.join(map(one_line, description.output.names(description.labels)))}")
     process.say(
         f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
     )

@@ -44,13 +44,17 @@ def main(process: Process, args: argparse.Namespace) -> None:
     job = job_from_args(args, files, [one for _, one in members])
     mirrored = job.postprocessing.mirrored
     mirrorings = trained_mirrorings(description.flips, description.labels) if mirrored else (Mirroring(),)
+    mirrorings = tuple(map(description.output.mirrored, mirrorings))
     process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
     found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
 
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
     ensemble = Ensemble(networks, mirrorings)
-    predictor = Predictor(settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device)
+    predictor = Predictor(
+        settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device,
+        output=description.output,
+    )  # fmt: skip
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":

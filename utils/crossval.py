@@ -130,7 +130,7 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
             config, settings = planned.config, planned.preprocessing
             labels_in = None if folds[0].data.labels is None else folds[0].data.path
             check_scans(
-                scans, config.in_channels, config.out_channels, settings, args.workers, process, labels_in=labels_in
+                scans, config.in_channels, len(planned.labels), settings, args.workers, process, labels_in=labels_in
             )
         if args.overwrite:
             for fold in folds:
@@ -207,6 +207,8 @@ def check_folds(folds: Sequence[Fold], out_channels: int | None) -> list[str]:
     for fold in folds:
         if names(fold) != names(first):
             raise InputError(f"{fold.data.path}: names other labels than {first.data.path}. Mend one of them.")
+        if (fold.data.regions, fold.data.output) != (first.data.regions, first.data.output):
+            raise InputError(f"{fold.data.path}: names other regions than {first.data.path}. Mend one of them.")
         trains = set(map(_files, fold.data.training))
         for scan in fold.data.validation:
             if _files(scan) in trains:
@@ -279,7 +281,8 @@ def find_trained(fold: Fold, args: argparse.Namespace, planned: Description) -> 
     given["model_name"] = find_architecture(args.model_name).title
     recorded["model_name"] = architecture.title
     refuse_contradictions(latest, given, recorded, remedy)
-    if state["scans"] != fold.data.files() or description.labels != planned.labels:
+    meaning = (description.labels, description.output)
+    if state["scans"] != fold.data.files() or meaning != (planned.labels, planned.output):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
     if content["epoch"] > args.max_epochs:
         raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
@@ -287,7 +290,7 @@ def find_trained(fold: Fold, args: argparse.Namespace, planned: Description) -> 
         return None
     if recorded["max_epochs"] > args.max_epochs:
         raise InputError(f"{latest}: stopped after {content['epoch']} of {recorded['max_epochs']} epochs. {remedy}")
-    return description
+    return replace(description, regions=planned.regions)  # which test.py takes from the list, too
 
 
 def train(
@@ -458,7 +461,7 @@ def write_into_networks(fold: Fold, chosen: FromFolds, results: Sequence[tuple[S
 def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: str) -> FoldScores:
     folds = {}
     for number, (job, records) in results.items():
-        scores = scores_of(list(records.values()), tuple(job.organs.values()), which)
+        scores = scores_of(list(records.values()), tuple(job.structures), which)
         assert scores is not None, "validation scans have labels"
         folds[number] = scores
     return FoldScores(folds)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import utils
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, names, positive, whole
-from utils.data.data_list import DataList, labels_in, numbered_labels, read_data_list, read_labels
+from utils.data.data_list import DataList, LabelMeaning, labels_in, numbered_labels, read_data_list, read_labels
 from utils.data.folders import DESCRIPTION
 from utils.evaluation.mask_folders import (
     PICTURES,
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace, command: str) -> None:
 
 
 def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Sequence[MaskPair]) -> Classes:
-    """Names of the values: those of the flags, of a ``dataset.json`` beside the labels, or else numbers.
+    """Names of values and regions: those of the flags, of a ``dataset.json`` beside the labels, or else numbers.
 
     Raises:
         InputError: if the list has no names, or a file that is read for its values can't be.
@@ -85,11 +85,11 @@ def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Seque
     if args.label_names is not None:
         return args.label_names
     if listed is not None and listed.labels is not None:
-        return Classes(listed.labels, listed.ignore)
+        return Classes(listed.labels, listed.ignore, listed.regions)
     for path in (Path(args.labels) / DESCRIPTION, Path(args.labels) / ".." / DESCRIPTION):
-        found, ignore = labels_in(path) if path.is_file() else (None, None)
-        if found is not None:
-            return Classes(found, ignore)
+        found = labels_in(path) if path.is_file() else LabelMeaning()
+        if found.labels is not None:
+            return Classes(found.labels, found.ignore, found.regions)
     return Classes(numbered_labels(highest_value(pairs) + 1))
 
 
@@ -105,7 +105,7 @@ def write_results(folder: Path, records: list[dict[str, Any]], classes: Classes,
         "version": f"UNETR {utils.__version__}",
         "tolerance of the surface Dice": f"{nsd_mm:g} mm",
     }
-    scores = scores_of(records, tuple(classes.organs.values()), "dice")
+    scores = scores_of(records, tuple(classes.structures), "dice")
     assert scores is not None  # all are labelled
     save_scores(folder, scores, {**facts, "grid": "scan"})
     save_measurements(folder, records, facts)

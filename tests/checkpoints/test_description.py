@@ -1,5 +1,6 @@
 """What a checkpoint says of its network."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from tests.checkpoints.conftest import DESCRIPTION
 from utils.checkpoints.description import describe, preprocessing_from, preprocessing_settings, setting_text
 from utils.checkpoints.read import read_checkpoint
+from utils.data.channels import CLASSES, Region, RegionChannels
 from utils.data.preprocessing import Preprocessing
-from utils.system.errors import InputError
+from utils.system.errors import DamagedError, InputError
 
 FIELDS: dict[str, Any] = {
     "intensity": "ct",
@@ -98,3 +100,31 @@ def test_preprocessing_from_its_settings_and_back() -> None:
 def test_a_setting_in_words() -> None:
     texts = [setting_text(value) for value in (None, False, True, 0.5, 1e-5, 3, "adamw")]
     assert texts == ["off", "off", "on", "0.5", "1e-05", "3", "adamw"]
+
+
+REGIONS = (Region("hippocampus", (1, 2)), Region("a", (1,)), Region("p", (2,)))
+OF_REGIONS = replace(DESCRIPTION, regions=REGIONS, output=RegionChannels(REGIONS, (2, 1, 2)))
+
+
+def test_a_checkpoint_tells_its_regions() -> None:
+    for description in (replace(DESCRIPTION, regions=REGIONS), OF_REGIONS):
+        assert describe(description.content()) == description
+    old = describe({key: value for key, value in DESCRIPTION.content().items() if "region" not in key})
+    assert old is not None
+    assert (old.regions, old.output) == ((), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"regions": {"hippocampus": [1, 3]}}, 'the region "hippocampus" has 3, and labels are 1 … 2'),
+        ({"regions": {"hippocampus": "all"}}, "isn't what this program writes: regions.hippocampus should be a valid"),
+        ({"regions_class_order": [1, 2]}, '"regions_class_order" has 2 values, and there are 3 regions'),
+        ({"regions": {"hippocampus": [1, 2], "a": [1]}, "regions_class_order": [2, 1]}, "names 2 regions for 3 channe"),
+        ({"regions": {}}, '"regions_class_order" needs regions'),
+    ],
+)
+def test_regions_that_can_not_be_are_a_damaged_checkpoint(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DamagedError) as error:
+        describe({**OF_REGIONS.content(), **changes})
+    assert words in str(error.value)

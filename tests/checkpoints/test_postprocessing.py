@@ -16,7 +16,7 @@ from utils.checkpoints.save import write_from_folds
 from utils.system.errors import DamagedError
 
 MODEL = DiceModel(2.0, -1.0, 0.8, (50.0, 200.0), 0.02, always_there=True)
-FOUND = FromFolds(Postprocessing((2,), mirrored=True), (MODEL, None))
+FOUND = FromFolds(Postprocessing((2,), mirrored=True), {"posterior": MODEL})
 
 
 def test_it_goes_into_a_checkpoint_and_leaves_the_rest_as_it_is(saved: Path) -> None:
@@ -52,11 +52,11 @@ def test_a_checkpoint_of_before_says_nothing(saved: Path) -> None:
         {"largest_component": [0]},
         {"largest_component": "liver"},
         {"mirrored": 1},
-        {"models": [None]},
-        {"models": [None, {**asdict(MODEL), "offset": float("nan")}]},
-        {"models": [None, {**asdict(MODEL), "lowest_soft_dice": 0.0}]},
-        {"models": [None, {**asdict(MODEL), "volumes": [1.0]}]},
-        {"models": [None, {"offset": 1.0}]},
+        {"models": {"liver": asdict(MODEL)}},  # no organ of this network
+        {"models": {"posterior": {**asdict(MODEL), "offset": float("nan")}}},
+        {"models": {"posterior": {**asdict(MODEL), "lowest_soft_dice": 0.0}}},
+        {"models": {"posterior": {**asdict(MODEL), "volumes": [1.0]}}},
+        {"models": {"posterior": {"offset": 1.0}}},
     ],
 )
 def test_what_cannot_be_is_refused(saved: Path, network: nn.Module, change: dict[str, Any]) -> None:

@@ -198,3 +198,29 @@ def test_folders_that_can_not_be_scored(
     message = error_of([str(tmp_path / "masks"), str(tmp_path / "labels")], capsys)
     assert words in message
     assert len(message.splitlines()) == 1
+
+
+def test_regions_are_scored_whether_a_description_or_a_list_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4), (2, 4, 6)), boxes((2, 2, 4), (1, 4, 6), (3, 6, 8)))
+    nnunet = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": nnunet, "regions_class_order": [1, 2, 3]}))
+    organs = evaluated(tmp_path)["a"]["organs"]
+    assert {name: values["dice"] for name, values in organs.items()} == {
+        "label 1": 0.0,
+        "label 2": 0.0,
+        "tip": 0.0,
+        "whole": 2 * 4 / (6 + 6),
+        "core": 0.0,
+    }
+    entry = {"image": "a.nii.gz", "label": "a.nii.gz", "not_annotated": ["tip"]}
+    content = {"labels": ["background", "rim", "core", "tip"], "validation": [entry]}
+    regions = {"all": [1, 2, 3], "rim or core": [1, 2]}
+    (tmp_path / "list.json").write_text(json.dumps({**content, "regions": regions}))
+    capsys.readouterr()
+    organs = evaluated(tmp_path, f"--json_list={tmp_path / 'list.json'}")["a"]["organs"]
+    assert (organs["all"]["dice"], organs["rim or core"]["dice"]) == (None, 2 * 4 / (6 + 4))
+    assert re.search(r"^a +0\.2667 +0\.0000 +0\.0000 +not drawn +not drawn +0\.8000$", capsys.readouterr().out, re.M)
+    with open(tmp_path / "masks" / "evaluation" / "scores.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["scan", "mean", "rim", "core", "tip", "all", "rim or core"]

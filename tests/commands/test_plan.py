@@ -328,3 +328,19 @@ def test_a_folder_that_takes_no_files(data: Path, capsys: pytest.CaptureFixture[
     finally:
         data.chmod(0o700)
     assert capsys.readouterr().err.startswith("error: --data_dir: can't write to ")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_regions_of_nnunet_are_planned_and_trained(data: Path, run_main: Run) -> None:
+    labels = {"background": 0, "whole tumor": [1, 2], "tumor core": 2, "ignore": 3}
+    (data / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    plan.run([f"--data_dir={data}", HOURS, "--memory=4"])
+    recipe = f"@{data / 'plan.args'}"
+    assert parse_train([recipe]).out_channels == 2
+    assert "1 image channel; whole tumor, tumor core." in " ".join((data / "plan.args").read_text().split())
+    run_main([recipe, "--max_epochs=1", "--workers=0"])
+    content = torch.load(Path("runs", "my scans_unetr", "model_final.pt"), weights_only=True)
+    assert content["labels"] == ["background", "label 1", "tumor core"]
+    assert content["regions"] == {"whole tumor": [1, 2], "tumor core": [2]}
+    assert content["regions_class_order"] == [1, 2]
+    assert content["network"]["options"]["out_channels"] == 2

@@ -164,7 +164,6 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--a_min 300", "--a_max 250 must be above --a_min 300"),
         ("--resume_ckpt --resume_jit", "--resume_ckpt and --resume_jit exclude each other"),
         ("--vit_weights a --checkpoint b", "--vit_weights and --checkpoint exclude each other"),
-        ("--out_channels 1", "--out_channels must be at least 2"),
         ("--no_such_flag", "unrecognized arguments: --no_such_flag"),
         ("--max_epoch 3", "unrecognized arguments: --max_epoch"),
         ("recipes/demo.args", "recipes/demo.args; a file of flags is named with an @ before it"),

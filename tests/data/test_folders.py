@@ -291,7 +291,11 @@ def test_names_that_are_given_go_before_those_of_the_description(tmp_path: Path)
         ({"labels": {"background": 0, "liver": 2}}, '"labels" must name the values 0, 1, 2, … one by one'),
         ({"labels": {"background": 0, "liver": "one"}}, '"labels" must name the values 0, 1, 2, … one by one'),
         ({"labels": {"0": "background", "1": ""}}, '"labels" has an empty name. Mend the file.'),
-        ({"labels": {"background": 0, "whole tumour": [1, 2, 3]}}, "\"labels\" has the region 'whole tumour', a list"),
+        (
+            {"labels": {"background": 0, "whole tumour": [1, "2"]}},
+            '"labels" must name the values 0, 1, 2, … one by one',
+        ),
+        ({"labels": {"background": 0, "whole tumour": [0, 1]}}, 'the region "whole tumour" has 0, and labels are 1'),
         ({"labels": {"ignore": 0, "liver": 1}}, '"labels" must call one value "ignore", and not the background'),
         ({"modality": {"0": 5}}, '"modality" or "channel_names" must name the channels'),
         ({"channel_names": {"1": "CT"}}, '"modality" or "channel_names" must name the channels'),

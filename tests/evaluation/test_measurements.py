@@ -14,7 +14,7 @@ from utils.evaluation.measurements import agreement, measure, save_measurements,
 from utils.evaluation.surface_distances import surface_scores
 from utils.io.scan import Volume
 
-ORGANS = {1: "spleen", 2: "liver", 3: "aorta"}
+ORGANS = {"spleen": (1,), "liver": (2,), "aorta": (3,)}
 
 
 def box(shape: tuple[int, int, int], *slices: slice) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_a_box_by_hand() -> None:
 
 def test_the_first_channel_is_measured() -> None:
     voxels = np.stack([np.full((3, 3, 3), 7.0), np.full((3, 3, 3), 9.0)])
-    found = measure(np.ones((3, 3, 3), np.uint8), Volume(voxels, np.eye(4), (3, 3, 3)), {1: "all"})
+    found = measure(np.ones((3, 3, 3), np.uint8), Volume(voxels, np.eye(4), (3, 3, 3)), {"all": (1,)})
     assert found["all"]["mean"] == 7
 
 
@@ -156,6 +156,26 @@ def test_what_nobody_drew_has_no_scores_and_what_nobody_judged_counts_in_none() 
     found = agreement(mask, label, (1.0, 1.0, 1.0), ORGANS, 4, nsd_mm=1.0, not_annotated=(3,))
     assert found["spleen"]["dice"] == 0.5
     assert found["spleen"]["hd95_mm"] == 2.0
-    names = list(ORGANS.values())
-    assert found[ORGANS[3]] == {"dice": None, "hd95_mm": None, "nsd": None}
-    assert list(found) == names
+    assert found["aorta"] == {"dice": None, "hd95_mm": None, "nsd": None, "annotated": False}
+    assert list(found) == list(ORGANS)
+
+
+def test_a_region_is_the_union_of_its_labels_in_mask_and_label() -> None:
+    label, mask = np.zeros((8, 8, 8), np.int16), np.zeros((8, 8, 8), np.uint8)
+    label[0:2], label[2:4] = 1, 2
+    mask[1:2], mask[2:3], mask[3:6] = 2, 1, 3  # of spleen and liver 2 of 4 slices are found, with their names swapped
+    structures = {**ORGANS, "both": (1, 2), "all": (1, 2, 3)}
+    found = agreement(mask, label, (1.0, 1.0, 1.0), structures, 4, nsd_mm=1.0)
+    assert [found[name]["dice"] for name in structures] == [0.0, 0.0, 0.0, 2 * 2 / (2 + 4), 2 * 3 / (5 + 4)]
+    assert found["both"]["hd95_mm"] == 1.0
+    partly = agreement(mask, label, (1.0, 1.0, 1.0), structures, 4, nsd_mm=1.0, not_annotated=(3,))
+    assert partly["both"] == found["both"]
+    assert partly["all"] == {"dice": None, "hd95_mm": None, "nsd": None, "annotated": False}
+
+    voxels = mask.astype(np.int16) * 10
+    measured = measure(mask, Volume(voxels[None], np.diag([2.0, 1, 1, 1]), voxels.shape), structures)
+    assert measured["both"]["volume_ml"] == pytest.approx(2 * 64 * 2 / 1000)
+    assert (measured["both"]["mean"], measured["both"]["std"]) == (15.0, 5.0)
+    assert measured["all"]["bounding_box_mm"] == [[1.0, -0.5, -0.5], [11.0, 7.5, 7.5]]
+    assert measured["all"]["labels"] == [1, 2, 3]
+    assert "labels" not in measured["spleen"]

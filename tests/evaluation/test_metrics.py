@@ -8,7 +8,7 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 
-from utils.evaluation.metrics import FoldScores, Scores, dice_per_label, nan_mean, nan_to_none
+from utils.evaluation.metrics import FoldScores, Scores, dice_per_label, dice_per_structure, nan_mean, nan_to_none
 
 
 def box(value: int, start: int, stop: int) -> torch.Tensor:
@@ -104,3 +104,16 @@ def test_a_label_that_nobody_drew_has_no_dice_and_the_others_have_theirs() -> No
     dice = dice_per_label(prediction, label, 3, not_annotated=(2,))
     assert dice[0].item() == 0.5
     assert torch.isnan(dice[1])
+
+
+def test_the_dice_of_regions_is_that_of_nnunet() -> None:
+    """Its ``region_or_label_to_mask`` and ``compute_tp_fp_fn_tn`` give 8/9, 2/3 and 2/3, as one counts by hand."""
+    prediction, label = torch.tensor([0, 1, 2, 3, 2, 3]), torch.tensor([0, 1, 2, 3, 0, 1])
+    structures = [(1, 2, 3), (2, 3), (3,)]
+    dice = dice_per_structure(prediction, label, structures, 4)
+    assert dice.tolist() == [8 / 9, 2 / 3, 2 / 3]
+    unknown = dice_per_structure(prediction, label, structures, 4, not_annotated=(2,))
+    assert unknown.isnan().tolist() == [True, True, False]
+    label[4] = -1  # the core that is too many
+    assert dice_per_structure(prediction, label, structures, 4).tolist() == [1, 2 * 2 / (3 + 2), 2 / 3]
+    assert dice_per_structure(prediction[:1], label[:1], structures, 4).isnan().all()

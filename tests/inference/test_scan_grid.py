@@ -12,6 +12,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from torch import Tensor, nn
 
 from networks.precision import Precision
+from utils.data.channels import Region, RegionChannels
 from utils.data.preprocessing import Preprocessing, to_network_grid
 from utils.inference.scan_grid import class_on_scan_grid, to_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
@@ -147,3 +148,19 @@ def test_most_probable_class_of_many_by_hand() -> None:
     assert mask.dtype == np.uint16
     # at 0, 0.25, 0.5 (a tie, which the lower label keeps), 0.75, 1, up to one voxel beyond the last at 2, and at 2.25
     assert mask[:, 0, 0].tolist() == [299, 299, 7, 7, 7, 7, 7, 7, 7, 0]
+
+
+def test_regions_above_one_half_write_their_labels_one_over_the_other() -> None:
+    """On a grid twice as fine: between voxels with 0.8 and 0.3 lies 0.675, then 0.425."""
+    output = RegionChannels((Region("all", (1, 2)), Region("core", (2,))), (1, 2))
+    probabilities = torch.tensor([[0.8, 0.8, 0.3, 0.3], [0.1, 0.1, 0.1, 0.9]])[:, :, None, None]
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    scan_affine = np.eye(4)
+    scan_affine[0, 3] = -0.5  # each of the network's voxels covers two of the scan's
+    mask = to_scan_grid(probabilities.contiguous(), affine, scan_affine, (8, 1, 1), output)
+    # all: 0.8, 0.8, 0.8, 0.675, 0.425, 0.3, 0.3, 0.3; core: 0.1 five times, then 0.3, 0.7, 0.9
+    assert mask[:, 0, 0].tolist() == [1, 1, 1, 1, 0, 0, 2, 2]
+    assert mask.dtype == np.uint8
+    same = to_scan_grid(probabilities.contiguous(), np.eye(4), np.eye(4), (4, 1, 1), output)
+    assert same[:, 0, 0].tolist() == output.label_map(probabilities).flatten().tolist() == [1, 1, 0, 2]
+    assert not to_scan_grid(torch.full((2, 4, 1, 1), 0.5), affine, scan_affine, (8, 1, 1), output).any()

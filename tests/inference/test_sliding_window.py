@@ -9,6 +9,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from networks.precision import Precision
+from utils.data.channels import Region, RegionChannels
 from utils.data.mirroring import Mirroring, mirrorings
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.system.errors import InputError
@@ -181,3 +182,16 @@ def test_then_stitching_moves_to_the_cpu_before_it_is_an_error(monkeypatch: pyte
     monkeypatch.setattr(Predictor, "_averaged", never)
     with pytest.raises(InputError, match=r"`device` cuda:0: has no memory for one window of 16 × 16 × 16 voxels"):
         predictor(Ensemble(((Constant(0.0, 0.0), CPU),)), torch.zeros(1, 1, 4, 4, 4))
+
+
+def test_regions_have_a_probability_each_and_none_where_windows_are_skipped() -> None:
+    """The sigmoids of 0, ln 3 and -ln 3 are 1/2, 3/4 and 1/4, and those of two networks are averaged."""
+    log_3 = torch.tensor(3.0).log().item()
+    ensemble = Ensemble(((Constant(0.0, log_3), CPU), (Constant(-log_3, log_3), CPU)))
+    output = RegionChannels((Region("all", (1, 2)), Region("core", (2,))), (1, 2))
+    image = torch.zeros(1, 1, 16, 2, 2)
+    image[..., :2, :, :] = 1  # the last windows see air alone
+    probabilities = Predictor((2, 2, 2), 0.0, 0.0, 1, CPU.device, output=output)(ensemble, image)
+    assert probabilities[:, 0, 0, 0].tolist() == pytest.approx([(1 / 2 + 1 / 4) / 2, 3 / 4])
+    assert probabilities[:, -1].max() == 0
+    assert output.label_map(probabilities)[:, 0, 0].tolist() == [2, 2, 2, 2, *[0] * 12]

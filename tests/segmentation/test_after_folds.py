@@ -135,7 +135,7 @@ def test_the_dice_of_a_liver_is_predicted_from_its_soft_dice(tmp_path: Path) -> 
         mask[1, 1 : 1 + number % 5, 1:5] = 0  # up to a quarter of the liver, so that its Dice is 1 … 0.86
 
     found = judged(tmp_path, shrunk, lambda number: 0.95 - 0.02 * (number % 5))
-    model = found.chosen.models[0]
+    model = found.chosen.models["liver"]
     assert model is not None
     assert model.slope > 0  # what is less certain is less right
     assert model.dice(0.95, 1.0) > model.dice(0.87, 1.0)

@@ -9,8 +9,10 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
+from tests.data.test_channels import BRATS, KITS, LABEL, LOGITS, volume
+from utils.data.channels import Region, RegionChannels
 from utils.training import losses
-from utils.training.losses import LOSSES, at_each_resolution, build_loss, dice_ce
+from utils.training.losses import LOSSES, REGION_LOSSES, at_each_resolution, build_loss, dice_ce
 
 SHAPE = (2, 5, 6, 7, 8)
 
@@ -275,3 +277,117 @@ def test_a_crop_of_which_nobody_judged_a_voxel_teaches_nothing() -> None:
     assert value.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+# what nnU-Net 2.8.1 gives for the six voxels of tests/data/test_channels.py: the value of DC_and_BCE_loss with smooth
+# 1e-5 and batch_dice False, in which the Dice loss is -Dice and not 1 - Dice, and its gradient
+NNUNET: dict[str, tuple[RegionChannels, float, list[list[float]]]] = {
+    "brats": (BRATS, -0.2518855929374695, [
+        [0.0104549340903759, -0.012338888831436634, -0.02564595825970173, -0.005094466730952263, 0.022118058055639267,
+         -0.0473761260509491],
+        [0.022967763245105743, 0.022967763245105743, -0.04300132021307945, -0.01646341383457184, 0.048640936613082886,
+         0.016223572194576263],
+        [0.0049165599048137665, 0.024871693924069405, 0.03284408152103424, -0.04720630496740341, 0.011925415135920048,
+         0.04366380348801613],
+    ]),
+    "kits": (KITS, -0.09268245100975037, [
+        [0.0104549340903759, -0.012338888831436634, -0.02564595825970173, -0.005094466730952263, 0.022118058055639267,
+         -0.0473761260509491],
+        [0.022967763245105743, 0.022967763245105743, -0.04300132021307945, -0.01646341383457184, 0.048640936613082886,
+         0.016223572194576263],
+        [0.003813162911683321, 0.020069634541869164, -0.0788862407207489, 0.045742809772491455, 0.009361046366393566,
+         0.037652213126420975],
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NNUNET)
+def test_the_loss_of_regions_is_that_of_nnunet(name: str) -> None:
+    output, expected, gradient = NNUNET[name]
+    logits = volume(LOGITS).clone().requires_grad_()
+    value = build_loss("dice_ce", 1e-5, 1e-5, deep_supervision=False, output=output)(logits, volume(LABEL))
+    value.backward()
+    assert value.item() == pytest.approx(1 + expected, abs=1e-6)
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad[0, :, :, 0, 0], torch.tensor(gradient), rtol=1e-5, atol=1e-7)
+
+
+TWO = RegionChannels((Region("all", (1, 2)), Region("core", (2,))), (1, 2))
+
+
+def two_regions() -> tuple[Tensor, Tensor]:
+    """Of eight voxels two are of label 1 and two of label 2; the probability of the truth is 3/4 in each region."""
+    label = torch.tensor([1, 1, 2, 2, 0, 0, 0, 0])
+    inside = torch.stack([label > 0, label == 2]).float()
+    return (math.log(3) * (2 * inside - 1)).view(1, 2, 2, 2, 2), label.view(1, 1, 2, 2, 2)
+
+
+# by region (all, core): Σ p y = 3, 1.5; Σ y = 4, 2; Σ p = 4, 3
+REGION_DICE = 1 - (2 * 3 / (4 + 4) + 2 * 1.5 / (3 + 2)) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dice", REGION_DICE),
+        ("dice_ce", REGION_DICE + math.log(4 / 3)),
+        ("dice_focal", REGION_DICE + math.log(4 / 3) / 16),  # (1 - p)² is 1/16
+        ("generalized_dice", 1 - 2 * (3 / 16 + 1.5 / 4) / ((4 + 4) / 16 + (3 + 2) / 4)),  # weights 1/16 and 1/4
+        ("tversky", 1 - (3 / (3 + 0.3 * 1 + 0.7 * 1) + 1.5 / (1.5 + 0.3 * 1.5 + 0.7 * 0.5)) / 2),
+    ],
+)
+def test_every_loss_of_regions_by_hand(name: str, expected: float) -> None:
+    logits, label = two_regions()
+    for dtype in (torch.uint8, torch.int16):
+        loss = build_loss(name, 0.0, 0.0, deep_supervision=False, output=TWO)
+        assert loss(logits, label.to(dtype)).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", REGION_LOSSES)
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_voxel_that_nobody_judged_changes_no_gradient_of_regions(name: str, deep_supervision: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 1, 4, 4, 4), generator=generator).to(torch.int16)
+    label[1, :, :2] = -1
+    loss = build_loss(name, 0.0, 1e-6, deep_supervision, TWO)
+    values = [torch.randn(2, 2, *(4 >> level,) * 3, generator=generator) for level in range(1 + deep_supervision)]
+    gradients = []
+    for other in (0.0, 7.0):
+        logits = [one.clone() for one in values]
+        for level, one in enumerate(logits):
+            one[1, :, : 2 >> level] += other
+            one.requires_grad_()
+        loss(logits if deep_supervision else logits[0], label).backward()
+        gradients.append([one.grad for one in logits])
+    for level, (one, other_one) in enumerate(zip(*gradients, strict=True)):
+        assert one is not None
+        assert torch.equal(one, other_one)  # to the last bit
+        assert not one[1, :, : 2 >> level].any()
+        assert one[1, :, 2 >> level :].any()
+
+
+def test_ignored_voxels_are_as_if_they_were_not_there() -> None:
+    logits, label = two_regions()
+    more = torch.cat([logits, torch.full_like(logits, 5.0)], 4), torch.cat([label, torch.full_like(label, -1)], 4)
+    loss = build_loss("dice_ce", 0.0, 0.0, deep_supervision=False, output=TWO)
+    assert loss(*more).item() == loss(logits, label).item()
+    nothing = loss(logits.requires_grad_(), torch.full_like(label, -1))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_a_region_with_a_label_that_nobody_drew_has_no_loss() -> None:
+    """Label 1 is unknown in the second sample: there the region of 1 and 2 is, and that of 2 isn't."""
+    logits, label = two_regions()
+    logits, label = torch.cat([logits, logits]).requires_grad_(), torch.cat([label, label])
+    loss = build_loss("dice_ce", 0.0, 0.0, deep_supervision=False, output=TWO)
+    value = loss(logits, label, [[], [1]])
+    core = 1 - 2 * 1.5 / (3 + 2) + math.log(4 / 3)
+    assert value.item() == pytest.approx((REGION_DICE + math.log(4 / 3) + core) / 2, rel=1e-6)
+    value.backward()
+    assert logits.grad is not None
+    assert not logits.grad[1, 0].any()
+    assert logits.grad[1, 1].all()
+    assert loss(logits[1:], label[1:], [[2]]).item() == 0  # nothing is known of it

@@ -134,7 +134,7 @@ def test_a_signal_during_validation_leaves_the_epoch_to_be_validated(
     run_main: Run, phantoms: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = 0
-    original = validation.dice_per_label
+    original = validation.dice_per_structure
 
     def ask_to_end_after_the_first_scan(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -143,7 +143,7 @@ def test_a_signal_during_validation_leaves_the_epoch_to_be_validated(
             signal.raise_signal(signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(validation, "dice_per_label", ask_to_end_after_the_first_scan)
+    monkeypatch.setattr(validation, "dice_per_structure", ask_to_end_after_the_first_scan)
     assert status_of(lambda: train(run_main, phantoms, "stopped", *FLAGS, "--resume")) == 143
     assert calls == 1  # the second scan was not predicted
     assert "after epoch 1 and 4 scans of the next" in capsys.readouterr().err

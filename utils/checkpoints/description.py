@@ -8,6 +8,8 @@
                    one's own also ``file``: its name and SHA-256
 ``preprocessing``  the fields of :class:`utils.data.preprocessing.Preprocessing`
 ``labels``         names of the classes, the background first
+``regions``        (where there are some) labels of each region by name; with ``regions_class_order``
+                   there is a channel for each, as :mod:`utils.data.regions` reads them
 ``amp``            whether mixed precision was on
 ``flips``          how crops were flipped: ``none``, ``published``, ``anatomical``, ``left_right``
 ``from_folds``     what a cross-validation found: ``largest_component`` (labels), ``mirrored``, and
@@ -40,8 +42,10 @@ from networks import NETWORKS
 from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given
 from utils.checkpoints.postprocessing import FromFolds, from_folds
 from utils.checkpoints.schema import check_metadata, describes_itself
+from utils.data.channels import CLASSES, Channels, Region
 from utils.data.data_list import clean_labels
 from utils.data.preprocessing import Preprocessing
+from utils.data.regions import read_regions, regions_as_json, scored_structures
 from utils.system.errors import DamagedError, InputError
 from utils.system.typed import shown, shown_text
 
@@ -59,6 +63,8 @@ class Description:
         amp: whether mixed precision may be used.
         flips: how crops were flipped in training, ``none``, ``published``, ``anatomical`` or
             ``left_right``; None if that isn't known.
+        regions: unions of labels, which are scored too.
+        output: what the channels of the network's output are.
         from_folds: what a cross-validation found.
     """
 
@@ -67,6 +73,8 @@ class Description:
     labels: tuple[str, ...]
     amp: bool
     flips: str | None = None
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
     from_folds: FromFolds = field(default_factory=FromFolds)
 
     @property
@@ -103,6 +111,7 @@ class Description:
             "network": network,
             "preprocessing": asdict(self.preprocessing),
             "labels": list(self.labels),
+            **regions_as_json(self.regions, self.output),
             "amp": self.amp,
             "flips": self.flips,
             "from_folds": self.from_folds.content(),
@@ -157,12 +166,14 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         raise DamagedError(f"{source}: its network and its preprocessing have other windows. Give another file.")
     try:
         labels = clean_labels(said["labels"])
-        folds = from_folds(said.get("from_folds"), config.out_channels)
+        regions, output = read_regions(said, labels)
+        folds = from_folds(said.get("from_folds"), scored_structures(labels, regions))
     except ValueError as error:
         raise DamagedError(f"{source}: {error}. Give another file.") from error
-    if len(said["labels"]) != config.out_channels:
+    channels, kinds = len(output.names(labels)), ("labels", "classes") if output.exclusive else ("regions", "channels")
+    if channels != config.out_channels:
         raise DamagedError(
-            f"{source}: names {len(said['labels'])} labels for {config.out_channels} classes. Give another file."
+            f"{source}: names {channels} {kinds[0]} for {config.out_channels} {kinds[1]}. Give another file."
         )
     return Description(
         config=config,
@@ -170,6 +181,8 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         labels=labels,
         amp=said["amp"],
         flips=said.get("flips"),
+        regions=regions,
+        output=output,
         from_folds=folds,
     )
 

@@ -20,6 +20,7 @@ from utils.checkpoints.description import (
 from utils.checkpoints.foreign_weights import Transfer, load_weights, predicted_logits
 from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
 from utils.checkpoints.resume import kind_of
+from utils.data.channels import RegionChannels
 from utils.data.data_list import DataList, unlisted
 from utils.system.errors import InputError
 from utils.system.typed import shown_text
@@ -103,6 +104,7 @@ def load_ensemble(
                     **preprocessing_settings(one.preprocessing),
                     "in_channels": one.config.in_channels,
                     "labels": ", ".join(map(shown_text, one.labels)),
+                    "trained regions": _trained_regions(one),
                     **({"flips": one.flips} if settings.same_flips else {}),
                 }
                 for one in (first, description)
@@ -116,7 +118,8 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
     """The network of a weights file, ready to predict.
 
     A checkpoint describes itself, and a setting that says otherwise is an error. Bare weights are described by the
-    settings, with their defaults, and by the data list's label names. TorchScript is its own network, in float32.
+    settings, with their defaults, and by the data list's label names. The data list's regions, if it names some, are
+    those that are scored. TorchScript is its own network, in float32.
 
     Returns:
         The network, its description, and a line about where the weights are from, with another on labels where the
@@ -140,11 +143,13 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         labels = data.label_names(config.out_channels)
-        description = Description(config, preprocessing, labels, amp=True)
+        description = Description(config, preprocessing, labels, amp=True, output=data.output)
     else:
         remedy = "Leave these flags out, or give the weights that they describe."
         refuse_contradictions(path, given, description.settings(), remedy)
         note = _label_note(path, description.labels, data)
+    if data.regions:
+        description = replace(description, regions=data.regions)
     foreign = [name for name in given if name not in description.settings()]
     if foreign:
         faults = "; ".join(f"`{name}` is not for {description.network}; leave it out" for name in foreign)
@@ -168,6 +173,15 @@ def build_with_weights(
     with torch.device("meta"):
         network = description.build()
     return network, load_weights(network, content["state_dict"], str(source), kind=kind_of(content))
+
+
+def _trained_regions(description: Description) -> str:
+    """The regions that a network has channels for, as text."""
+    output = description.output
+    if not isinstance(output, RegionChannels):
+        return "none"
+    pairs = zip(output.regions, output.order, strict=True)
+    return "; ".join(f"{shown_text(one.name)} {list(one.labels)} writes {value}" for one, value in pairs)
 
 
 def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
@@ -209,7 +223,7 @@ def require_shapes(module: nn.Module, description: Description, path: Path) -> N
         InputError: if it can't, gives something else than logits, or has another number of classes.
     """
     window = torch.zeros(1, description.config.in_channels, *description.preprocessing.roi)
-    expected = (1, len(description.labels), *description.preprocessing.roi)
+    expected = (1, description.config.out_channels, *description.preprocessing.roi)
     found = tuple(predicted_logits(module, window, path).shape)
     if found != expected:
         raise InputError(

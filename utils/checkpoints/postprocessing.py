@@ -75,39 +75,41 @@ class FromFolds:
     """What a cross-validation writes into its networks.
 
     Attributes:
-        models: of the Dice, by label without the background; None for a label that too few scans had. Empty if nothing
-            was fitted.
+        models: of the Dice, by the name of an organ or region. One that too few scans had has none.
     """
 
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
-    models: tuple[DiceModel | None, ...] = ()
+    models: Mapping[str, DiceModel] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """The same for a checkpoint."""
         return {
             "largest_component": list(self.postprocessing.largest_component),
             "mirrored": self.postprocessing.mirrored,
-            "models": [None if model is None else asdict(model) for model in self.models],
+            "models": {name: asdict(model) for name, model in self.models.items()},
         }
 
 
-def from_folds(content: Mapping[str, Any] | None, classes: int) -> FromFolds:
+def from_folds(content: Mapping[str, Any] | None, structures: Mapping[str, Sequence[int]]) -> FromFolds:
     """What a checkpoint says; nothing if it says nothing.
 
     Args:
-        classes: of the network, the background included.
+        structures: labels by name of the organs and regions that are scored.
 
     Raises:
-        ValueError: if it has labels that the network hasn't.
+        ValueError: if it has organs that the network hasn't.
     """
     if content is None:
         return FromFolds()
     labels, models = content["largest_component"], content["models"]
-    if not set(labels) <= set(range(1, classes)) or len(models) not in (0, classes - 1):
+    if (
+        not set(labels) <= {label for one in structures.values() for label in one}
+        or not models.keys() <= structures.keys()
+    ):
         raise ValueError("what its folds say is about other labels")
     return FromFolds(
         Postprocessing(tuple(labels), content["mirrored"]),
-        tuple(None if one is None else DiceModel(**{**one, "volumes": tuple(one["volumes"])}) for one in models),
+        {name: DiceModel(**{**one, "volumes": tuple(one["volumes"])}) for name, one in models.items()},
     )
 
 

@@ -245,6 +245,11 @@ def _continue(
     if "json_list" not in start.allow_change:
         _refuse_other_scans(path, data.files(), state["scans"])
         _refuse_other_labels(path, description.labels, recorded.labels)
+        if description.output != recorded.output:
+            raise InputError(
+                f"{path}: its run trained other regions than the data list names, or wrote other labels for them. Give "
+                "its `json_list`, or `allow_change` json_list to go on with these."
+            )
     transfer = load_weights(
         network, content["state_dict"], str(path), kind=kind_of(content), img_size=recorded.preprocessing.roi
     )

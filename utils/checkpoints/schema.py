@@ -99,7 +99,7 @@ class Folds(TypedDict):
 
     largest_component: list[int]
     mirrored: bool
-    models: list[Model | None]
+    models: dict[Label, Model]
 
 
 @with_config(STRICT)
@@ -110,6 +110,8 @@ class Metadata(TypedDict):
     network: Network
     preprocessing: dict[str, Any]
     labels: Annotated[list[Label], Len(1), AfterValidator(_distinct)]
+    regions: NotRequired[dict[Label, list[int]]]
+    regions_class_order: NotRequired[list[int]]
     amp: bool
     flips: NotRequired[Literal["none", "published", "anatomical", "left_right"] | None]
     from_folds: NotRequired[Folds]

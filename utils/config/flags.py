@@ -559,8 +559,6 @@ def _faults(flags: Mapping[str, Any]) -> list[str]:
     """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
     given = {name: value for name, value in flags.items() if value is not None}
     faults = []
-    if given.get("out_channels") == 1:
-        faults.append("--out_channels must be at least 2: the background and one label")
     faults += [f"--{name} must be below 1" for name in ("infer_overlap", "ema_decay") if given.get(name) == 1]
     return faults
 

@@ -15,6 +15,7 @@ from utils.config.flags import FROM_THE_DATA, recorded_flags, training_flags
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
 from utils.data.mirroring import trained_mirrorings
+from utils.data.regions import regions_as_json
 from utils.distributed.launch import LaunchSettings
 from utils.segmentation.job import SegmentationJob, labels_of
 from utils.system.files import FileState
@@ -36,7 +37,7 @@ def launch_settings(args: argparse.Namespace) -> LaunchSettings:
 def description_from_args(args: argparse.Namespace, data: DataList) -> Description:
     """What ``main.py`` trains, as its checkpoints will describe it.
 
-    Channels and classes that no flag gives are those of the data.
+    Channels and classes, or regions, that no flag gives are those of the data.
 
     Raises:
         InputError: if the flags can't make a network, or the data list names another number of labels.
@@ -55,6 +56,8 @@ def description_from_args(args: argparse.Namespace, data: DataList) -> Descripti
         labels=data.label_names(config.out_channels),
         amp=not (args.noamp or args.resume_jit),
         flips=args.flips if args.RandFlipd_prob > 0 else "none",
+        regions=data.regions,
+        output=data.output,
     )
 
 
@@ -160,7 +163,10 @@ def job_from_args(
             "largest_component": component or None,
             # weights that describe nothing have these from flags and a data list
             "labels": list(labels),
+            **regions_as_json(description.regions, description.output),
             "network": [description.network, description.options],
             "preprocessing": asdict(description.preprocessing),
         },
+        regions=description.regions,
+        output=description.output,
     )

@@ -10,20 +10,37 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from networks.registry import MOST_CHANNELS
+from utils.data.channels import CLASSES, Channels, Region, RegionChannels
+from utils.data.regions import IGNORE, read_regions, regions_as_json, without_regions
 from utils.io.reader import LABELS, count_channels
 from utils.io.scan import Scan, without_endings
 from utils.system.errors import InputError
 from utils.system.files import read_json, text_hash
-from utils.system.text import one_line
+from utils.system.text import few_names, one_line
 
 SHOWN_FAULTS = 50  # of a list
 SCANS_ASKED = 3  # for their number of channels: one that is unlike the others is outvoted
 PARTS = ("training", "validation", "test")
-IGNORE = "ignore"  # nnU-Net's name for voxels that are not to be learned
 NOT_ANNOTATED = "not_annotated"  # of an entry: the structures that nobody drew in the scan
+
+
+class LabelMeaning(NamedTuple):
+    """What label values mean.
+
+    Attributes:
+        labels: names of the values 0, 1, …, or None if nothing names them.
+        ignore: the value of voxels that nobody judged, if there is one.
+        regions: unions of labels.
+        output: what the channels of a network's output are.
+    """
+
+    labels: tuple[str, ...] | None = None
+    ignore: int | None = None
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,8 @@ class DataList:
         ignore: the value of voxels that nobody judged, if the list names one.
         folds: the folds that its entries name.
         modalities: what the list says of each channel of an image, such as CT; None if it says nothing.
+        regions: unions of labels, which are scored too.
+        output: what the channels of a network's output are: the labels, or the regions if the list says so.
     """
 
     path: Path
@@ -49,6 +68,8 @@ class DataList:
     folds: frozenset[int] = frozenset()
     modalities: tuple[str, ...] | None = None
     ignore: int | None = None
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
 
     def ignores(self, fold: int) -> bool:
         """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
@@ -76,13 +97,14 @@ class DataList:
         return {part: [paths(scan) for scan in scans] for part, scans in parts.items()}
 
     def content_hash(self) -> str:
-        """The :func:`text_hash` of its scans, their order, their labels' names and what isn't annotated."""
+        """The :func:`text_hash` of its scans, their order, their labels' names, regions and what isn't annotated."""
         unknown = {scan.name: scan.not_annotated for scan in self.training + self.validation if scan.not_annotated}
         more = [] if self.ignore is None and not unknown else [self.ignore, unknown]
+        more += [regions_as_json(self.regions, self.output)] if self.regions else []
         return text_hash(json.dumps([self.files(), self.labels, *more]))
 
     def classes(self) -> int | None:
-        """How many classes the list names, the background included; None if it names none.
+        """How many channels a network's output has: classes, the background included, or regions; None without names.
 
         Raises:
             InputError: if the background is all.
@@ -91,7 +113,7 @@ class DataList:
             return None
         if len(self.labels) < 2:
             raise InputError(f'{self.path}: names no label but the background. Mend the list\'s "labels".')
-        return len(self.labels)
+        return len(self.output.names(self.labels))
 
     def channels(self) -> int | None:
         """How many channels a scan has: what the list says, or else most of the first training scans.
@@ -115,14 +137,25 @@ class DataList:
         return statistics.mode(possible) if possible else None
 
     def label_names(self, out_channels: int) -> tuple[str, ...]:
-        """Names of the ``out_channels`` classes.
+        """Names of the labels of a network with so many channels.
 
         Raises:
-            InputError: if the list names another number of them.
+            InputError: if the list names another number of classes, or of regions that are trained, or there is but
+                the background.
         """
         if self.labels is None:
+            if out_channels < 2:
+                raise InputError(
+                    f"`out_channels` {out_channels}: must be at least 2, for the background and one label."
+                )
             return numbered_labels(out_channels)
-        if len(self.labels) != out_channels:
+        names = self.output.names(self.labels)
+        if not self.output.exclusive and len(names) != out_channels:
+            raise InputError(
+                f"{self.path}: trains {len(names)} regions ({few_names(names)}), but `out_channels` is {out_channels}. "
+                f'Give `out_channels` {len(names)}, or mend the list\'s "regions".'
+            )
+        if self.output.exclusive and len(names) != out_channels:
             raise InputError(
                 f"{self.path}: names {len(self.labels)} labels (the background included), but `out_channels` is "
                 f'{out_channels}. Give `out_channels` {len(self.labels)}, or mend the list\'s "labels".'
@@ -226,7 +259,7 @@ def existing_folder(data_dir: str) -> Path:
 
 
 def unlisted(json_list: str | None) -> DataList:
-    """An empty data list, for scans that none names, with the label names of ``json_list`` if that is given.
+    """An empty data list, for scans that none names, with the labels and regions of ``json_list`` if that is given.
 
     Raises:
         InputError: if there is no such file, or it names no labels.
@@ -236,23 +269,23 @@ def unlisted(json_list: str | None) -> DataList:
     path = Path(json_list)
     content = load_json(path)
     try:
-        labels = read_labels(content.get("labels"))[0] if isinstance(content, dict) else None
+        meaning = read_meaning(content) if isinstance(content, dict) else LabelMeaning()
     except ValueError as error:
         raise InputError(f"`json_list` {path}: {error}. Mend the list.") from error
-    if labels is None:
+    if meaning.labels is None:
         raise InputError(f'`json_list` {path}: names no labels. Give one with "labels", or none.')
-    return DataList(path, path.parent, [], [], [], labels)
+    return DataList(path, path.parent, [], [], [], meaning.labels, regions=meaning.regions, output=meaning.output)
 
 
-def labels_in(path: Path) -> tuple[tuple[str, ...] | None, int | None]:
-    """What :func:`read_labels` finds in a JSON file with ``"labels"``, such as nnU-Net's ``dataset.json``.
+def labels_in(path: Path) -> LabelMeaning:
+    """What label values mean, by a JSON file with ``"labels"``, such as nnU-Net's ``dataset.json``.
 
     Raises:
         InputError: if it can't be read, or these name no values.
     """
     content = load_json(path)
     try:
-        return read_labels(content.get("labels") if isinstance(content, dict) else None)
+        return read_meaning(content) if isinstance(content, dict) else LabelMeaning()
     except ValueError as error:
         raise InputError(f"{path}: {error}. Mend the file.") from error
 
@@ -273,11 +306,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     parts: dict[str, list[Scan]] = {part: [] for part in PARTS}
     folds: set[int] = set()
     faults = []
-    labels: tuple[str, ...] | None = None
-    ignore: int | None = None
+    meaning = LabelMeaning()
     modalities: tuple[str, ...] | None = None
     try:
-        labels, ignore = read_labels(content.get("labels"))
+        meaning = read_meaning(content)
         modalities = read_modalities(content.get("modality", content.get("channel_names")))
     except ValueError as error:
         faults.append(str(error))
@@ -289,11 +321,11 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             continue
         for number, entry in enumerate(entries):
             try:
-                scan, entry_fold = _read_entry(entry, folder, labels, needs_label=part != "test")
+                scan, entry_fold = _read_entry(entry, folder, meaning, needs_label=part != "test")
             except ValueError as error:
                 faults.append(f'"{part}" entry {number}: {error}')
                 continue
-            scan = replace(scan, ignore=ignore)
+            scan = replace(scan, ignore=meaning.ignore)
             if part == "training" and entry_fold is not None:
                 folds.add(entry_fold)
                 parts["validation" if entry_fold == fold else "training"].append(scan)
@@ -306,7 +338,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
         raise InputError(f"{path}: " + "; ".join([*faults[:SHOWN_FAULTS], *more]))
     named = _distinct_names(parts, folder)
     split = (named["training"], named["validation"], named["test"])
-    return DataList(path, folder, *split, labels, frozenset(folds), modalities, ignore)
+    return DataList(
+        path, folder, *split, meaning.labels, frozenset(folds), modalities,
+        meaning.ignore, meaning.regions, meaning.output,
+    )  # fmt: skip
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -351,7 +386,7 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _read_entry(entry: Any, folder: Path, labels: tuple[str, ...] | None, needs_label: bool) -> tuple[Scan, int | None]:
+def _read_entry(entry: Any, folder: Path, meaning: LabelMeaning, needs_label: bool) -> tuple[Scan, int | None]:
     if isinstance(entry, str):  # the decathlon's test parts list bare file names
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
@@ -372,14 +407,14 @@ def _read_entry(entry: Any, folder: Path, labels: tuple[str, ...] | None, needs_
         files = files_below(paths[0])
     if files and len(paths) > 1:
         raise ValueError('"image" must be one folder of a DICOM series, or files')
-    not_annotated = _read_not_annotated(entry, labels)
+    not_annotated = _read_not_annotated(entry, meaning)
     name = without_endings(paths[0].name)
     return Scan(name, files or paths, label_path, is_series=bool(files), not_annotated=not_annotated), fold
 
 
-def _read_not_annotated(entry: Mapping[str, Any], labels: tuple[str, ...] | None) -> tuple[int, ...]:
+def _read_not_annotated(entry: Mapping[str, Any], meaning: LabelMeaning) -> tuple[int, ...]:
     """The classes that an entry calls not annotated, in their order."""
-    names = entry.get(NOT_ANNOTATED)
+    names, labels = entry.get(NOT_ANNOTATED), meaning.labels
     if names is None or names == []:
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -393,7 +428,12 @@ def _read_not_annotated(entry: Mapping[str, Any], labels: tuple[str, ...] | None
         )
     if cleaned == set(labels[1:]):
         raise ValueError(f'"{NOT_ANNOTATED}" has every structure, so that there is nothing to learn from the scan')
-    return tuple(value for value, name in enumerate(labels) if name in cleaned)
+    values = tuple(value for value, name in enumerate(labels) if name in cleaned)
+    if isinstance(meaning.output, RegionChannels) and not meaning.output.known(values):
+        raise ValueError(
+            f'"{NOT_ANNOTATED}" has a label of every region, so that there is nothing to learn of the scan'
+        )
+    return values
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -427,6 +467,16 @@ def _read_fold(entry: Mapping[str, Any]) -> int | None:
     return fold
 
 
+def read_meaning(content: Mapping[str, Any]) -> LabelMeaning:
+    """What label values mean, by the content of a data list or of nnU-Net's ``dataset.json``.
+
+    Raises:
+        ValueError: if labels or regions can't be.
+    """
+    labels, ignore = read_labels(content.get("labels"))
+    return LabelMeaning(labels, ignore, *read_regions(content, labels))
+
+
 def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
     """Names by value, from the decathlon's ``{"1": "spleen"}``, nnU-Net v2's ``{"spleen": 1}`` or a list.
 
@@ -434,7 +484,7 @@ def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
         The names of the values 0, 1, …, None without any; and the value that is called ``ignore``, None without one.
 
     Raises:
-        ValueError: if they don't name the values 0, 1, 2, …, or have nnU-Net's regions.
+        ValueError: if they don't name the values 0, 1, 2, …
     """
     if labels is None or labels in ({}, []):
         return None, None
@@ -443,7 +493,7 @@ def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
         labels = {str(value): name for value, name in enumerate(labels)}
     if not isinstance(labels, dict):
         raise ValueError(problem)
-    _require_no_regions(labels)
+    labels = without_regions(labels)
     by_name = all(isinstance(value, int) for value in labels.values())
     pairs = [(value, name) for name, value in labels.items()] if by_name else list(labels.items())
     if any(isinstance(value, bool) or not isinstance(name, str) for value, name in pairs):
@@ -467,20 +517,6 @@ def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
         return clean_labels([names[value] for value in range(len(names))]), next(iter(ignored), None)
     except ValueError as error:
         raise ValueError(f'"labels" {error}') from error
-
-
-def _require_no_regions(labels: dict[str, Any]) -> None:
-    """Check that nnU-Net's labels are one value each."""
-    region = next((name for name, value in labels.items() if _is_region(value)), None)
-    if region is not None:
-        raise ValueError(
-            f'"labels" has the region {reprlib.repr(region)}, a list of values, and regions can\'t be trained yet. '
-            'Name each value by itself, as in {"background": 0, "edema": 1, "tumour core": 2}'
-        )
-
-
-def _is_region(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, int) for one in value)
 
 
 def read_modalities(modalities: Any) -> tuple[str, ...] | None:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.data_list import IGNORE, PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.channels import CLASSES, Channels, Region
+from utils.data.data_list import PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.regions import IGNORE, read_regions, regions_as_json
 from utils.io.dicom_series import is_dicom
 from utils.io.find_scans import CHANNEL, is_volume
 from utils.io.reader import header_file, label_faults, read_file
@@ -51,6 +53,8 @@ class Folder:
         labels: names of the values 0, 1, …; None if nobody gave them.
         modalities: what each channel is, such as CT; None if nobody said it.
         ignore: the value of voxels that nobody judged, if ``dataset.json`` names one.
+        regions: unions of labels that it names.
+        output: what the channels of a network's output are: the labels, or the regions if it says so.
     """
 
     training: list[Entry]
@@ -58,6 +62,8 @@ class Folder:
     labels: tuple[str, ...] | None
     modalities: tuple[str, ...] | None
     ignore: int | None = None
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
 
 
 def read_folder(
@@ -66,7 +72,7 @@ def read_folder(
     labels: tuple[str, ...] | None = None,
     modalities: tuple[str, ...] | None = None,
 ) -> Folder:
-    """Find the scans of a folder, and the names of labels and channels in its ``dataset.json``.
+    """Find the scans of a folder, and the names of labels, regions and channels in its ``dataset.json``.
 
     Args:
         notes: gets a sentence for what is left out and why; hidden files go without.
@@ -86,6 +92,7 @@ def read_folder(
     ignore: int | None = None
     try:
         labels, ignore = read_labels(content.get("labels") if labels is None else list(labels))
+        regions, output = read_regions(content, labels)
         if modalities is None:
             modalities = read_modalities(content.get("modality", content.get("channel_names")))
         elif len(modalities) == 1:
@@ -94,7 +101,7 @@ def read_folder(
         raise InputError(f"{source}: {error}. Mend the file.") from error
     if modalities is not None:
         _require_named_channels(named_in, modalities, training[0])
-    return Folder(training, unlabelled, labels, modalities, ignore)
+    return Folder(training, unlabelled, labels, modalities, ignore, regions, output)
 
 
 def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entry]]:
@@ -225,6 +232,7 @@ def write_data_lists(
         path: {
             "description": f"fold {fold} of {folds}, dealt with seed {seed}",
             **names,
+            **regions_as_json(folder.regions, folder.output),
             "training": [entry for other, part in enumerate(parts) if other != fold for entry in part],
             "validation": parts[fold],
             "test": folder.unlabelled,

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.data.channels import Region
+from utils.data.regions import scored_structures
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
 from utils.io.find_scans import is_volume
@@ -46,15 +48,17 @@ class Classes:
     Attributes:
         names: of the values 0, 1, …
         ignore: the value of voxels that nobody judged, if there may be some.
+        regions: unions of values, which are scored too.
     """
 
     names: tuple[str, ...]
     ignore: int | None = None
+    regions: tuple[Region, ...] = ()
 
     @property
-    def organs(self) -> dict[int, str]:
-        """Names by value, without the background."""
-        return dict(list(enumerate(self.names))[1:])
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is scored, by name, with its values."""
+        return scored_structures(self.names, self.regions)
 
 
 def find_pairs(
@@ -177,14 +181,12 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
     if pair.image is not None:
         volume = read_file(pair.image)
         read_label(pair.prediction, pair.image, volume, number)  # refuses another grid
-    organs = measure(mask, volume, classes.organs)
-    scores = agreement(mask, label, prediction.spacing, classes.organs, number, nsd_mm, pair.not_annotated)
-    for value, name in classes.organs.items():
+    organs = measure(mask, volume, classes.structures)
+    scores = agreement(mask, label, prediction.spacing, classes.structures, number, nsd_mm, pair.not_annotated)
+    for name in classes.structures:
         organs[name] |= scores[name]
         if pair.image is None:
             organs[name] |= {"mean": None, "std": None}
-        if value in pair.not_annotated:
-            organs[name]["annotated"] = False
     save_picture(pixels(_picture(pair, mask, label, volume, classes)), picture_file(folder, pair.name))
     return {
         "scan": pair.name,

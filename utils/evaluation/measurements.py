@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.evaluation.metrics import Scores, dice_per_label, nan_to_none
+from utils.evaluation.metrics import Scores, dice_per_structure, is_annotated, nan_to_none
 from utils.evaluation.surface_distances import surface_scores
 from utils.evaluation.tables import save_csv
 from utils.io.scan import IGNORED, Volume
@@ -20,29 +20,42 @@ SCORES = ("dice", "hd95_mm", "nsd", "dice_network_grid")
 CONFIDENCE = ("predicted_dice", "soft_dice", "agreement")
 
 
-def measure(mask: np.ndarray, volume: Volume, organs: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+def measure(mask: np.ndarray, volume: Volume, structures: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Any]]:
     """Volume, intensity and position of each organ.
 
     Args:
         mask: (X, Y, Z), on the scan's own grid.
-        organs: names by label.
+        structures: by name, the label of an organ, or the labels of a region.
 
     Returns:
-        By organ: ``volume_ml``; ``mean`` and ``std`` of the scan's first channel inside it; ``bounding_box_mm``, its
+        By name: ``volume_ml``; ``mean`` and ``std`` of the scan's first channel inside it; ``bounding_box_mm``, its
         lowest and highest coordinates toward Right, Anterior and Superior; and ``touches_edge``, whether it reaches
-        the edge of the scan. An organ without voxels has the volume 0, and None for intensity and box.
+        the edge of the scan. An organ without voxels has the volume 0, and None for intensity and box. A region also
+        has its ``labels``.
     """
-    boxes = ndimage.find_objects(mask, max_label=max(organs))
+    boxes = ndimage.find_objects(mask, max_label=max(label for labels in structures.values() for label in labels))
     voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-    return {name: _measure_one(mask, volume, label, boxes[label - 1], voxel_ml) for label, name in organs.items()}
+    measured = {}
+    for name, labels in structures.items():
+        box = _common_box([boxes[label - 1] for label in labels])
+        measured[name] = _measure_one(mask, volume, labels, box, voxel_ml)
+        measured[name] |= {"labels": list(labels)} if len(labels) > 1 else {}
+    return measured
+
+
+def _common_box(boxes: Sequence[tuple[slice, slice, slice] | None]) -> tuple[slice, ...] | None:
+    """The smallest box around some boxes; None if there are none."""
+    found = [box for box in boxes if box is not None]
+    axes = zip(*found, strict=True)
+    return tuple(slice(min(a.start for a in axis), max(a.stop for a in axis)) for axis in axes) if found else None
 
 
 def _measure_one(
-    mask: np.ndarray, volume: Volume, label: int, box: tuple[slice, slice, slice] | None, voxel_ml: float
+    mask: np.ndarray, volume: Volume, labels: Sequence[int], box: tuple[slice, ...] | None, voxel_ml: float
 ) -> dict[str, Any]:
     if box is None:
         return {"volume_ml": 0.0, "mean": None, "std": None, "bounding_box_mm": None, "touches_edge": False}
-    inside = mask[box] == label
+    inside = _inside(mask[box], labels)
     values = volume.voxels[0][box][inside].astype(np.float64)
     # an index is a voxel's centre, and the voxel reaches half its size beyond
     ends = [(axis.start - 0.5, axis.stop - 0.5) for axis in box]
@@ -60,31 +73,38 @@ def agreement(
     mask: np.ndarray,
     label: np.ndarray,
     spacing: tuple[float, float, float],
-    organs: Mapping[int, str],
+    structures: Mapping[str, Sequence[int]],
     classes: int,
     nsd_mm: float,
     not_annotated: Sequence[int] = (),
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Dice, 95 % Hausdorff distance and normalised surface Dice of each organ on the scan's own grid.
 
     Args:
         mask, label: (X, Y, Z). Voxels whose label is :data:`IGNORED` count as background in both.
         spacing: voxel size in mm.
+        structures: by name, the label of an organ, or the labels of a region.
         classes: number of classes, the background included.
         nsd_mm: tolerance of the surface Dice in mm.
-        not_annotated: labels that nobody drew; they have no scores.
+        not_annotated: labels that nobody drew; they, and regions with one of them, have no scores.
     """
     maps = torch.from_numpy(mask.astype(np.int16)), torch.from_numpy(label)
-    dice = dice_per_label(*maps, classes, not_annotated).numpy()
+    dice = dice_per_structure(*maps, structures.values(), classes, not_annotated).tolist()
     mask = np.where(label == IGNORED, 0, mask)
-    scores: dict[str, dict[str, float | None]] = {}
-    for value, name in organs.items():
-        if value in not_annotated:
-            scores[name] = {"dice": None, "hd95_mm": None, "nsd": None}
+    scores: dict[str, dict[str, Any]] = {}
+    for (name, labels), overlap in zip(structures.items(), dice, strict=True):
+        if not is_annotated(labels, not_annotated):
+            scores[name] = {"dice": None, "hd95_mm": None, "nsd": None, "annotated": False}
             continue
-        distance, surface_dice = surface_scores(mask == value, label == value, spacing, nsd_mm)
-        scores[name] = {"dice": nan_to_none(dice[value - 1]), "hd95_mm": distance, "nsd": surface_dice}
+        distance, surface_dice = surface_scores(_inside(mask, labels), _inside(label, labels), spacing, nsd_mm)
+        scores[name] = {"dice": nan_to_none(overlap), "hd95_mm": distance, "nsd": surface_dice}
     return scores
+
+
+def _inside(mask: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Which voxels have one of some labels."""
+    inside: np.ndarray = mask == labels[0] if len(labels) == 1 else np.isin(mask, labels)
+    return inside
 
 
 def scores_of(records: Sequence[Mapping[str, Any]], organs: Sequence[str], which: str) -> Scores | None:

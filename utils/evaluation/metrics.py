@@ -1,6 +1,7 @@
 """Dice, and its means and deviations over scans, organs and folds."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +15,47 @@ TOLERANCE_MM = 2.0  # of the normalised surface Dice, unless somebody asks for a
 
 
 def dice_per_label(prediction: Tensor, label: Tensor, num_classes: int, not_annotated: Sequence[int] = ()) -> Tensor:
-    """Dice of each label 1 … num_classes - 1 (Dice 1945): 2 |P ∩ L| / (|P| + |L|).
+    """Dice of each label 1 … num_classes - 1, as :func:`dice_per_structure` computes it: (num_classes - 1,)."""
+    single = [(value,) for value in range(1, num_classes)]
+    return dice_per_structure(prediction, label, single, num_classes, not_annotated)
+
+
+def dice_per_structure(
+    prediction: Tensor,
+    label: Tensor,
+    structures: Iterable[Sequence[int]],
+    num_classes: int,
+    not_annotated: Sequence[int] = (),
+) -> Tensor:
+    """Dice of each structure (Dice 1945): 2 |P ∩ L| / (|P| + |L|).
 
     Args:
         prediction, label: label maps of the same shape, with integers 0 … num_classes - 1. The label may also have
             :data:`IGNORED`: these voxels are left out.
+        structures: the labels of each: one, or several of a region.
         not_annotated: labels that nobody drew.
 
     Returns:
-        (num_classes - 1,) in float64: 0 where a label is in one map only, NaN where it is in neither or not annotated.
+        (structures,) in float64: 0 where one is in one map only, NaN where it is in neither, or not all of it was
+        drawn.
     """
     assert prediction.shape == label.shape, f"{prediction.shape} and {label.shape} differ"
     judged = label != IGNORED
     if not judged.all():
         prediction, label = prediction[judged], label[judged]
     pairs = label.long().flatten() * num_classes + prediction.long().flatten()
-    counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double()
-    both = counts.diagonal()
-    dice = 2 * both / (counts.sum(0) + counts.sum(1))  # 0 / 0 is NaN: in neither map
-    dice[list(not_annotated)] = torch.nan
-    return dice[1:].cpu()
+    counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double().cpu()
+    sizes = counts.sum(0) + counts.sum(1)
+    dice = []
+    for labels in map(list, structures):
+        overlap = 2 * counts[labels][:, labels].sum() / sizes[labels].sum()  # 0 / 0 is NaN: in neither map
+        dice.append(overlap.item() if is_annotated(labels, not_annotated) else math.nan)
+    return torch.tensor(dice, dtype=torch.float64)
+
+
+def is_annotated(labels: Iterable[int], not_annotated: Sequence[int]) -> bool:
+    """Whether all labels of a structure were drawn."""
+    return not set(labels) & set(not_annotated)
 
 
 def nan_mean(values: Any, axis: int = 0) -> np.ndarray:
@@ -56,7 +78,7 @@ class Scores:
 
     Attributes:
         scans: names of the scans.
-        organs: names of the labels without the background.
+        organs: names of the labels without the background, and of the regions.
         dice: (scans, organs); NaN where an organ is in neither label nor prediction, or nobody drew it.
         not_annotated: the places in ``dice`` of organs that nobody drew.
     """
@@ -102,7 +124,7 @@ class FoldScores:
 
     @property
     def organs(self) -> tuple[str, ...]:
-        """Names of the labels without the background."""
+        """Names of the labels without the background, and of the regions."""
         return next(iter(self.folds.values())).organs
 
     @property

@@ -1,10 +1,13 @@
 """How sure networks are of an organ: by their probabilities, and by each other."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from utils.data.channels import CLASSES, Channels
 
 NEGLIGIBLE = 0.05
 
@@ -14,82 +17,85 @@ class Certainty:
     """How sure networks are of a scan.
 
     Attributes:
-        soft_dice: of each network, by class: see :func:`soft_dice`.
-        agreement: of the networks' masks, by class: see :func:`agreement`.
+        soft_dice: of each network, by structure: see :func:`soft_dice`.
+        agreement: of the networks' masks, by structure: see :func:`agreement`.
     """
 
-    soft_dice: tuple[tuple[float, ...], ...]
-    agreement: tuple[float, ...]
+    soft_dice: Mapping[str, list[float]]
+    agreement: Mapping[str, float]
 
 
-@dataclass
 class CertaintyCollector:
-    """Takes one network's probabilities after the other.
+    """Takes one network's probabilities after the other."""
 
-    Attributes:
-        soft_dice: of each network, by class.
-        masks: of each network (D, H, W).
-    """
-
-    soft_dice: list[tuple[float, ...]] = field(default_factory=list)
-    masks: list[Tensor] = field(default_factory=list)
-
-    def add(self, probabilities: Tensor) -> None:
-        """Take the probabilities (classes, D, H, W) of one more network."""
-        values, mask = soft_dice(probabilities)
-        self.soft_dice.append(values)
-        self.masks.append(mask)
+    def __init__(self, structures: Mapping[str, Sequence[int]], output: Channels = CLASSES) -> None:
+        """Args:
+        structures: by name, the label of an organ, or the labels of a region.
+        output: what the channels of the probabilities are.
+        """
+        self.structures, self.output = structures, output
+        self.clear()
 
     def clear(self) -> None:
         """Forget all networks."""
-        self.soft_dice.clear()
-        self.masks.clear()
+        self.soft_dice: dict[str, list[float]] = {name: [] for name in self.structures}
+        self.masks: list[Tensor] = []  # label maps (D, H, W), one for each network
+
+    def add(self, probabilities: Tensor) -> None:
+        """Take the probabilities (channels, D, H, W) of one more network."""
+        mask = self.output.label_map(probabilities).to(torch.int16)
+        self.masks.append(mask)
+        for name, labels in self.structures.items():
+            probability = self.output.probability(probabilities, labels)
+            self.soft_dice[name].append(
+                math.nan if probability is None else soft_dice(probability, _is_in(mask, labels))
+            )
 
     def certainty(self) -> Certainty:
         """What the networks so far tell."""
-        return Certainty(tuple(self.soft_dice), agreement(self.masks, len(self.soft_dice[0])))
+        found = {
+            name: agreement([_is_in(mask, labels) for mask in self.masks]) for name, labels in self.structures.items()
+        }
+        return Certainty(self.soft_dice, found)
 
 
-def soft_dice(probabilities: Tensor) -> tuple[tuple[float, ...], Tensor]:
-    """The Dice of each class that the probabilities themselves make expect, and the mask.
-
-    2 Σ p m / Σ (p + m) with the mask m of the likeliest class: the soft Dice confidence of Borges et al. 2024
-    (arXiv 2402.10665). Probabilities below :data:`NEGLIGIBLE` count as 0: far from the organ they say nothing, but in
-    a large scan their sum would be larger than the organ.
-
-    Args:
-        probabilities: (classes, D, H, W).
-
-    Returns:
-        By class, NaN where the mask has no voxel; and the mask (D, H, W).
-    """
-    highest, mask = probabilities.max(0)
-    mask = mask.to(torch.int16)
-    values = []
-    for label, probability in enumerate(probabilities):
-        inside = mask == label
-        size = inside.sum()
-        both = torch.where(inside, highest, 0.0).sum(dtype=torch.float64)
-        whole = torch.where(probability < NEGLIGIBLE, 0.0, probability).sum(dtype=torch.float64)
-        values.append(torch.where(size > 0, 2 * both / (whole + size), torch.nan))
-    return tuple(torch.stack(values).tolist()), mask
+def _is_in(mask: Tensor, labels: Sequence[int]) -> Tensor:
+    inside = mask == labels[0]
+    for label in labels[1:]:
+        inside |= mask == label
+    return inside
 
 
-def agreement(masks: Sequence[Tensor], classes: int) -> tuple[float, ...]:
-    """By class, how much masks of one scan agree: 2 Σ |A ∩ B| / Σ (|A| + |B|) over all pairs A, B of them.
+def soft_dice(probability: Tensor, mask: Tensor) -> float:
+    """The Dice of a mask that the probabilities themselves make expect; NaN of an empty mask.
 
-    That is Dice for more than two masks (Crum et al. 2006, doi 10.1109/TMI.2006.880587). NaN of a single mask, or
-    where no mask has the class.
+    2 Σ p m / Σ (p + m): the soft Dice confidence of Borges et al. 2024 (arXiv 2402.10665). Probabilities below
+    :data:`NEGLIGIBLE` count as 0: far from the organ they say nothing, but in a large scan their sum would be larger
+    than the organ.
 
     Args:
-        masks: each (D, H, W), with integers 0 … classes - 1.
+        probability, mask: (D, H, W), the latter of booleans.
     """
-    found = []
-    for label in range(classes):
-        votes = torch.zeros(masks[0].shape, dtype=torch.int16, device=masks[0].device)  # (D, H, W)
-        for mask in masks:
-            votes += mask == label
-        # a voxel with n votes is in the common part of n (n - 1) / 2 pairs
-        single, paired = int(votes.sum()), int((votes * (votes - 1)).sum())
-        found.append(paired / (single * (len(masks) - 1)) if single and len(masks) > 1 else float("nan"))
-    return tuple(found)
+    size = int(mask.sum())
+    if size == 0:
+        return math.nan
+    probability = torch.where(probability < NEGLIGIBLE, 0.0, probability)
+    both = float(torch.where(mask, probability, 0.0).sum(dtype=torch.float64))
+    return 2 * both / (float(probability.sum(dtype=torch.float64)) + size)
+
+
+def agreement(masks: Sequence[Tensor]) -> float:
+    """How much masks of one scan agree: 2 Σ |A ∩ B| / Σ (|A| + |B|) over all pairs A, B of them.
+
+    That is Dice for more than two masks (Crum et al. 2006, doi 10.1109/TMI.2006.880587). NaN of a single mask, or if
+    all are empty.
+
+    Args:
+        masks: each (D, H, W), of booleans.
+    """
+    votes = torch.zeros(masks[0].shape, dtype=torch.int16, device=masks[0].device)  # (D, H, W)
+    for mask in masks:
+        votes += mask
+    # a voxel with n votes is in the common part of n (n - 1) / 2 pairs
+    single, paired = int(votes.sum()), int((votes * (votes - 1)).sum())
+    return paired / (single * (len(masks) - 1)) if single and len(masks) > 1 else math.nan

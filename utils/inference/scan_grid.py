@@ -7,30 +7,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.data.channels import CLASSES, HALF, Channels
 from utils.data.resampling import SLAB_VOXELS, AxisMap, interpolate
 
 
 def to_scan_grid(
-    probabilities: Tensor, affine: np.ndarray, scan_affine: np.ndarray, scan_shape: tuple[int, int, int]
+    probabilities: Tensor,
+    affine: np.ndarray,
+    scan_affine: np.ndarray,
+    scan_shape: tuple[int, int, int],
+    output: Channels = CLASSES,
 ) -> np.ndarray:
-    """The mask of the most probable class at each voxel of a scan's own grid.
+    """The mask of the most probable class at each voxel of a scan's own grid; of regions, what those above 1/2 write.
 
     Probabilities are interpolated linearly. To save memory and time, classes are compared one by one with the best so
     far, each only where it can win. Voxels outside the network's grid, which is cropped to the foreground, are
     background.
 
     Args:
-        probabilities: (classes, D, H, W) in float32 on the CPU, the background first.
+        probabilities: (channels, D, H, W) in float32 on the CPU; of classes the background first.
         affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
+        output: what the channels are.
 
     Returns:
         ``scan_shape``, uint8 (uint16 beyond 255 labels).
     """
-    classes = probabilities.shape[0]
-    mask = np.zeros(scan_shape, np.uint8 if classes <= 256 else np.uint16)
+    written = output.written(len(probabilities))
+    is_short = all(label < 256 for _, label in written)
+    mask = np.zeros(scan_shape, np.uint8 if is_short else np.uint16)
     sampler = _Sampler(affine, scan_affine, tuple(probabilities.shape[1:]), scan_shape)
     # a class can only win near a voxel of the network's grid where it is more probable than the background
-    boxes = {label: box for label in range(1, classes) if (box := sampler.box(probabilities[label] > probabilities[0]))}
+    rival = probabilities[0] if output.exclusive else HALF
+    boxes = {channel: box for channel, _ in written if (box := sampler.box(probabilities[channel] > rival))}
     if not boxes:
         return mask
     lower = np.min([box[0] for box in boxes.values()], 0)
@@ -41,16 +49,20 @@ def to_scan_grid(
     for first in range(lower[0], upper[0], planes):
         start = np.array([first, *lower[1:]])
         stop = np.array([min(first + planes, upper[0]), *upper[1:]])
-        best = sampler(probabilities[0], start, stop)
-        winner = torch.zeros(best.shape, dtype=torch.uint8 if classes <= 256 else torch.int32)
-        for label, (low, high) in boxes.items():
-            low, high = np.maximum(low, start), np.minimum(high, stop)
+        # what the next channel has to exceed
+        best = sampler(probabilities[0], start, stop) if output.exclusive else torch.full(tuple(stop - start), HALF)
+        winner = torch.zeros(best.shape, dtype=torch.uint8 if is_short else torch.int32)
+        for channel, label in written:
+            if channel not in boxes:
+                continue
+            low, high = np.maximum(boxes[channel][0], start), np.minimum(boxes[channel][1], stop)
             if (low >= high).any():
                 continue
             inside = tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))
-            value = sampler(probabilities[label], low, high)
+            value = sampler(probabilities[channel], low, high)
             winner[inside].masked_fill_(value > best[inside], label)
-            torch.maximum(best[inside], value, out=best[inside])
+            if output.exclusive:
+                torch.maximum(best[inside], value, out=best[inside])
         covered = sampler.covers(start, stop)
         place = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         mask[place] = (winner * covered).numpy()
@@ -64,12 +76,12 @@ def class_on_scan_grid(
     scan_shape: tuple[int, int, int],
     outside: float,
 ) -> np.ndarray:
-    """The probability of one class at each voxel of a scan's own grid.
+    """The probability of one channel at each voxel of a scan's own grid.
 
     Args:
         probability: (D, H, W) in float32 on the CPU.
         affine, scan_affine: (4, 4), from voxel indices of the network's and the scan's grid to mm.
-        outside: the probability outside the network's grid: 1 for the background, 0 for other classes.
+        outside: the probability outside the network's grid: 1 for the background, 0 for other channels.
 
     Returns:
         ``scan_shape``, float32.

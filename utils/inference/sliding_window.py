@@ -10,13 +10,13 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
 
 from networks.precision import Precision
+from utils.data.channels import CLASSES, Channels
 from utils.data.mirroring import Mirroring
 from utils.inference.confidence import CertaintyCollector
 from utils.system.errors import InputError, size_text
 
 OVERLAP = 0.5  # of neighbouring windows, unless somebody asks for another
-CERTAIN = 1e4  # a logit with probability 1 if all others are 0
-PLANES = 4  # planes (classes, H, W) per softmax, so few that a CPU's cache holds them
+PLANES = 4  # planes (classes, H, W) per softmax or sigmoid, so few that a CPU's cache holds them
 
 Window = tuple[slice, slice, slice]
 
@@ -75,6 +75,7 @@ class Predictor:
         batch_size: windows in one forward pass; halved if a GPU has no memory for them.
         device: where the networks are.
         say: prints a line.
+        output: what the channels of the networks' output are.
         stitching: where the windows are averaged; the CPU if a GPU has no memory for that.
     """
 
@@ -84,6 +85,7 @@ class Predictor:
     batch_size: int
     device: torch.device
     say: Callable[[str], None] = print
+    output: Channels = CLASSES
     stitching: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,12 +183,12 @@ class Predictor:
             progress(len(batch))
         assert total is not None
         unpredicted = weights == 0
-        total[0].masked_fill_(unpredicted, CERTAIN)
+        self.output.make_background(total, unpredicted)
         weights.masked_fill_(unpredicted, 1)
         result = _class_major(total)
         for first in range(0, len(weights), PLANES):
             planes = slice(first, first + PLANES)
-            result[:, planes] = (total[:, planes] / weights[planes]).softmax(0)
+            result[:, planes] = self.output.probabilities(total[:, planes] / weights[planes])
         return result
 
     def _use_less_memory(self, error: torch.OutOfMemoryError) -> None:

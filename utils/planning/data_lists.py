@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from utils.data.data_list import IGNORE, DataList, numbered_labels, numbered_lists
+from utils.data.data_list import DataList, numbered_labels, numbered_lists
 from utils.data.folders import (
     DESCRIPTION,
     label_value_faults,
@@ -13,6 +13,7 @@ from utils.data.folders import (
     unlisted_scans,
     write_data_lists,
 )
+from utils.data.regions import IGNORE
 from utils.distributed.process import Process
 from utils.system.errors import InputError
 from utils.system.text import few_names

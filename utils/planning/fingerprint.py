@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from utils.data.channels import CLASSES, Channels
 from utils.system.errors import InputError
 from utils.system.text import SHOWN, few_names
 
@@ -78,6 +79,7 @@ class Fingerprint:
         training: how many of the scans train in the first fold.
         validation: how many validate in it.
         not_annotated: by a scan's name, the labels that nobody drew in it.
+        output: what the channels of a network's output are: the labels, or the regions if the data list says so.
     """
 
     scans: tuple[ScanFacts, ...]
@@ -87,6 +89,7 @@ class Fingerprint:
     training: int
     validation: int
     not_annotated: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    output: Channels = CLASSES
 
     @property
     def channels(self) -> int:

@@ -124,6 +124,7 @@ class FingerprintFile:
             training=len(data.training),
             validation=len(data.validation),
             not_annotated={scan.name: scan.not_annotated for scan in data.training + data.validation},
+            output=data.output,
         )
         try:
             check_fingerprint(fingerprint)

@@ -341,11 +341,13 @@ def _counts(fingerprint: Fingerprint) -> dict[str, str]:
     labels, channels = fingerprint.labels, fingerprint.channels
     unnamed = "" if fingerprint.labels_are_named else " (nothing names them)"
     names = ", ".join(fingerprint.modalities or ())
+    regions = {} if fingerprint.output.exclusive else {"regions": ", ".join(fingerprint.output.names(labels))}
     orientations = Counter(facts.orientation for facts in fingerprint.scans).most_common()
     return {
         "scans": f"{len(fingerprint.scans)} with a label; in the first fold {fingerprint.training} train and "
         f"{fingerprint.validation} validate",
         "classes": f"{len(labels)}: {', '.join(labels)}{unnamed}",
+        **regions,
         "channels": f"{channels}{f': {names}' if names else ''}",
         "orientation": ", ".join(f"{codes} ({scans_in_words(count)})" for codes, count in orientations),
     }

@@ -118,7 +118,8 @@ class Planner:
         self.native = native_spacing(fingerprint)
         self.reading = sum(reading_seconds(scan.shape, scan.channels + 1) for scan in fingerprint.scans)
         self.sizes: Sequence[Size] = architecture.declared("sizes", (DEFAULT_SIZE,))
-        self.channels = {"in_channels": fingerprint.channels, "out_channels": len(fingerprint.labels)}
+        self.outputs = fingerprint.output.names(fingerprint.labels)
+        self.channels = {"in_channels": fingerprint.channels, "out_channels": len(self.outputs)}
 
     def plan(self) -> Plan:
         """The plan.
@@ -301,10 +302,11 @@ class Planner:
         return float(len(self.fingerprint.scans) * math.prod(self.shape(spacing)) * of_a_voxel)
 
     def data_choice(self, feed: Feed) -> Choice:
-        """Channels and classes, and where prepared scans are kept."""
-        names = ", ".join(self.fingerprint.labels[1:])
+        """Channels and classes, or regions, and where prepared scans are kept."""
+        is_exclusive = self.fingerprint.output.exclusive
+        names = f"the background and {', '.join(self.outputs[1:])}" if is_exclusive else ", ".join(self.outputs)
         settings: dict[str, int | bool] = {**self.channels}
-        reason = f"{counted(self.fingerprint.channels, 'image channel')}; the background and {names}."
+        reason = f"{counted(self.fingerprint.channels, 'image channel')}; {names}."
         if not feed.in_memory:
             settings["use_normal_dataset"] = True
             reason += (

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoints.postprocessing import FromFolds, Postprocessing
+from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing
 from utils.distributed.process import Process
 from utils.evaluation.calibration import Gain, fit_dice_model, gain, rank_correlation
 from utils.evaluation.metrics import dice_per_label, nan_mean, nan_to_none
@@ -53,13 +53,12 @@ class Findings:
 
     def record(self, organs: Mapping[int, str]) -> dict[str, Any]:
         """The same for JSON."""
-        models = dict(zip(organs.values(), self.chosen.models or [None] * len(organs), strict=True))
         return {
             "mirrored passes": _gain_record(self.mirrored),
             "largest component": {organs[label]: _gain_record(one) for label, one in self.components.items()},
             "predicted Dice": {
                 "rank correlation": self.correlation,
-                "organs": {organ: None if model is None else asdict(model) for organ, model in models.items()},
+                "organs": {organ: asdict(model) for organ, model in self.chosen.models.items()},
             },
         }
 
@@ -73,7 +72,7 @@ class Findings:
                 found.append(f"largest component of {one_line(organs[label])}: Dice {_gain_text(one)}")
         if all(one is None or one.before == one.after for one in self.components.values()):
             found.append("largest component: changes no organ's Dice")
-        errors = [model.error for model in self.chosen.models if model is not None]
+        errors = [model.error for model in self.chosen.models.values()]
         if errors:
             rank = "" if self.correlation is None else f", rank correlation {self.correlation:.2f}"
             found.append(f"predicted Dice: off by {float(nan_mean(errors)):.3f} in the mean over organs{rank}")
@@ -118,20 +117,21 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     }
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
 
-    models, predicted, true = [], [], []
-    for organ in organs.values():
-        values = [one[organ] for one in records]
+    models: dict[str, DiceModel] = {}
+    predicted: list[float | None] = []
+    true: list[float | None] = []
+    for name in folds[0].job.structures:
+        values = [one[name] for one in records]
         dice = [one["dice"] for one in values]
         always_there = all(one["dice"] is not None for one in values if one.get("annotated", True))
         fitted = fit_dice_model(
             [one["soft_dice"] for one in values], [one["volume_ml"] for one in values], dice, always_there
         )
-        models.append(None if fitted is None else fitted[0])
         if fitted is not None:
+            models[name] = fitted[0]
             predicted += fitted[1]
             true += dice
-    known = tuple(models) if any(models) else ()
-    chosen = FromFolds(Postprocessing(helping, mirrored is not None and mirrored.helps), known)
+    chosen = FromFolds(Postprocessing(helping, mirrored is not None and mirrored.helps), models)
     return Findings(mirrored, components, chosen, rank_correlation(predicted, true))
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoints.postprocessing import DiceModel, Postprocessing
+from utils.data.channels import CLASSES, Channels, Region
 from utils.data.preprocessing import Preprocessing
+from utils.data.regions import scored_structures
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
 from utils.system.errors import InputError
@@ -25,26 +27,36 @@ class SegmentationJob:
         labels: names of the classes, the background first.
         organs: names by label of the organs that the mask keeps.
         postprocessing: what is done with windows and mask.
-        dice_models: of each network, by label without the background; empty if a network has none.
+        dice_models: of each network, by structure; empty if a network has none.
         one_file_per_organ: whether each organ also gets a mask file of its own.
         save_probabilities: whether class probabilities are written.
         nsd_mm: tolerance of the normalised surface Dice in mm.
         in_channels: channels of the network's input.
         preprocessing: how a scan becomes the network's input.
         made_with: weights and settings, ready for JSON. A scan that was finished with others is done again.
+        regions: unions of labels, which are measured and scored too.
+        output: what the channels of the network's output are.
     """
 
     folder: Path
     labels: tuple[str, ...]
     organs: Mapping[int, str]
     postprocessing: Postprocessing
-    dice_models: tuple[tuple[DiceModel | None, ...], ...]
+    dice_models: Sequence[Mapping[str, DiceModel]]
     one_file_per_organ: bool
     save_probabilities: bool
     nsd_mm: float
     in_channels: int
     preprocessing: Preprocessing
     made_with: Mapping[str, Any]
+    regions: tuple[Region, ...] = ()
+    output: Channels = CLASSES
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is measured and scored, by name, with its labels: the organs, and the regions that the mask keeps."""
+        every = scored_structures(self.labels, self.regions)
+        return {name: labels for name, labels in every.items() if set(labels) <= self.organs.keys()}
 
     def mask_file(self, name: str) -> Path:
         """The mask of a scan."""
@@ -59,7 +71,7 @@ class SegmentationJob:
         return self.folder / RECORDS / fitting_name(_stem(name), ".png")
 
     def probability_file(self, name: str) -> Path:
-        """The class probabilities of a scan."""
+        """The probabilities of classes, or of regions, in a scan."""
         return self.folder / fitting_name(_stem(name), "_probabilities.nii.gz")
 
     def dicom_file(self, name: str) -> Path:

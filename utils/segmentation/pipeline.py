@@ -120,7 +120,7 @@ def _segmented(
 ) -> SegmentedScan:
     prepared = reading.result()
     start = time.perf_counter()
-    probabilities, certainty = predict(prepared, ensemble, predictor, process)
+    probabilities, certainty = predict(prepared, ensemble, predictor, job, process)
     return segment(prepared, probabilities, certainty, time.perf_counter() - start, job)
 
 

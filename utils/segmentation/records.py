@@ -45,6 +45,7 @@ class _Organ(TypedDict):
     soft_dice: NotRequired[float | None]
     agreement: NotRequired[float | None]
     predicted_dice: NotRequired[float | None]
+    labels: NotRequired[list[int]]
 
 
 @with_config(STRICT)
@@ -80,7 +81,7 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     record = read_record(job.record_file(scan.name))
     if record is None or record["source"] != source_of(scan) or record["scan"] != scan.name:
         return None
-    if list(record["organs"]) != list(job.organs.values()) or not _has_scores(record, job):
+    if list(record["organs"]) != list(job.structures) or not _has_scores(record, job):
         return None
     same = _comparable(record["made_with"]) == _comparable(provenance(scan, job))
     return record if same else None
@@ -155,9 +156,10 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
         raise InputError(f"{folder}: is a link, and masks are written below `output_dir` alone. Remove it.")
     earlier = set(_begun(scan, job))
     if (record := read_record(path)) is not None:
+        single = [name for name, values in record["organs"].items() if "labels" not in values]  # a region has no files
         earlier_job = replace(
             job,
-            organs=dict(enumerate(record["organs"], start=1)),
+            organs=dict(enumerate(single, start=1)),
             one_file_per_organ=record["made_with"].get("one_file_per_organ", False),
             save_probabilities=record["made_with"].get("save_probabilities", False),
         )

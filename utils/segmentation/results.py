@@ -59,13 +59,13 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
     if outcome.earlier:
         process.say(f"{outcome.earlier} of {len(records)} scans were finished before; `overwrite` does them again")
     for which, grid in GRIDS.items():
-        scores = scores_of(records, tuple(job.organs.values()), which)
+        scores = scores_of(records, tuple(job.structures), which)
         if scores is not None:
             process.say(f"Dice on {grid}\n{scan_table(scores)}")
     unlabelled = [record for record in records if not record["labelled"]]
     if unlabelled:
         process.say(f"volumes in ml\n{volume_table(unlabelled)}")
-        predictions = predictions_of(unlabelled, tuple(job.organs.values()))
+        predictions = predictions_of(unlabelled, tuple(job.structures))
         if predictions is not None:
             process.say(f"predicted Dice, by what the folds of a cross-validation showed\n{scan_table(predictions)}")
     process.say(f"{job.folder} holds {', '.join(written[:-1])} and {written[-1]}")
@@ -88,7 +88,7 @@ def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spe
     facts = _facts(outcome, job, engine, spell)
     folder = job.folder
     written = ["masks", "measurements.csv", "measurements.json", "report.html"]
-    scores = scores_of(records, tuple(job.organs.values()), "dice_network_grid")
+    scores = scores_of(records, tuple(job.structures), "dice_network_grid")
     if scores is not None:
         save_scores(folder, scores, {**facts, "grid": "network"})
         written += ["scores.csv", "scores.json"]

@@ -13,7 +13,7 @@ from utils.checkpoints.postprocessing import predicted_dice
 from utils.data.preprocessing import OnNetworkGrid, intensity_remarks, size_fault, to_network_grid, window_fault
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
-from utils.evaluation.metrics import dice_per_label, nan_mean, nan_to_none
+from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
 from utils.inference.confidence import Certainty, CertaintyCollector
 from utils.inference.scan_grid import class_on_scan_grid, to_scan_grid
@@ -53,7 +53,7 @@ class SegmentedScan:
 
     Attributes:
         mask: (X, Y, Z), on the scan's own grid.
-        dice: (classes - 1,), on the network's grid, where the scan has a label.
+        dice: of each of the job's structures, on the network's grid, where the scan has a label.
         seconds: how long predicting took.
     """
 
@@ -78,7 +78,7 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
         raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")
     if (fault := window_fault(scan.image[0], low, high, job.preprocessing)) is not None:
         raise InputError(fault)
-    volumes = len(volume.voxels) + len(job.labels)  # the image, and the probability of each class
+    volumes = len(volume.voxels) + len(job.output.names(job.labels))  # the image, and each channel's probability
     if (fault := size_fault(scan.image[0], volume.shape, volume.affine, job.preprocessing, volumes)) is not None:
         raise InputError(fault)
     volume.remarks.extend(intensity_remarks(scan.image[0], volume.voxels, job.preprocessing))
@@ -93,9 +93,9 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
 
 
 def predict(
-    prepared: PreparedScan, ensemble: Ensemble, predictor: Predictor, process: Process
+    prepared: PreparedScan, ensemble: Ensemble, predictor: Predictor, job: SegmentationJob, process: Process
 ) -> tuple[Tensor, Certainty]:
-    """A scan's class probabilities (classes, D, H, W), on the network's grid and the CPU, and how sure networks are.
+    """A scan's probabilities (channels, D, H, W), on the network's grid and the CPU, and how sure the networks are.
 
     Raises:
         InputError: if they aren't finite, or the GPU has no room.
@@ -110,9 +110,10 @@ def predict(
             process.stop.raise_if_requested()
 
         # to the CPU, which does the rest while the GPU works on the next scan
-        collector = CertaintyCollector()
+        collector = CertaintyCollector(job.structures, predictor.output)
         probabilities = predictor(ensemble, image, progress, collector).cpu()
-    if probabilities[0].isnan().any():  # NaN or +inf in one class: the softmax gives NaN for all
+    # NaN or +inf in one class: the softmax gives NaN for all
+    if (probabilities[0] if predictor.output.exclusive else probabilities).isnan().any():
         raise InputError(
             f"{prepared.scan.image[0]}: the network's output isn't finite. Give `noamp`, or weights that are sound."
         )
@@ -125,7 +126,7 @@ def segment(
     """Make a scan's mask on its own grid, and write the probabilities if the job wants them.
 
     Args:
-        probabilities: (classes, D, H, W), on the network's grid and the CPU.
+        probabilities: (channels, D, H, W), on the network's grid and the CPU.
         seconds: how long predicting them took.
 
     Raises:
@@ -133,19 +134,21 @@ def segment(
     """
     scan, volume, preprocessed = prepared.scan, prepared.volume, prepared.preprocessed
     start_record(scan, job)
-    mask = to_scan_grid(probabilities, preprocessed.affine, volume.affine, volume.shape)
+    mask = to_scan_grid(probabilities, preprocessed.affine, volume.affine, volume.shape, job.output)
     for label in job.postprocessing.largest_component:
         keep_largest_component(mask, label)
     for label in range(1, len(job.labels)):
         if label not in job.organs:
             mask[mask == label] = 0
     if job.save_probabilities:
-        names = dict(enumerate(job.labels))
-        write_probabilities(job.probability_file(scan.name), volume, names, partial(_on_scan, prepared, probabilities))
+        names = dict(enumerate(job.output.names(job.labels)))
+        on_scan = partial(_on_scan, prepared, probabilities, job)
+        write_probabilities(job.probability_file(scan.name), volume, names, on_scan)
     dice = None
     if preprocessed.label is not None:
-        prediction = probabilities.argmax(0)
-        dice = dice_per_label(prediction, preprocessed.label, len(job.labels), scan.not_annotated).numpy()
+        prediction, structures = job.output.label_map(probabilities), job.structures.values()
+        classes = len(job.labels)
+        dice = dice_per_structure(prediction, preprocessed.label, structures, classes, scan.not_annotated).numpy()
     return SegmentedScan(prepared, mask, dice, certainty, seconds)
 
 
@@ -173,17 +176,15 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
             make_folder(path.parent)
             write_mask(path, (mask == label).astype(np.uint8), volume, {1: name})
 
-    organs = measure(mask, volume, job.organs)
+    organs = measure(mask, volume, job.structures)
     if prepared.label is not None and segmented.dice is not None:
         on_scan = agreement(
-            mask, prepared.label, volume.spacing, job.organs, len(job.labels), job.nsd_mm, scan.not_annotated
+            mask, prepared.label, volume.spacing, job.structures, len(job.labels), job.nsd_mm, scan.not_annotated
         )
-        for label, name in job.organs.items():
-            organs[name] |= on_scan[name] | {"dice_network_grid": nan_to_none(segmented.dice[label - 1])}
-            if label in scan.not_annotated:
-                organs[name]["annotated"] = False
-    for label, name in job.organs.items():
-        organs[name] |= _confidence(segmented.certainty, label, organs[name]["volume_ml"], job)
+        for name, dice in zip(job.structures, segmented.dice, strict=True):
+            organs[name] |= on_scan[name] | {"dice_network_grid": nan_to_none(dice)}
+    for name, values in organs.items():
+        values |= _confidence(segmented.certainty, name, values["volume_ml"], job)
     record = {
         "scan": scan.name,
         "source": source_of(scan),
@@ -201,21 +202,20 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
     return record
 
 
-def _confidence(certainty: Certainty, label: int, volume: float, job: SegmentationJob) -> dict[str, float | None]:
-    """An organ's soft Dice and agreement for the record and, where a cross-validation tells, its predicted Dice."""
-    soft_dice = [by_class[label] for by_class in certainty.soft_dice]
-    agreement = certainty.agreement[label]
+def _confidence(certainty: Certainty, name: str, volume: float, job: SegmentationJob) -> dict[str, float | None]:
+    """A structure's soft Dice and agreement for the record and, where a cross-validation tells, its predicted Dice."""
+    soft_dice, agreement = certainty.soft_dice[name], certainty.agreement[name]
     values = {"soft_dice": nan_to_none(float(nan_mean(soft_dice))), "agreement": nan_to_none(agreement)}
     if job.dice_models:
-        models = [by_label[label - 1] for by_label in job.dice_models]
+        models = [by_name.get(name) for by_name in job.dice_models]
         values["predicted_dice"] = predicted_dice(models, soft_dice, agreement, volume)
     return values
 
 
-def _on_scan(prepared: PreparedScan, probabilities: Tensor, label: int) -> np.ndarray:
-    """One class's probability (X, Y, Z) on the scan's own grid; outside the network's grid all is background."""
-    volume, outside = prepared.volume, 1.0 if label == 0 else 0.0
-    return class_on_scan_grid(probabilities[label], prepared.preprocessed.affine, volume.affine, volume.shape, outside)
+def _on_scan(prepared: PreparedScan, probabilities: Tensor, job: SegmentationJob, channel: int) -> np.ndarray:
+    """A channel's probability (X, Y, Z) on the scan's own grid; outside the network's grid all is background."""
+    volume, affine, outside = prepared.volume, prepared.preprocessed.affine, job.output.outside(channel)
+    return class_on_scan_grid(probabilities[channel], affine, volume.affine, volume.shape, outside)
 
 
 def _picture(prepared: PreparedScan, mask: np.ndarray, job: SegmentationJob) -> Figure:
