@@ -56,7 +56,7 @@ class CertaintyCollector:
         found = {
             name: agreement([_is_in(mask, labels) for mask in self.masks]) for name, labels in self.structures.items()
         }
-        return Certainty(self.soft_dice, found)
+        return Certainty({name: list(values) for name, values in self.soft_dice.items()}, found)
 
 
 def _is_in(mask: Tensor, labels: Sequence[int]) -> Tensor:
