@@ -463,6 +463,8 @@ def test_classes_are_the_names_of_labels(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         read_data_list(str(tmp_path), None, 0).classes()
     assert str(error.value) == f'{path}: names no label but the background. Mend the list\'s "labels".'
+    with pytest.raises(InputError, match="`out_channels` 1: must be at least 2, for the background and one label"):
+        unlisted(None).label_names(1)
 
 
 @pytest.mark.parametrize(

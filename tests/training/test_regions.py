@@ -166,7 +166,7 @@ def test_folds_are_trained_and_scored_by_regions(run_main: Run, run_test: Run) -
     assert scored_by("labels", labels=LABELS) == ["rim", "core"]
     programs.log.clear()
     assert scored_by("labels", labels=LABELS, regions=REGIONS) == ["rim", "core", "whole"]
-    assert programs.log == ["test.py --fold=0", "test.py --fold=1"]  # scored anew, and not trained
+    assert set(programs.log) == {"test.py --fold=0", "test.py --fold=1"}  # scored anew, and not trained
 
 
 @pytest.mark.usefixtures("scans")
