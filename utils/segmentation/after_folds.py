@@ -1,6 +1,6 @@
 """What the out-of-fold masks of a cross-validation tell: which postprocessing helps, and how far a mask is right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,43 +96,58 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     Raises:
         InputError: if a mask or a label can't be read.
     """
-    mirrored = None
-    if all(fold.mirrored is not None for fold in folds):
-        passes = [(fold.records, fold.mirrored[1]) for fold in folds if fold.mirrored is not None]
-        mirrored = gain(*([_mean_dice(some[scan.name]) for fold, pair in zip(folds, passes, strict=True)
-                           for some in [pair[which]] for scan in fold.scans] for which in (0, 1)))  # fmt: skip
-    if mirrored is not None and mirrored.helps:
+    mirrored = _judge_mirrored(folds)
+    is_mirrored = mirrored is not None and mirrored.helps
+    if is_mirrored:
         folds = [ScannedFold(fold.scans, *fold.mirrored) for fold in folds if fold.mirrored is not None]
-    organs = folds[0].job.organs
-    records = [fold.records[scan.name]["organs"] for fold in folds for scan in fold.scans]
-
-    alone = [
-        largest_component_dice(scan, fold.job)
-        for fold in folds
-        for scan in process.bar(fold.scans, "largest components")
-    ]
-    components = {
-        label: gain([one[organ]["dice"] for one in records], [one[label] for one in alone])
-        for label, organ in organs.items()
-    }
+    records = [fold.records[scan.name] for fold in folds for scan in fold.scans]
+    components = _judge_components(folds, records, process)
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
+    models, correlation = _fit_models(folds[0].job.structures, records)
+    return Findings(mirrored, components, FromFolds(Postprocessing(helping, is_mirrored), models), correlation)
 
+
+def _judge_mirrored(folds: Sequence[ScannedFold]) -> Gain | None:
+    """What mirrored passes do to the scans' mean Dice; None if they weren't tried."""
+    before, after = [], []
+    for fold in folds:
+        if fold.mirrored is None:
+            return None
+        _, mirrored = fold.mirrored
+        before += [_mean_dice(fold.records[scan.name]) for scan in fold.scans]
+        after += [_mean_dice(mirrored[scan.name]) for scan in fold.scans]
+    return gain(before, after)
+
+
+def _judge_components(
+    folds: Sequence[ScannedFold], records: Sequence[Mapping[str, Any]], process: Process
+) -> dict[int, Gain | None]:
+    """By label, what keeping its largest component alone does to its Dice."""
+    scans = [(scan, fold.job) for fold in folds for scan in fold.scans]
+    alone = [largest_component_dice(scan, job) for scan, job in process.bar(scans, "largest components")]
+    return {
+        label: gain([one["organs"][organ]["dice"] for one in records], [one[label] for one in alone])
+        for label, organ in folds[0].job.organs.items()
+    }
+
+
+def _fit_models(
+    names: Iterable[str], records: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, DiceModel], float | None]:
+    """The models of those organs and regions that enough scans have; and the rank correlation of all their scans."""
     models: dict[str, DiceModel] = {}
     predicted: list[float | None] = []
     true: list[float | None] = []
-    for name in folds[0].job.structures:
-        values = [one[name] for one in records]
-        dice = [one["dice"] for one in values]
+    for name in names:
+        values = [record["organs"][name] for record in records]
+        soft_dice, volumes, dice = ([one[key] for one in values] for key in ("soft_dice", "volume_ml", "dice"))
         always_there = all(one["dice"] is not None for one in values if one.get("annotated", True))
-        fitted = fit_dice_model(
-            [one["soft_dice"] for one in values], [one["volume_ml"] for one in values], dice, always_there
-        )
+        fitted = fit_dice_model(soft_dice, volumes, dice, always_there)
         if fitted is not None:
             models[name] = fitted[0]
             predicted += fitted[1]
             true += dice
-    chosen = FromFolds(Postprocessing(helping, mirrored is not None and mirrored.helps), models)
-    return Findings(mirrored, components, chosen, rank_correlation(predicted, true))
+    return models, rank_correlation(predicted, true)
 
 
 def _mean_dice(record: Mapping[str, Any]) -> float:

@@ -197,6 +197,8 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
         "made_with": prepared.provenance,
         "mask": content_hash(job.mask_file(scan.name)),
     }
+    if job.dice_models:
+        record["predicted_dice"] = nan_to_none(float(nan_mean([one["predicted_dice"] for one in organs.values()])))
     save_picture(pixels(_picture(prepared, mask, job)), job.picture_file(scan.name))
     write_json(job.record_file(scan.name), record)  # last: it says that the scan is finished
     return record
