@@ -409,7 +409,13 @@ def sum_up(
 
 def knows_mirrored_scans(description: Description) -> bool:
     """Whether crops were flipped in training, so that mirrored passes may help."""
-    return description.flips != "none" and len(trained_mirrorings(description.flips, description.labels)) > 1
+    if description.flips == "none":
+        return False
+    try:
+        found = [description.output.mirrored(one) for one in trained_mirrorings(description.flips, description.labels)]
+    except InputError:  # a region whose mirror image is no region
+        return False
+    return len(found) > 1
 
 
 def postprocess(
