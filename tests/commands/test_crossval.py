@@ -28,7 +28,6 @@ from utils.config.flags import parse_crossval
 from utils.config.messages import name_flags
 from utils.crossval import Fold, check_folds, knows_mirrored_scans, main, plan_network, run_command
 from utils.data.channels import CLASSES, Region, RegionChannels
-from utils.data.channels import Region
 from utils.data.data_list import DataList
 from utils.distributed.process import Process
 from utils.io.scan import Scan
