@@ -112,6 +112,8 @@ def test_a_checkpoint_tells_its_regions() -> None:
     old = describe({key: value for key, value in DESCRIPTION.content().items() if "region" not in key})
     assert old is not None
     assert (old.regions, old.output) == ((), CLASSES)
+    # a version before this one reads 2, and would take channels of regions for labels
+    assert (DESCRIPTION.content()["format"], OF_REGIONS.content()["format"]) == (2, 3)
 
 
 @pytest.mark.parametrize(

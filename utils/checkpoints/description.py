@@ -49,7 +49,8 @@ from utils.data.regions import read_regions, regions_as_json, scored_structures
 from utils.system.errors import DamagedError, InputError
 from utils.system.typed import shown, shown_text
 
-FORMAT = 2
+# 3 is of networks that were trained by regions, whose channels an earlier version would take for labels
+FORMAT, OF_LABELS = 3, 2
 METADATA = "unetr.json"  # the name of the description inside files of other formats
 
 
@@ -107,7 +108,7 @@ class Description:
         if self.architecture.file is not None:
             network["file"] = {"name": self.architecture.file.name, "sha256": self.architecture.sha256}
         return {
-            "format": FORMAT,
+            "format": OF_LABELS if self.output.exclusive else FORMAT,
             "network": network,
             "preprocessing": asdict(self.preprocessing),
             "labels": list(self.labels),

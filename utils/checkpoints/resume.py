@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from optimizers import STATE
 from utils.checkpoints.description import (
-    FORMAT,
+    OF_LABELS,
     Description,
     describe,
     differing_settings,
@@ -275,7 +275,7 @@ def require_continuable(path: Path, content: Mapping[str, Any]) -> Description:
             f"{path}: holds weights alone, nothing to continue from. Give the run's model_final.pt, "
             "or start a new run from these weights with `resume_ckpt`."
         )
-    if content["format"] < FORMAT:
+    if content["format"] < OF_LABELS:
         raise InputError(
             f"{path}: was made by an older version of this program, whose runs can't be continued. "
             "Start a new run from its weights with `resume_ckpt`."
