@@ -19,9 +19,7 @@ from utils.system.errors import InputError
 
 NAMES = ((), ("liver",), ("right kidney", "Kidney_R"))
 SHAPE = (14, 12, 7)
-TURNS = [
-    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
-]
+TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
 
 def turned(order: tuple[int, ...], signs: tuple[int, ...]) -> np.ndarray:

@@ -104,9 +104,10 @@ def _stack(
         elif gaps[above - 1] <= largest:
             share = (index - heights[above - 1]) / gaps[above - 1]
             slices[..., index] = _between(filled[above - 1], filled[above], share, spacing)
-            skipped = gaps[above - 1] > 1 + TILTED
-            notes["has slices without contours, filled from those beside them" if skipped else
-                  "has contours between the slices, brought to these by their shapes"] = None  # fmt: skip
+            if gaps[above - 1] <= 1 + TILTED:
+                notes["has contours between the slices, brought to these by their shapes"] = None
+            elif slices[..., index].any():
+                notes["has slices without contours, filled from those beside them"] = None
         else:
             if abs(heights[nearest] - index) <= TILTED:
                 slices[..., index] = filled[nearest]
