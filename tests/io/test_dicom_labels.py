@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import UID
 
 from tests.io.labels import blobs, outlines, to_mm, write_rtstruct, write_seg
 from tests.io.series import AXIAL, oblique, only_series, phantom, write_series
@@ -203,7 +204,7 @@ def no_contours(rt: pydicom.Dataset) -> None:
 
 
 def other_class(rt: pydicom.Dataset) -> None:
-    rt.SOPClassUID = rt.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.2"
+    rt.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.481.2")
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")

@@ -14,7 +14,7 @@ from utils.io.structures import match_structures
 from utils.system.errors import InputError, first_line
 from utils.system.text import few_names
 
-LABEL_CLASSES = {
+LABEL_CLASSES: dict[str, type[RtStruct] | type[Segmentation]] = {
     "1.2.840.10008.5.1.4.1.1.481.3": RtStruct,
     "1.2.840.10008.5.1.4.1.1.66.4": Segmentation,
     "1.2.840.10008.5.1.4.1.1.66.7": Segmentation,  # a label map
