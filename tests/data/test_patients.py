@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -17,6 +18,7 @@ from utils.data.data_list import read_also_called, read_data_list
 from utils.data.folders import find_scans, read_folder, unlisted_scans
 from utils.data.label_names import read_values
 from utils.data.preprocessing import Preprocessing, ReadScan
+from utils.evaluation.mask_folders import Classes, find_pairs, score_pair
 from utils.io.dicom_seg import write_segmentation
 from utils.io.dicom_series import Series, read_series
 from utils.io.find_scans import find_scans as find_input
@@ -159,6 +161,20 @@ def test_a_folder_with_two_series(tmp_path: Path) -> None:
     other = series_in(tmp_path / "P1" / "ct" / "mr")
     assert "P1/ct: holds 2 DICOM series, and a data list names a series by its folder. Give" in faults(tmp_path)
     assert len(other) == 7
+
+
+def test_contours_are_labels_of_masks_in_a_folder(tmp_path: Path) -> None:
+    for folder in ("masks", "labels", "scores/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_rtstruct(tmp_path / "labels" / "a.dcm", series_in(tmp_path / "ct"), drawn("Liver", "spleen"))
+    volume = read_series(Series("", tuple((tmp_path / "ct").iterdir())))
+    half = np.where(blobs() == 1, 1, 0) * (np.arange(7) < 3)  # 6 × 7 × 2 - 4 of its 6 × 7 × 4 - 8 voxels
+    nib.save(nib.Nifti1Image(half.astype(np.uint8), volume.affine), tmp_path / "masks" / "a.nii.gz")
+    (pair,), faults, _ = find_pairs(tmp_path / "masks", tmp_path / "labels")
+    record = score_pair(pair, Classes(("background", "liver", "spleen")), 1.0, tmp_path / "scores")
+    assert faults == []
+    assert record["organs"]["liver"]["dice"] == pytest.approx(2 * 80 / (80 + 160))
+    assert record["organs"]["spleen"]["dice"] == 0
 
 
 def test_a_list_by_hand(tmp_path: Path) -> None:
