@@ -13,12 +13,12 @@ from utils.data.data_list import clean_labels, numbered_labels
 from utils.data.folders import (
     DESCRIPTION,
     absent_classes,
-    label_values,
     list_paths,
     read_folder,
     unnamed_values,
     write_data_lists,
 )
+from utils.data.label_names import read_values
 from utils.system.errors import InputError, one_line_errors
 from utils.system.text import one_line
 
@@ -50,7 +50,12 @@ def main(args: argparse.Namespace) -> None:
             print(f"note: {note}")
     list_paths(data_dir, folder, args.folds, args.overwrite)  # else found out after all labels have been read
 
-    values = label_values(data_dir, [entry["label"] for entry in folder.training], folder.ignore)
+    notes.clear()
+    try:
+        folder, values = read_values(data_dir, folder, notes)
+    finally:
+        for note in notes:
+            print(f"note: {note}")
     names = folder.labels or numbered_labels(max(map(max, values.values())) + 1)
     described = data_dir / DESCRIPTION if folder.labels is not None else data_dir
     source = "--labels" if labels is not None else str(described)

@@ -26,7 +26,8 @@ from tests.io.series import (
     write_series,
 )
 from utils.io import dicom_series
-from utils.io.dicom_series import Series, find_series, is_dicom
+from utils.io.dicom_series import Series, find_series
+from utils.io.scan import is_dicom
 from utils.system.errors import InputError
 
 ROOT = Path(str(get_testdata_file("CT_small.dcm"))).parent

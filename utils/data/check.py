@@ -10,7 +10,16 @@ import numpy as np
 from utils.data.preprocessing import Preprocessing, intensity_remarks, size_fault, window_fault
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
-from utils.io.reader import Part, alignment_faults, channel_fault, content_faults, label_faults, read_file, read_parts
+from utils.io.reader import (
+    Part,
+    alignment_faults,
+    channel_fault,
+    content_faults,
+    label_faults,
+    read_file,
+    read_label_file,
+    read_parts,
+)
 from utils.io.scan import Scan, Volume
 from utils.system.errors import InputError
 from utils.system.text import one_line
@@ -160,7 +169,7 @@ def _check_label(
 ) -> Volume | None:
     """Check the label of a scan, and return it if it can be read."""
     assert scan.label is not None
-    label = read_checked_label(scan.label, parts, found)
+    label = read_checked_label(scan, parts, found)
     if label is None:
         return None
     for fault in label_faults(scan.label, label, out_channels, scan.ignore):
@@ -213,13 +222,20 @@ def _window_notes(scans: Sequence[LabelledVoxels], settings: Preprocessing) -> l
     ]
 
 
-def read_checked_label(file: Path, parts: Sequence[Part], found: Findings) -> Volume | None:
-    """The volume of a label's file, compared with the image's files; None if it can't be read.
+def read_checked_label(scan: Scan, parts: Sequence[Part], found: Findings) -> Volume | None:
+    """The volume of a scan's label, compared with the image's files; None if it can't be read.
 
     Its values may be any.
     """
+    file = scan.label
+    assert file is not None
     try:
-        label = read_file(file)
+        if parts:
+            label = read_label_file(file, *parts[0], scan.structures, scan.not_annotated)
+        elif scan.structures:
+            return None  # a DICOM label is drawn on its image
+        else:
+            label = read_file(file)
     except InputError as error:
         found.faults.append(str(error))
         return None

@@ -16,7 +16,8 @@ from networks.registry import MOST_CHANNELS
 from utils.data.channels import CLASSES, Channels, Region, RegionChannels
 from utils.data.regions import IGNORE, read_regions, regions_as_json, without_regions
 from utils.io.reader import LABELS, count_channels
-from utils.io.scan import Scan, without_endings
+from utils.io.scan import Scan, is_dicom, without_endings
+from utils.io.structures import names_by_class
 from utils.system.errors import InputError
 from utils.system.files import read_json, text_hash
 from utils.system.text import few_names, one_line
@@ -25,6 +26,7 @@ SHOWN_FAULTS = 50  # of a list
 SCANS_ASKED = 3  # for their number of channels: one that is unlike the others is outvoted
 PARTS = ("training", "validation", "test")
 NOT_ANNOTATED = "not_annotated"  # of an entry: the structures that nobody drew in the scan
+ALSO_CALLED = "also_called"  # of a list: further names that structures have in DICOM labels
 
 
 class LabelMeaning(NamedTuple):
@@ -98,9 +100,11 @@ class DataList:
 
     def content_hash(self) -> str:
         """The :func:`text_hash` of its scans, their order, their labels' names, regions and what isn't annotated."""
-        unknown = {scan.name: scan.not_annotated for scan in self.training + self.validation if scan.not_annotated}
-        more = [] if self.ignore is None and not unknown else [self.ignore, unknown]
+        scans = self.training + self.validation
+        unknown = {scan.name: scan.not_annotated for scan in scans if scan.not_annotated}
+        more: list[Any] = [] if self.ignore is None and not unknown else [self.ignore, unknown]
         more += [regions_as_json(self.regions, self.output)] if self.regions else []
+        more += sorted({scan.structures for scan in scans if scan.structures})
         return text_hash(json.dumps([self.files(), self.labels, *more]))
 
     def classes(self) -> int | None:
@@ -308,8 +312,10 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     faults = []
     meaning = LabelMeaning()
     modalities: tuple[str, ...] | None = None
+    also_called: dict[str, tuple[str, ...]] = {}
     try:
         meaning = read_meaning(content)
+        also_called = read_also_called(content.get(ALSO_CALLED), meaning.labels)
         modalities = read_modalities(content.get("modality", content.get("channel_names")))
     except ValueError as error:
         faults.append(str(error))
@@ -321,7 +327,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             continue
         for number, entry in enumerate(entries):
             try:
-                scan, entry_fold = _read_entry(entry, folder, meaning, needs_label=part != "test")
+                scan, entry_fold = _read_entry(entry, folder, meaning, also_called, needs_label=part != "test")
             except ValueError as error:
                 faults.append(f'"{part}" entry {number}: {error}')
                 continue
@@ -386,7 +392,9 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _read_entry(entry: Any, folder: Path, meaning: LabelMeaning, needs_label: bool) -> tuple[Scan, int | None]:
+def _read_entry(
+    entry: Any, folder: Path, meaning: LabelMeaning, also_called: Mapping[str, Sequence[str]], needs_label: bool
+) -> tuple[Scan, int | None]:
     if isinstance(entry, str):  # the decathlon's test parts list bare file names
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
@@ -409,7 +417,21 @@ def _read_entry(entry: Any, folder: Path, meaning: LabelMeaning, needs_label: bo
         raise ValueError('"image" must be one folder of a DICOM series, or files')
     not_annotated = _read_not_annotated(entry, meaning)
     name = without_endings(paths[0].name)
-    return Scan(name, files or paths, label_path, is_series=bool(files), not_annotated=not_annotated), fold
+    structures = _structures(label_path, meaning.labels, also_called)
+    scan = Scan(name, files or paths, label_path, bool(files), not_annotated, structures=structures)
+    return scan, fold
+
+
+def _structures(
+    label: Path | None, labels: tuple[str, ...] | None, also_called: Mapping[str, Sequence[str]]
+) -> tuple[tuple[str, ...], ...]:
+    """The names to look for in a label that is a DICOM file; none for another."""
+    with suppress(OSError, InputError):  # reading it will tell
+        if label is not None and is_dicom(label):
+            if labels is None:
+                raise ValueError('"label" is a DICOM file, so the list has to name the structures under "labels"')
+            return names_by_class(labels, also_called)
+    return ()
 
 
 def _read_not_annotated(entry: Mapping[str, Any], meaning: LabelMeaning) -> tuple[int, ...]:
@@ -517,6 +539,29 @@ def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:
         return clean_labels([names[value] for value in range(len(names))]), next(iter(ignored), None)
     except ValueError as error:
         raise ValueError(f'"labels" {error}') from error
+
+
+def read_also_called(table: Any, labels: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """Further names of structures in DICOM labels, from ``{"parotid right": ["Parotid_R"]}``.
+
+    Args:
+        labels: the names that it may give others for; None if any may be there.
+
+    Raises:
+        ValueError: if it is no such table, or names a structure that isn't one of the labels.
+    """
+    table = {} if table is None else table
+    lists = {name: [of] if isinstance(of, str) else of for name, of in table.items()} if isinstance(table, dict) else {}
+    if len(lists) < len(table) or not all(
+        isinstance(of, list) and all(isinstance(one, str) for one in of) for of in lists.values()
+    ):
+        raise ValueError(f'"{ALSO_CALLED}" must give names for labels, as in {{"parotid right": ["Parotid_R"]}}')
+    cleaned = {one_line(name): tuple(map(one_line, of)) for name, of in lists.items()}
+    unknown = [name for name in cleaned if labels is not None and name not in labels[1:]]
+    if unknown:
+        structures = ", ".join((labels or ())[1:])
+        raise ValueError(f'"{ALSO_CALLED}" has {", ".join(map(repr, unknown))}, and the structures are {structures}')
+    return cleaned
 
 
 def read_modalities(modalities: Any) -> tuple[str, ...] | None:

@@ -2,7 +2,8 @@
 
 An image is a file of any format that is read, one file for each channel, or a folder with a DICOM series. A label
 belongs to the image of its own name, or, where names differ as in ``img0001`` and ``label0001``, of its own number.
-nnU-Net's and the decathlon's ``dataset.json`` names labels and channels.
+nnU-Net's and the decathlon's ``dataset.json`` names labels and channels. Where there is no such layout, the folder may
+hold DICOM series of patients, each with an RTSTRUCT or a SEG (:mod:`utils.data.patients`).
 """
 
 import os
@@ -10,7 +11,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +19,22 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.channels import CLASSES, Channels, Region
-from utils.data.data_list import PARTS, existing_folder, files_below, load_json, read_labels, read_modalities
+from utils.data.data_list import (
+    ALSO_CALLED,
+    PARTS,
+    existing_folder,
+    files_below,
+    load_json,
+    read_also_called,
+    read_labels,
+    read_modalities,
+)
+from utils.data.patients import find_patients
 from utils.data.regions import IGNORE, read_regions, regions_as_json
-from utils.io.dicom_series import is_dicom
+from utils.io.dicom_labels import is_dicom_label
 from utils.io.find_scans import CHANNEL, is_volume
 from utils.io.reader import header_file, label_faults, read_file
-from utils.io.scan import without_endings
+from utils.io.scan import is_dicom, without_endings
 from utils.system.errors import InputError, WriteError
 from utils.system.files import write_json_together
 from utils.system.text import SHOWN, few_names, one_line
@@ -55,6 +66,7 @@ class Folder:
         ignore: the value of voxels that nobody judged, if ``dataset.json`` names one.
         regions: unions of labels that it names.
         output: what the channels of a network's output are: the labels, or the regions if it says so.
+        also_called: further names of labels in DICOM files, if ``dataset.json`` gives some.
     """
 
     training: list[Entry]
@@ -64,6 +76,7 @@ class Folder:
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
+    also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_folder(
@@ -90,9 +103,11 @@ def read_folder(
     notes += _list_notes(source, content, training, unlabelled)
     named_in = str(source) if modalities is None else "`modality`"
     ignore: int | None = None
+    given = labels
     try:
         labels, ignore = read_labels(content.get("labels") if labels is None else list(labels))
         regions, output = read_regions(content, labels)
+        also_called = read_also_called(content.get(ALSO_CALLED), labels if given is None else None)
         if modalities is None:
             modalities = read_modalities(content.get("modality", content.get("channel_names")))
         elif len(modalities) == 1:
@@ -101,7 +116,8 @@ def read_folder(
         raise InputError(f"{source}: {error}. Mend the file.") from error
     if modalities is not None:
         _require_named_channels(named_in, modalities, training[0])
-    return Folder(training, unlabelled, labels, modalities, ignore, regions, output)
+    also_called = {name: of for name, of in also_called.items() if labels is None or name in labels}
+    return Folder(training, unlabelled, labels, modalities, ignore, regions, output, also_called)
 
 
 def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entry]]:
@@ -114,12 +130,15 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
         InputError: if no layout fits, images and labels don't pair off, or scans have unlike channels.
     """
     existing_folder(str(data_dir))
-    layout = next((names for names in LAYOUTS if all(os.path.isdir(data_dir / name) for name in names[:2])), None)
+    layout = _layout(data_dir)
     if layout is None:
+        patients = find_patients(data_dir, notes)
+        if patients[0]:
+            return patients
         known = ", ".join(f"{images} with {labels}" for images, labels, _ in LAYOUTS)
         raise InputError(
-            f"`data_dir` {data_dir}: holds none of the known layouts ({known}). Give the folder that holds these, or "
-            "arrange the scans so."
+            f"`data_dir` {data_dir}: holds none of the known layouts ({known}; DICOM series with RTSTRUCT or SEG). "
+            "Give the folder that holds these, or arrange the scans so."
         )
     images, labels, unlabelled = layout
     label_files = _volumes(data_dir, labels, notes, may_be_series=False)
@@ -156,6 +175,10 @@ def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entr
     return training, others
 
 
+def _layout(data_dir: Path) -> tuple[str, str, str] | None:
+    return next((names for names in LAYOUTS if all(os.path.isdir(data_dir / name) for name in names[:2])), None)
+
+
 def unlisted_scans(data_dir: Path, lists: Iterable[Path]) -> list[str]:
     """The images of labelled scans in a folder that none of its data lists names, wherever these have them from.
 
@@ -168,6 +191,10 @@ def unlisted_scans(data_dir: Path, lists: Iterable[Path]) -> list[str]:
         return []
     parts = [content.get(part) for content in contents if isinstance(content, dict) for part in PARTS]
     listed = set[str]().union(*map(_listed, parts))
+    if _layout(data_dir) is None:  # patients' folders, below which names are alike
+        entries = [entry for part in parts if isinstance(part, list) for entry in part if isinstance(entry, dict)]
+        paths = [entry.get("image") for entry in entries]
+        return [entry["image"] for entry in training if entry["image"] not in paths]
     return [_images(entry)[0] for entry in training if not _stems(entry) & listed]
 
 
@@ -226,6 +253,7 @@ def write_data_lists(
         for key, texts in named.items()
         if texts is not None
     }
+    table = {ALSO_CALLED: folder.also_called} if folder.also_called else {}
     if folder.ignore is not None:
         names["labels"][str(folder.ignore)] = IGNORE
     contents = {
@@ -233,6 +261,7 @@ def write_data_lists(
             "description": f"fold {fold} of {folds}, dealt with seed {seed}",
             **names,
             **regions_as_json(folder.regions, folder.output),
+            **table,
             "training": [entry for other, part in enumerate(parts) if other != fold for entry in part],
             "validation": parts[fold],
             "test": folder.unlabelled,
@@ -322,7 +351,7 @@ def _read_description(path: Path, notes: list[str]) -> dict[str, Any]:
     content = load_json(path)
     if not isinstance(content, dict):
         raise InputError(f'{path}: describes no data set: it needs "labels" and "channel_names". Mend or remove it.')
-    if not {"labels", "modality", "channel_names"} & content.keys():
+    if not {"labels", "modality", "channel_names", ALSO_CALLED} & content.keys():
         notes.append(f"{path}: left alone; it names neither labels nor channels.")
         return {}
     return content
@@ -438,8 +467,14 @@ def _why_left_out(path: Path, may_be_series: bool) -> str | None:
     if not path.is_file():
         return "a pipe, a socket or a device"
     try:
+        if not may_be_series and is_dicom(path) and is_dicom_label(path):
+            return None
         if is_dicom(path) or path.suffix.lower() == ".dcm":
-            return "a single DICOM file; a series needs a folder of its own" if may_be_series else "a DICOM file"
+            return (
+                "a single DICOM file; a series needs a folder of its own"
+                if may_be_series
+                else "a DICOM file, and neither RTSTRUCT nor SEG"
+            )
         return None if is_volume(path) else "no volume: neither NIfTI, NRRD, MetaImage nor another format that is read"
     except InputError as error:
         return str(error).removeprefix(f"{path}: ").removesuffix(".")

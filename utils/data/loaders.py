@@ -313,7 +313,8 @@ def _concatenate(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 def _hash_files(scan: Scan) -> bytes:
     """The key of a cached scan: what its list says of it and the state of its files, so that a change is noticed."""
     state = [file_state(file) for file in scan_files(scan)]
-    return text_hash(json.dumps([scan.name, scan.not_annotated, scan.ignore, state])).encode()
+    names = [scan.structures] if scan.structures else []
+    return text_hash(json.dumps([scan.name, scan.not_annotated, scan.ignore, state, *names])).encode()
 
 
 def _at_most_cores(workers: int) -> int:

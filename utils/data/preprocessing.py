@@ -184,7 +184,7 @@ class ReadScan(Transform):
         """
         assert scan.label is not None
         volume = read_scan(scan)
-        label = read_label(scan.label, scan.path, volume, ignore=scan.ignore)
+        label = read_label(scan.label, scan.path, volume, ignore=scan.ignore, structures=scan.structures)
         fault = size_fault(scan.path, volume.shape, volume.affine, self.settings, len(volume.voxels) + 1)
         if fault is not None:
             raise InputError(fault)

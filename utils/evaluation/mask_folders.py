@@ -176,7 +176,8 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
     number = len(classes.names)
     prediction = read_file(pair.prediction)
     mask = read_label(pair.prediction, pair.prediction, prediction, number)
-    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore)
+    structures = [(), *((name,) for name in classes.names[1:])]  # a DICOM label's, by their names
+    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore, structures)
     volume = prediction
     if pair.image is not None:
         volume = read_file(pair.image)

@@ -143,12 +143,6 @@ def quiet_pydicom() -> Iterator[None]:
         yield
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file's content is DICOM, whatever its name."""
-    with open_regular(path) as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def lacks_preamble(path: Path) -> bool:
     """Whether a file begins with DICOM's first elements, without the preamble that is before them in a file."""
     with open_regular(path) as file:
@@ -201,7 +195,7 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
         for other in beside or [str(path.parent)]:
             grouped[other].append(path)
             numbers.setdefault(other, None)
-    names = _series_names({uid: _common_folder(paths) for uid, paths in grouped.items()}, numbers)
+    names = _series_names({uid: common_folder(paths) for uid, paths in grouped.items()}, numbers)
     remarks = _remarks(left_out)
     with_larger_series = {paths[0].parent for paths in grouped.values() if len(paths) > 1}
     for paths in grouped.values():
@@ -222,7 +216,7 @@ def _remarks(left_out: Mapping[tuple[Path, str], Sequence[Path]]) -> list[str]:
     for reason, folders in by_reason.items():
         if len(folders) > SHOWN_FOLDERS:
             files = [path for paths in folders.values() for path in paths]
-            where = f"{_common_folder(files)}: {len(files)} files in {len(folders)} folders"
+            where = f"{common_folder(files)}: {len(files)} files in {len(folders)} folders"
             remarks.append(f"{where} left out, {reason}.")
             continue
         for folder, paths in folders.items():
@@ -295,7 +289,8 @@ def _image_types(header: Dataset) -> set[str]:
     return {str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or ())}
 
 
-def _common_folder(paths: Sequence[Path]) -> Path:
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder around the files of a series."""
     return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
 
 
@@ -598,7 +593,7 @@ def _read_slices(
 
     @lru_cache(maxsize=1)  # decode a multi-frame file once
     def frames(path: Path) -> np.ndarray:
-        return _pixels(path, headers[path], counts[path])
+        return stored_pixels(path, headers[path], counts[path])
 
     slices: list[np.ndarray] = []
     duplicates: list[Plane] = []
@@ -623,7 +618,7 @@ def _read_slices(
     return voxels, [f"{name}: {duplicates[0].short}{more} left out: another file holds the same slice."]
 
 
-def _pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
+def stored_pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
     """The stored values of a file, (frames, rows, columns).
 
     Args:

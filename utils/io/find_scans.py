@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.io.dicom_series import find_series, is_dicom, lacks_preamble
+from utils.io.dicom_series import find_series, lacks_preamble
 from utils.io.reader import header_file, is_image, voxel_files
-from utils.io.scan import ENDINGS, Scan, without_endings
+from utils.io.scan import ENDINGS, Scan, is_dicom, without_endings
 from utils.system.errors import InputError
 from utils.system.files import PipeError
 from utils.system.text import one_line

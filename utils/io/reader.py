@@ -5,7 +5,7 @@ and compares an image with its label.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.io.geometry import affine_faults, grid_faults
 from utils.io.nifti import channels_in, header_size, read_head, read_nifti
-from utils.io.scan import IGNORED, Scan, Volume
+from utils.io.scan import IGNORED, Scan, Volume, is_dicom
 from utils.system.errors import InputError, first_line, size_text
 from utils.system.text import shortened
 
@@ -57,18 +57,24 @@ def read_scan(scan: Scan, in_channels: int | None = None) -> Volume:
 
 
 def read_label(
-    path: Path, image_path: Path, image: Volume, classes: int | None = None, ignore: int | None = None
+    path: Path,
+    image_path: Path,
+    image: Volume,
+    classes: int | None = None,
+    ignore: int | None = None,
+    structures: Sequence[Sequence[str]] = (),
 ) -> np.ndarray:
     """The label map of a scan on the scan's grid, (X, Y, Z) in int16.
 
     Args:
         classes: how many values there may be, 0 … ``classes`` - 1; by default any whole numbers.
         ignore: a further value, which becomes :data:`IGNORED`.
+        structures: names that each class may have in a DICOM label.
 
     Raises:
         InputError: if it can't be read, lies elsewhere, or has other values.
     """
-    label = read_file(path)
+    label = read_label_file(path, image_path, image, structures)
     faults = grid_faults(path, label.shape, label.affine, image_path, image.shape, image.affine)
     faults += label_faults(path, label, classes, ignore)
     if faults:
@@ -80,7 +86,7 @@ def read_label(
 
 
 def read_file(path: Path) -> Volume:
-    """The volume of a file of any kind but DICOM's slices.
+    """The volume of a file of any kind but DICOM.
 
     Raises:
         InputError: if there is no such file, or no 3D volume in it.
@@ -93,6 +99,31 @@ def read_file(path: Path) -> Volume:
         from utils.io.simpleitk_formats import read_with_simpleitk
 
         return read_with_simpleitk(path)
+
+
+def read_label_file(
+    path: Path,
+    image_path: Path,
+    image: Volume,
+    structures: Sequence[Sequence[str]] = (),
+    not_annotated: Collection[int] = (),
+) -> Volume:
+    """The volume of a label's file: of any kind that :func:`read_file` reads, or a DICOM RTSTRUCT or SEG.
+
+    Args:
+        image: the scan, on whose grid a DICOM label is drawn; others may lie on any.
+        structures: names that each class may have in a DICOM label.
+        not_annotated: classes that may be missing there without a remark.
+
+    Raises:
+        InputError: if it can't be read.
+    """
+    with _faults_in_one_line(path):
+        if not is_dicom(path):
+            return read_file(path)
+        from utils.io.dicom_labels import read_dicom_label
+
+        return read_dicom_label(path, image_path, image, structures, not_annotated)
 
 
 def count_channels(path: Path) -> int:
@@ -236,10 +267,10 @@ def _read_only_series(scan: Scan) -> Volume:
     Raises:
         InputError: if there is none, more than one, or it can't be read.
     """
-    from utils.io.dicom_series import Series, find_series, is_dicom, read_series
+    from utils.io.dicom_series import Series, find_series, read_series
 
     with _faults_in_one_line(scan.path):
-        series, remarks = find_series([path for path in scan.image if is_dicom(path)])
+        series, remarks = find_series([path for path in scan.image if path != scan.label and is_dicom(path)])
         if len(series) != 1:
             names = f" ({', '.join(one.name for one in series)})" if series else ""
             raise InputError(f"{scan.path}: holds {len(series)} DICOM series{names}. Give a folder that holds one.")

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from utils.system.errors import InputError, size_text
+from utils.system.files import open_regular
 from utils.system.hardware import available_memory
 from utils.system.text import printable
 
@@ -29,6 +30,7 @@ class Scan:
         is_series: whether it is a DICOM series.
         not_annotated: classes that nobody drew in it. Its label has background where they are.
         ignore: the value of its label's voxels that nobody judged, where there may be some.
+        structures: for a label that is a DICOM file, the names that each class may have there; none for value 0.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Scan:
     is_series: bool = False
     not_annotated: tuple[int, ...] = ()
     ignore: int | None = None
+    structures: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))
@@ -78,6 +81,12 @@ class Volume:
         """Voxel size in mm along each axis of the array."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file's content is DICOM, whatever its name."""
+    with open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def volume_from_array(

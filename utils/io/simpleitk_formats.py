@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.io.dicom_series import is_dicom
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.reader_process import ask_itk_kind, ask_itk_volume
-from utils.io.scan import BEST_DEFLATE, Volume, memory_error, stream_error, volume_from_array
+from utils.io.scan import BEST_DEFLATE, Volume, is_dicom, memory_error, stream_error, volume_from_array
 from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, unpacked_size
 from utils.system.errors import InputError
 from utils.system.files import open_regular, require_regular

@@ -7,12 +7,12 @@ from utils.data.data_list import DataList, numbered_labels, numbered_lists
 from utils.data.folders import (
     DESCRIPTION,
     label_value_faults,
-    label_values,
     list_paths,
     read_folder,
     unlisted_scans,
     write_data_lists,
 )
+from utils.data.label_names import read_values
 from utils.data.regions import IGNORE
 from utils.distributed.process import Process
 from utils.system.errors import InputError
@@ -46,7 +46,12 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
     list_paths(data_dir, folder, folds)  # before all labels are read
     if fold >= folds:
         raise InputError(f"`fold` {fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
-    values = label_values(data_dir, (entry["label"] for entry in folder.training), folder.ignore)
+    notes.clear()
+    try:
+        folder, values = read_values(data_dir, folder, notes)
+    finally:
+        for note in notes:
+            process.say(f"note: {note}")
     names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
     if faults := label_value_faults(names, values):
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir

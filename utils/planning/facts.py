@@ -46,7 +46,7 @@ def examine(scan: Scan) -> tuple[ScanFacts | None, Findings]:
         path, first = parts[0]
         fault = length_fault(path, first.shape, first.affine)
         found.faults += [fault] if fault is not None else []
-    label = read_checked_label(scan.label, parts, found)
+    label = read_checked_label(scan, parts, found)
     if label is not None:
         found.faults += label_faults(scan.label, label, LABELS.max + 1, scan.ignore)
     if found.faults or label is None:

@@ -164,7 +164,13 @@ class FingerprintFile:
     def _states(self, scan: Scan) -> list[FileState]:
         """The states of a scan's files, whose names are relative, so that the folder can be moved."""
         folder = self.path.parent
-        return [[os.path.relpath(file, folder), *file_state(file)[1:]] for file in scan_files(scan)]
+        states: list[FileState] = [[os.path.relpath(file, folder), *file_state(file)[1:]] for file in scan_files(scan)]
+        # what a DICOM label says depends on the names that are looked for
+        return (
+            [*states, ["names in DICOM labels", text_hash(json.dumps(scan.structures)), 0]]
+            if scan.structures
+            else states
+        )
 
     def _known_facts(self, scan: Scan, states: list[FileState]) -> ScanFacts | None:
         known = self._known.get(scan.name)

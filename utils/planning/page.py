@@ -175,7 +175,8 @@ def _scan_part(
 ) -> dict[str, Any]:
     assert scan.label is not None
     volume = read_scan(scan)
-    label = to_ras(read_label(scan.label, scan.path, volume, ignore=scan.ignore), volume.affine)
+    values = read_label(scan.label, scan.path, volume, ignore=scan.ignore, structures=scan.structures)
+    label = to_ras(values, volume.affine)
     images = [to_ras(channel, volume.affine) for channel in volume.voxels]
     volumes = {
         caption(_channel_name(fingerprint, number)): (image, _ct_window(settings) or grey_window(image))

@@ -195,6 +195,8 @@ def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:
     content = {**job.made_with, "files": [file_state(file) for file in scan_files(scan)]}
     if scan.not_annotated or scan.ignore is not None:
         content |= {"not_annotated": scan.not_annotated, "ignore": scan.ignore}
+    if scan.structures:
+        content["structures"] = scan.structures
     as_json: dict[str, Any] = json.loads(json.dumps(content))  # tuples become lists
     return as_json
 

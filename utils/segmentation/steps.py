@@ -72,7 +72,9 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
     """
     made_with = provenance(scan, job)  # before reading, so that the next launch notices a change from now on
     volume = read_scan(scan, job.in_channels)
-    label = None if scan.label is None else read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore)
+    label = None
+    if scan.label is not None:
+        label = read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore, scan.structures)
     low, high = volume.voxels.min(), volume.voxels.max()
     if low == high:
         raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")

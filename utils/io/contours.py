@@ -1,0 +1,186 @@
+"""Contours of a structure, as radiotherapy draws them, filled on the grid of a scan.
+
+A voxel belongs to a structure if its centre lies inside the contours of its slice, or on one of them. Inside is meant
+by the even-odd rule: a contour within another cuts a hole. Programs that draw along the edges of voxels and programs
+that draw through the centres of the outermost ones both get back what they drew.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import binary_dilation
+from scipy.spatial import cKDTree
+
+ON_LINE = 0.01  # voxels between a contour and the centres that lie on it; files round their numbers
+ON_SLICE = 0.2  # of a slice's distance: so far from a slice contours are taken to lie on it
+SAME_PLANE = 0.1  # the same between contours that share holes
+TILTED = 0.5  # a contour whose heights differ by more lies across the slices
+USUAL_GAPS = 2.0  # a gap between contours of so many usual ones is filled …
+LARGEST_GAP_MM, LARGEST_GAP = 10.0, 2.0  # … unless it is larger than both of these, in mm and in slices
+OUTSIDE = 1.0  # voxels that a contour may leave the grid, as those of the body do
+EVEN = 1e-9  # mm between distances that are equal
+MOST_CROSSINGS = 100_000_000  # of contours with the lines of a grid, which real ones have 100,000 of
+Polygon = np.ndarray  # (N, 3), in voxel indices
+
+
+def fill_contours(
+    contours: Sequence[Polygon], shape: tuple[int, int, int], spacing: Sequence[float]
+) -> tuple[np.ndarray, list[str]]:
+    """The voxels of one structure.
+
+    A slice between contours is filled with a shape halfway between theirs, by the distances from their outlines, if
+    the gap isn't more than twice the structure's usual one, and no more than 10 mm or two slices. In a larger gap the
+    structure is taken to be absent. Contours that lie between slices are treated in the same way; beyond the last one
+    a slice within half a slice's distance takes its shape.
+
+    Args:
+        contours: at least one; in planes along any two axes of the grid.
+        shape: of the grid (X, Y, Z).
+        spacing: of it in mm.
+
+    Returns:
+        A mask (X, Y, Z), and what was done, in words that belong behind the structure's name.
+
+    Raises:
+        ValueError: if a contour lies across the slices, or winds without end.
+    """
+    axis = int(np.argmin([max(np.ptp(one[:, axis]) for one in contours) for axis in range(3)]))
+    if max(np.ptp(one[:, axis]) for one in contours) > TILTED:
+        raise ValueError("has contours that lie across the slices")
+    in_plane = [other for other in range(3) if other != axis]
+    mask = np.zeros(shape, bool, order="F")
+    slices = np.moveaxis(mask, axis, -1)
+    heights, planes = _planes(contours, axis)
+    points = np.concatenate(contours)[:, in_plane]
+    size = np.array(slices.shape[:2])
+    low = np.clip(np.floor(points.min(0)), 0, size).astype(int)
+    high = np.clip(np.ceil(points.max(0)) + 1, low, size).astype(int)
+    filled = [_fill([one[:, in_plane] - low for one in plane], *(high - low)) for plane in planes]
+    box = slices[low[0] : high[0], low[1] : high[1]]
+    steps = [float(spacing[other]) for other in in_plane]
+    remarks = _stack(box, heights, filled, steps, float(spacing[axis]))
+    beyond = (points < -OUTSIDE).any() or (points > size - 1 + OUTSIDE).any()
+    if beyond or heights[0] < -TILTED - ON_SLICE or heights[-1] > slices.shape[2] - 1 + TILTED + ON_SLICE:
+        remarks.append("has contours outside the scan, which are left out there")
+    if not mask.any():
+        remarks.append("has contours, but no voxel lies in them")
+    return mask, remarks
+
+
+def _planes(contours: Sequence[Polygon], axis: int) -> tuple[np.ndarray, list[list[Polygon]]]:
+    """The heights of the planes with contours, rising, in slices; and the contours of each, none of them twice."""
+    heights = np.array([one[:, axis].mean() for one in contours])
+    near = np.abs(heights - np.rint(heights)) <= ON_SLICE
+    heights[near] = np.rint(heights[near])
+    order = np.argsort(heights, kind="stable")
+    starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > SAME_PLANE)
+    groups = np.split(order, starts[1:])
+    distinct = [list({contours[index].tobytes(): contours[index] for index in group}.values()) for group in groups]
+    return np.array([heights[group].mean() for group in groups]), distinct
+
+
+def _stack(
+    slices: np.ndarray, heights: np.ndarray, filled: Sequence[np.ndarray], spacing: Sequence[float], distance: float
+) -> list[str]:
+    """Put filled planes into ``slices`` (A, B, slices), and fill what lies between them.
+
+    Args:
+        spacing: in mm within the planes.
+        distance: from slice to slice in mm.
+
+    Returns:
+        What was done.
+    """
+    gaps = np.diff(heights)
+    largest = USUAL_GAPS * max(1.0, float(np.median(gaps))) if len(gaps) else 0.0
+    largest = min(largest, max(LARGEST_GAP_MM / distance, LARGEST_GAP)) + SAME_PLANE
+    notes: dict[str, None] = {}
+    first, last = max(0, int(np.ceil(heights[0] - TILTED))), int(np.floor(heights[-1] + TILTED))
+    for index in range(first, min(last, slices.shape[2] - 1) + 1):
+        nearest = int(np.abs(heights - index).argmin())
+        above = int(np.searchsorted(heights, index))
+        if abs(heights[nearest] - index) <= SAME_PLANE or not 0 < above < len(heights):
+            slices[..., index] = filled[nearest]
+        elif gaps[above - 1] <= largest:
+            share = (index - heights[above - 1]) / gaps[above - 1]
+            slices[..., index] = _between(filled[above - 1], filled[above], share, spacing)
+            if gaps[above - 1] <= 1 + TILTED:
+                notes["has contours between the slices, brought to these by their shapes"] = None
+            elif slices[..., index].any():
+                notes["has slices without contours, filled from those beside them"] = None
+        else:
+            if abs(heights[nearest] - index) <= TILTED:
+                slices[..., index] = filled[nearest]
+            notes["has a large gap between its contours, which is left empty"] = None
+    return list(notes)
+
+
+def _between(low: np.ndarray, high: np.ndarray, share: float, spacing: Sequence[float]) -> np.ndarray:
+    """The shape at ``share`` of the way from one shape to another, where their outlines' distances balance."""
+    if not low.any() or not high.any():
+        return np.zeros_like(low)
+    between = low & high
+    changed = low ^ high
+    between[changed] = (1 - share) * _depths(low, changed, spacing) + share * _depths(high, changed, spacing) > -EVEN
+    return between
+
+
+def _depths(shape: np.ndarray, where: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """How far points of a grid lie within a shape, in mm; outside below 0."""
+    shape, where = np.pad(shape, 1), np.pad(where, 1)
+    depths = np.empty(np.count_nonzero(where))
+    is_inside = shape[where]
+    for inside, sign in ((True, 1), (False, -1)):
+        rim = (shape != inside) & binary_dilation(shape == inside)
+        points = np.argwhere(where & (shape == inside))
+        depths[is_inside == inside] = sign * cKDTree(np.argwhere(rim) * spacing).query(points * spacing)[0]
+    return depths
+
+
+def _fill(polygons: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
+    """The points of a grid (rows, columns) that lie in polygons (N, 2) or on them, by the even-odd rule."""
+    starts = np.concatenate(polygons)
+    ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    # each crossing with a row of the grid turns inside and outside behind it
+    row, place = _crossings(starts, ends, 0, rows)
+    column = np.clip(np.ceil(place), 0, columns).astype(np.int64)
+    turns = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
+    inside = (np.cumsum(turns.reshape(rows, columns + 1), axis=1)[:, :columns] & 1).astype(bool)
+    steps = np.abs(ends - starts)
+    is_steep = steps[:, 0] >= steps[:, 1]
+    for axis, edges in ((0, is_steep), (1, ~is_steep)):  # along its steeper axis an edge misses no point
+        at, place = _crossings(starts[edges], ends[edges], axis, (rows, columns)[axis], ON_LINE)
+        on_line = (np.abs(place - np.rint(place)) <= ON_LINE) & (place > -0.5) & (place < (columns, rows)[axis] - 0.5)
+        found = at[on_line], np.rint(place[on_line]).astype(np.int64)
+        inside[found if axis == 0 else found[::-1]] = True
+    return inside
+
+
+def _crossings(
+    starts: np.ndarray, ends: np.ndarray, axis: int, size: int, tolerance: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where edges cross the lines 0 … ``size`` - 1 of a grid.
+
+    Args:
+        starts, ends: of the edges, (N, 2).
+        axis: along which the lines are counted.
+        tolerance: by which both ends may miss a line; by default the upper end doesn't count, so that an edge and the
+            next one cross the line of the point between them once together.
+
+    Returns:
+        The lines, and the places along them.
+    """
+    low, high = np.minimum(starts, ends)[:, axis], np.maximum(starts, ends)[:, axis]
+    first = np.ceil(low - (tolerance or 0))
+    last = np.ceil(high) - 1 if tolerance is None else np.floor(high + tolerance)
+    first, last = np.clip(first, 0, size).astype(np.int64), np.clip(last, -1, size - 1).astype(np.int64)
+    counts = np.maximum(last - first + 1, 0)
+    total = int(counts.sum())
+    if total > MOST_CROSSINGS:
+        raise ValueError("has contours that wind without end")
+    edge = np.repeat(np.arange(len(counts)), counts)
+    line = first[edge] + np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+    length = (ends - starts)[edge]
+    along = np.where(length[:, axis] == 0, 1.0, length[:, axis])
+    share = np.clip((line - starts[edge, axis]) / along, 0, 1)
+    return line, starts[edge, 1 - axis] + share * length[:, 1 - axis]

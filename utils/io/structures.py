@@ -1,0 +1,66 @@
+"""Structures of DICOM labels, which are told by their names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LONGEST = 64  # letters of a name in DICOM
+PASSED_OVER = re.compile(r"[\s_\-]+")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structure that a DICOM label names.
+
+    Attributes:
+        number: by which the file refers to it.
+        is_drawn: whether somebody said where it is: by contours that enclose something, or by a segment, which may be
+            empty.
+        left_out: what there is of it that encloses nothing, such as ``POINT``.
+    """
+
+    number: int
+    name: str
+    is_drawn: bool
+    left_out: str = ""
+
+
+def name_key(name: str) -> str:
+    """What two names share that mean one structure: letters, without blanks, underscores, hyphens and capitals."""
+    return PASSED_OVER.sub("", name.replace("\\", "/")[:LONGEST]).casefold()  # a backslash is none in DICOM
+
+
+def names_by_class(labels: Sequence[str], also_called: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """The names that structures of each class may have in DICOM labels; none for the background.
+
+    Args:
+        labels: names of the values 0, 1, …
+        also_called: further names of some of them.
+
+    Raises:
+        ValueError: if two classes have one name.
+    """
+    names = [(), *((label, *also_called.get(label, ())) for label in labels[1:])]
+    owners: dict[str, str] = {}
+    for label, of_class in zip(labels, names, strict=True):
+        for name in of_class:
+            if owners.setdefault(name_key(name), label) != label:
+                raise ValueError(f"{owners[name_key(name)]!r} and {label!r} are both called {name!r}")
+    return tuple(names)
+
+
+def match_structures(
+    structures: Sequence[Structure], names: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[Structure]], list[Structure]]:
+    """The structures of each class that has some, drawn or not, and those of none.
+
+    Args:
+        names: those of :func:`names_by_class`.
+    """
+    classes = {name_key(name): value for value, of_class in enumerate(names) for name in of_class}
+    found: dict[int, list[Structure]] = {}
+    others: list[Structure] = []
+    for one in structures:
+        value = classes.get(name_key(one.name))
+        (others if value is None else found.setdefault(value, [])).append(one)
+    return found, others
