@@ -164,7 +164,7 @@ def largest_component_dice(scan: Scan, job: SegmentationJob) -> dict[int, float 
     path, classes = job.mask_file(scan.name), len(job.labels)
     volume = read_file(path)
     mask = read_label(path, path, volume, classes)
-    label = read_label(scan.label, path, volume, classes, scan.ignore)
+    label = read_label(scan.label, path, volume, classes, scan.ignore, scan.structures)
     for value in job.organs:
         keep_largest_component(mask, value)
     dice = dice_per_label(torch.from_numpy(mask), torch.from_numpy(label), classes, scan.not_annotated)
