@@ -288,6 +288,12 @@ def test_where_the_list_names_the_labels_it_is_what_needs_another(scan: Scan) ->
     )
 
 
+def test_voxels_that_nobody_judged_ask_for_no_further_name(scan: Scan) -> None:
+    with_label(scan, np.resize(np.array([4, 255], np.uint8), (8, 9, 10)))
+    (fault,) = check_scan(replace(scan, ignore=255), 1, 3, SETTINGS, labels_in=Path("folds.json")).faults
+    assert "or name all 5, the background included" in fault
+
+
 def boxes(scan: Scan, values: list[float], labels: list[float], dtype: type = np.float32) -> None:
     """Write a scan of 720 voxels with these values in turn, and their labels."""
     with_image(scan, np.resize(np.array(values, dtype), (8, 9, 10)))

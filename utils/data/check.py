@@ -174,7 +174,7 @@ def _check_label(
         return None
     for fault in label_faults(scan.label, label, out_channels, scan.ignore):
         if not label_faults(scan.label, label) and label.voxels.min() >= 0:  # whole numbers, but more of them
-            classes = round(float(label.voxels.max())) + 1
+            classes = round(float(label.voxels.max(where=label.voxels != scan.ignore, initial=0))) + 1
             named = f'name all {classes}, the background included, under "labels" in {labels_in}'
             other = f"give `out_channels` {classes}" if labels_in is None else named
             fault = f"{fault.removesuffix('.')}, or {other}."
