@@ -15,7 +15,7 @@ from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.save import write_from_folds
 from utils.system.errors import DamagedError
 
-MODEL = DiceModel(2.0, -1.0, 0.8, (50.0, 200.0), 0.02, always_there=True)
+MODEL = DiceModel(2.0, 0.1, -1.0, 0.8, (50.0, 200.0), 0.02, always_there=True)
 FOUND = FromFolds(Postprocessing((2,), mirrored=True), {"posterior": MODEL})
 
 

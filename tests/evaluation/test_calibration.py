@@ -1,5 +1,6 @@
 """Whether a change helps by more than noise, and a mask's Dice from its soft Dice, by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,13 @@ def test_one_scan_tells_nothing() -> None:
 
 def model(**changes: Any) -> DiceModel:
     """A Dice of twice the soft Dice, less one, whatever the volume of 50 … 200 ml."""
-    values = {"slope": 2.0, "offset": -1.0, "lowest_soft_dice": 0.8}
+    values = {"per_soft_dice": 2.0, "per_log_volume": 0.0, "offset": -1.0, "lowest_soft_dice": 0.8}
     return DiceModel(**{**values, "volumes": (50.0, 200.0), "error": 0.0, "always_there": True, **changes})
 
 
 def test_within_what_the_folds_saw_the_dice_is_linear() -> None:
     assert model().dice(0.9, 100) == pytest.approx(0.8)
+    assert model(per_log_volume=0.1, offset=-1.5).dice(0.9, 100) == pytest.approx(0.3 + 0.1 * math.log(100))
     assert model(offset=-2.0).dice(0.9, 100) == 0
     assert model(offset=0.0).dice(0.9, 100) == 1
 
@@ -71,15 +73,16 @@ def test_a_mask_unlike_all_others_in_size_can_not_be_right() -> None:
 def test_a_fit_finds_what_its_scans_share_though_some_failed() -> None:
     generator = np.random.default_rng(0)
     soft_dice, volumes = generator.uniform(0.85, 0.95, 200), generator.uniform(20, 60, 200)
-    dice = 2 * soft_dice - 1.1
+    dice = 2 * soft_dice + 0.1 * np.log(volumes) - 1.5
     lost = dice[::20].sum()
     dice[::20] = 0.0
     fitted = fit_dice_model([*soft_dice, None], [*volumes, 0.0], [*dice, 0.0], always_there=True)
     assert fitted is not None
     found, predicted = fitted
-    assert found.slope == pytest.approx(2, rel=0.1)  # a little less by the ridge of 8 scans
-    assert found.lowest_soft_dice == soft_dice.min()
-    assert found.volumes == (volumes.min(), volumes.max())
+    assert found.per_soft_dice == pytest.approx(2, rel=0.1)  # a little less by the ridge of 8 scans
+    assert found.per_log_volume == pytest.approx(0.1, rel=0.1)
+    assert found.lowest_soft_dice == pytest.approx(0.8525, abs=0.005)  # the 2.5 % quantile of 0.85 … 0.95
+    assert found.volumes == pytest.approx((21, 59), abs=1.5)
     assert predicted[200] is None
     sound = np.arange(200) % 20 > 0
     assert np.array(predicted[:200])[sound] == pytest.approx(dice[sound], abs=0.02)
@@ -90,7 +93,7 @@ def test_more_certainty_never_means_less_dice() -> None:
     soft_dice = np.linspace(0.8, 0.9, 20)
     fitted = fit_dice_model(soft_dice.tolist(), [30.0] * 20, (1.5 - soft_dice).tolist(), always_there=False)
     assert fitted is not None
-    assert fitted[0].slope == pytest.approx(0, abs=1e-6)
+    assert fitted[0].per_soft_dice == pytest.approx(0, abs=1e-6)
     assert fitted[0].dice(0.85, 30) == pytest.approx(0.65)
     assert not fitted[0].always_there
 

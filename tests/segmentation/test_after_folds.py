@@ -137,11 +137,11 @@ def test_the_dice_of_a_liver_is_predicted_from_its_soft_dice(tmp_path: Path) -> 
     found = judged(tmp_path, shrunk, lambda number: 0.95 - 0.02 * (number % 5))
     model = found.chosen.models["liver"]
     assert model is not None
-    assert model.slope > 0  # what is less certain is less right
+    assert model.per_soft_dice > 0  # what is less certain is less right
     assert model.dice(0.95, 1.0) > model.dice(0.87, 1.0)
     assert model.always_there
     record = found.record(ORGANS)
-    assert record["predicted Dice"]["organs"]["liver"]["slope"] == model.slope
+    assert record["predicted Dice"]["organs"]["liver"]["per_soft_dice"] == model.per_soft_dice
     assert record["predicted Dice"]["rank correlation"] > 0.5
     assert record["largest component"]["liver"]["kept"] is False
     assert "predicted Dice: off by 0.0" in found.lines(ORGANS)[-1]

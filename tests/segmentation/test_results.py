@@ -85,7 +85,7 @@ def test_what_the_folds_found_is_done_and_said_unless_a_flag_leaves_it_out(
     shutil.copy(trained / "model.pt", "model.pt")
     labels = torch.load("model.pt", weights_only=True)["labels"]
     liver = labels.index("liver")
-    model = DiceModel(1.0, 0.0, 0.01, (1e-3, 1e6), error=0.02, always_there=True)  # Dice is the soft Dice
+    model = DiceModel(1.0, 0.0, 0.0, 0.01, (1e-3, 1e6), error=0.02, always_there=True)  # Dice is the soft Dice
     write_from_folds(Path("model.pt"), FromFolds(Postprocessing((liver,)), {"liver": model}))
 
     def masks(*flags: str) -> tuple[np.ndarray, dict[str, Any], str]:

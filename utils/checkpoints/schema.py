@@ -85,7 +85,8 @@ class Network(TypedDict):
 class Model(TypedDict):
     """:class:`utils.checkpoints.postprocessing.DiceModel`."""
 
-    slope: Finite
+    per_soft_dice: Finite
+    per_log_volume: Finite
     offset: Finite
     lowest_soft_dice: Annotated[float, Gt(0), Le(1)]
     volumes: Annotated[list[Factor] | tuple[Factor, ...], Len(2, 2)]

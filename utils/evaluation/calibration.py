@@ -9,7 +9,8 @@ from scipy import optimize, stats
 from utils.checkpoints.postprocessing import DiceModel
 
 FEWEST_SCANS = 8  # a fit to fewer says little
-RIDGE = 8.0  # scans: so many weigh as much as the belief that the line is flat
+RIDGE = 8.0  # scans: so many weigh as much as the belief that all masks are alike
+USUAL = (2.5, 97.5)  # percentiles: of the scans beyond, the fit takes what these have
 OUTLYING = 0.05  # a Dice as far from the fit, or farther, weighs less
 ONE_SIDED = 0.975  # by chance, so large a gain is found in one of forty comparisons
 
@@ -55,7 +56,7 @@ def fit_dice_model(
 ) -> tuple[DiceModel, list[float | None]] | None:
     """Fit an organ's model; None if fewer than eight scans have a mask and a Dice.
 
-    The line is a regression with Huber's loss (1964), which single failures hardly move, and a ridge (Hoerl and Kennard
+    The fit is a regression with Huber's loss (1964), which single failures hardly move, and a ridge (Hoerl and Kennard
     1970), which keeps it flat where scans are few. More certainty never means less Dice.
 
     Args:
@@ -80,19 +81,24 @@ def fit_dice_model(
 
 
 def _fit(soft_dice: np.ndarray, volumes: np.ndarray, dice: np.ndarray, always_there: bool) -> DiceModel:
-    mean, deviation = soft_dice.mean(), soft_dice.std() + 1e-9
-    standard = (soft_dice - mean) / deviation
+    features = np.stack([soft_dice, np.log(volumes)])  # (2, scans)
+    lowest, highest = np.percentile(features, USUAL, axis=1, keepdims=True)
+    features = np.clip(features, lowest, highest)
+    means, deviations = features.mean(1, keepdims=True), features.std(1, keepdims=True) + 1e-9
+    standard = (features - means) / deviations
 
-    def residuals(line: np.ndarray) -> np.ndarray:
-        return np.array([*(standard * line[0] + line[1] - dice), RIDGE**0.5 * line[0]])
+    def residuals(fitted: np.ndarray) -> np.ndarray:
+        return np.concatenate([fitted[:2] @ standard + fitted[2] - dice, RIDGE**0.5 * fitted[:2]])
 
-    start, bounds = np.array([0.0, np.median(dice)]), ([0.0, -np.inf], np.inf)
-    slope, level = optimize.least_squares(residuals, start, bounds=bounds, loss="huber", f_scale=OUTLYING).x
+    start, bounds = np.array([0.0, 0.0, np.median(dice)]), ([0.0, -np.inf, -np.inf], np.inf)
+    fitted = optimize.least_squares(residuals, start, bounds=bounds, loss="huber", f_scale=OUTLYING).x
+    slopes = fitted[:2] / deviations[:, 0]
     return DiceModel(
-        slope=float(slope / deviation),
-        offset=float(level - slope / deviation * mean),
-        lowest_soft_dice=float(soft_dice.min()),
-        volumes=(float(volumes.min()), float(volumes.max())),
+        per_soft_dice=float(slopes[0]),
+        per_log_volume=float(slopes[1]),
+        offset=float(fitted[2] - slopes @ means[:, 0]),
+        lowest_soft_dice=float(lowest[0, 0]),
+        volumes=(float(np.exp(lowest[1, 0])), float(np.exp(highest[1, 0]))),
         error=0.0,
         always_there=always_there,
     )

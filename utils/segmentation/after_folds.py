@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing
 from utils.distributed.process import Process
 from utils.evaluation.calibration import Gain, fit_dice_model, gain, rank_correlation
-from utils.evaluation.metrics import dice_per_label, nan_mean, nan_to_none
+from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
 from utils.io.reader import read_file, read_label
 from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
@@ -103,7 +104,13 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     records = [fold.records[scan.name] for fold in folds for scan in fold.scans]
     components = _judge_components(folds, records, process)
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
-    models, correlation = _fit_models(folds[0].job.structures, records)
+    masks = [record["organs"] for record in records]
+    if helping:  # what is predicted is the Dice of the masks that test.py will make
+        scans = process.bar(_scans_of(folds), "chosen postprocessing")
+        masks = [
+            _with_largest_components(scan, job, helping, mask) for (scan, job), mask in zip(scans, masks, strict=True)
+        ]
+    models, correlation = _fit_models(folds[0].job.structures, masks)
     return Findings(mirrored, components, FromFolds(Postprocessing(helping, is_mirrored), models), correlation)
 
 
@@ -123,23 +130,33 @@ def _judge_components(
     folds: Sequence[ScannedFold], records: Sequence[Mapping[str, Any]], process: Process
 ) -> dict[int, Gain | None]:
     """By label, what keeping its largest component alone does to its Dice."""
-    scans = [(scan, fold.job) for fold in folds for scan in fold.scans]
-    alone = [largest_component_dice(scan, job) for scan, job in process.bar(scans, "largest components")]
+    scans = process.bar(_scans_of(folds), "largest components")
+    organs = folds[0].job.organs
+    alone = [
+        _with_largest_components(scan, job, list(organs), record["organs"])
+        for (scan, job), record in zip(scans, records, strict=True)
+    ]
     return {
-        label: gain([one["organs"][organ]["dice"] for one in records], [one[label] for one in alone])
-        for label, organ in folds[0].job.organs.items()
+        label: gain([one["organs"][organ]["dice"] for one in records], [one[organ]["dice"] for one in alone])
+        for label, organ in organs.items()
     }
 
 
-def _fit_models(
-    names: Iterable[str], records: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, DiceModel], float | None]:
-    """The models of those organs and regions that enough scans have; and the rank correlation of all their scans."""
+def _scans_of(folds: Sequence[ScannedFold]) -> list[tuple[Scan, SegmentationJob]]:
+    return [(scan, fold.job) for fold in folds for scan in fold.scans]
+
+
+def _fit_models(names: Iterable[str], masks: Sequence[Mapping[str, Any]]) -> tuple[dict[str, DiceModel], float | None]:
+    """The models of those organs and regions that enough scans have; and the rank correlation of all their scans.
+
+    Args:
+        masks: of each scan by name, as its record has them.
+    """
     models: dict[str, DiceModel] = {}
     predicted: list[float | None] = []
     true: list[float | None] = []
     for name in names:
-        values = [record["organs"][name] for record in records]
+        values = [mask[name] for mask in masks]
         soft_dice, volumes, dice = ([one[key] for one in values] for key in ("soft_dice", "volume_ml", "dice"))
         always_there = all(one["dice"] is not None for one in values if one.get("annotated", True))
         fitted = fit_dice_model(soft_dice, volumes, dice, always_there)
@@ -154,8 +171,13 @@ def _mean_dice(record: Mapping[str, Any]) -> float:
     return float(nan_mean([organ["dice"] for organ in record["organs"].values()]))
 
 
-def largest_component_dice(scan: Scan, job: SegmentationJob) -> dict[int, float | None]:
-    """The Dice of each organ of a finished scan, on its own grid, if the mask kept the largest component alone.
+def _with_largest_components(
+    scan: Scan, job: SegmentationJob, labels: Iterable[int], organs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a finished scan's record would say of its organs if the mask kept some labels' largest components alone.
+
+    Args:
+        organs: what it says. Dice (on the scan's own grid) and volume are made anew.
 
     Raises:
         InputError: if mask or label can't be read.
@@ -165,7 +187,13 @@ def largest_component_dice(scan: Scan, job: SegmentationJob) -> dict[int, float 
     volume = read_file(path)
     mask = read_label(path, path, volume, classes)
     label = read_label(scan.label, path, volume, classes, scan.ignore, scan.structures)
-    for value in job.organs:
+    for value in labels:
         keep_largest_component(mask, value)
-    dice = dice_per_label(torch.from_numpy(mask), torch.from_numpy(label), classes, scan.not_annotated)
-    return {value: nan_to_none(float(dice[value - 1])) for value in job.organs}
+    maps, structures = (torch.from_numpy(mask), torch.from_numpy(label)), job.structures
+    dice = dice_per_structure(*maps, structures.values(), classes, scan.not_annotated).tolist()
+    voxels = np.bincount(mask.ravel(), minlength=classes)
+    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    return {
+        name: {**organs[name], "dice": nan_to_none(one), "volume_ml": float(voxels[list(of)].sum() * voxel_ml)}
+        for (name, of), one in zip(structures.items(), dice, strict=True)
+    }
