@@ -95,7 +95,7 @@ SAID: list[tuple[str, Any, str]] = [
     ("format", "2", "format should be a valid integer"),
     ("format", True, "format should be a valid integer"),
     ("format", 0, "format should be greater than or equal to 1"),
-    ("format", 3, "was made by a newer version of this program. Update it."),
+    ("format", 4, "was made by a newer version of this program. Update it."),
     ("format", MISSING, "format is missing"),
     ("network", "unetr", "network should be a valid dictionary"),
     ("network", MISSING, "network is missing"),

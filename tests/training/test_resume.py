@@ -268,7 +268,7 @@ def test_a_checkpoint_of_another_version_is_an_error_and_stays(
 ) -> None:
     content = torch.load(whole / "model_final.pt", weights_only=True)
     argv = [f"--data_dir={phantoms}", "--logdir=whole", "--save_checkpoint", "--resume", *TINY, *FLAGS]
-    for version, words in ((1, "an older version"), (3, "a newer version")):
+    for version, words in ((1, "an older version"), (4, "a newer version")):
         torch.save({**content, "format": version}, whole / "model_final.pt")
         assert f"runs/whole/model_final.pt: was made by {words}" in error_of(run_main, argv, capsys)
         assert not (whole / "set_aside").exists()
@@ -413,7 +413,7 @@ def test_only_the_latest_checkpoint_can_be_continued(
     content = torch.load(whole / "model_final.pt", weights_only=True)
     torch.save({**content, "format": 1}, "older.pt")
     assert "older.pt: was made by an older version" in error_of(run_main, [*argv, "--checkpoint=older.pt"], capsys)
-    torch.save({**content, "format": 3}, "newer.pt")
+    torch.save({**content, "format": 4}, "newer.pt")
     assert "newer.pt: was made by a newer version" in error_of(run_main, [*argv, "--checkpoint=newer.pt"], capsys)
 
 
