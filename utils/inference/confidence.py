@@ -93,9 +93,11 @@ def agreement(masks: Sequence[Tensor]) -> float:
     Args:
         masks: each (D, H, W), of booleans.
     """
+    if len(masks) < 2:
+        return math.nan
     votes = torch.zeros(masks[0].shape, dtype=torch.int16, device=masks[0].device)  # (D, H, W)
     for mask in masks:
         votes += mask
     # a voxel with n votes is in the common part of n (n - 1) / 2 pairs
     single, paired = int(votes.sum()), int((votes * (votes - 1)).sum())
-    return paired / (single * (len(masks) - 1)) if single and len(masks) > 1 else math.nan
+    return paired / (single * (len(masks) - 1)) if single else math.nan
