@@ -98,7 +98,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     precision = choose_precision(process.device, description.amp, description.config)
     scaler = precision.scaler()
     groups = parameter_groups(network, group_settings(args, description.architecture))
-    optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum)
+    optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum, args.betas)
     start.restore(network, average, optimizer, scaler)
     progress = start.progress
     sizes = (len(data.training), process.world_size, args.batch_size, args.accumulate)

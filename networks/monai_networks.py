@@ -62,6 +62,7 @@ class SwinUNETR(nets.SwinUNETR):
     blocks = (SwinTransformerBlock, UnetrBasicBlock, UnetrUpBlock)
     input_layers = ("swinViT.patch_embed.proj", "encoder1")
     output_layers = ("out",)
+    any_window = True
     unsafe_bfloat16_roi_x = (32, 64)
     sizes = tuple(Size({"feature_size": width}, rate) for width, rate in ((12, 4e-3), (24, 1e-3), (48, 5e-4)))
 
@@ -97,6 +98,7 @@ class SegResNet(nets.SegResNet):
     blocks = (ResBlock,)
     input_layers = ("convInit",)
     output_layers = ("conv_final.2",)
+    any_window = True
     unsafe_bfloat16_roi_x = (8, 16)
     sizes = tuple(Size({"feature_size": width}, rate) for width, rate in ((16, 4e-3), (32, 1e-3)))
 

@@ -16,6 +16,7 @@ What a class may declare beside its layers, all of it optional:
 ``output_layers``      names of the layers with an output for each class; adapting may initialise them anew
 ``position_embeddings``  name of a parameter (1, N, E), one embedding for each patch of ``config.patch_size``; adapting
                        may interpolate it
+``any_window``         True if weights fit windows of any size, but for the position embeddings
 ``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` makes the flags ``vit_lr`` and
                        ``vit_reg_weight``; or a method that returns groups as torch's optimizers take them
 ``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill
@@ -85,6 +86,13 @@ def flag(
         "any_weights": any_weights,
         "rare": rare,
     }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(config: type, name: str, default: Any, help: str | None = None) -> Any:
+    """A flag as another config has it, with another default, and where it is given another help text."""
+    field: dataclasses.Field[Any] = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    metadata = field.metadata if help is None else {**field.metadata, "help": help}
     return dataclasses.field(default=default, metadata=metadata)
 
 

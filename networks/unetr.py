@@ -45,6 +45,12 @@ class UNETRConfig(ViTConfig):
         rare=True,
     )
 
+    def faults(self) -> list[str]:
+        """Also two stems."""
+        if self.conv_stem and self.pos_embed == "residual":
+            return ["`pos_embed` residual and `conv_stem` both put convolutions before the transformer; give one"]
+        return super().faults()
+
     @property
     def halvings(self) -> int:
         """How often the resolution is halved from the scan to the patches."""
@@ -76,6 +82,7 @@ class UNETR(nn.Module):
     position_embeddings = "vit.patch_embedding.position_embeddings"
     parameter_groups = {"vit": ("vit",)}  # noqa: RUF012  (TorchScript reads annotated attributes)
     vit_encoder = "vit"
+    any_window = True
     cuda_graph = True
     fast_layers = True
     unsafe_bfloat16_roi_x = (8, 16)

@@ -1,7 +1,9 @@
-"""The transformer encoder of UNETR, from leaf to root.
+"""The transformer encoder of UNETR and of Primus, from leaf to root.
 
-Parameter names are those of the published weights (MONAI 0.7.0); they are an interface.
-B is the batch, C the channels, N the number of patches (tokens), E the hidden size.
+As UNETR has it, it is a plain ViT. Options turn it into the encoder of Primus (Wald et al., arXiv 2503.01835), which is
+EVA-02's (Fang et al., arXiv 2303.11331) in 3D. Parameter names of the plain one are those of the published weights
+(MONAI 0.7.0); they are an interface. B is the batch, C the channels, N the number of patches (tokens), E the hidden
+size.
 """
 
 import math
@@ -12,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.registry import NetworkConfig, flag
+from networks.tokenizer import ResidualTokenizer
 
 NUM_LAYERS = 12
 PATCH_SIZES = (16, 8)
+ROTARY_PERIOD = 10_000  # of the slowest rotation, in patches / 2π: that of Su et al., arXiv 2104.09864
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class ViTConfig(NetworkConfig):
     hidden_size: int = flag(768, "length of a token", at_least=1, at_most=16384)
     mlp_dim: int = flag(3072, "width of its perceptron", at_least=1, at_most=65536)
     num_heads: int = flag(12, "attention heads", at_least=1)
-    pos_embed: str = flag("perceptron", "patch embedding", choices=("perceptron", "conv"), rare=True)
+    pos_embed: str = flag("perceptron", "patch embedding", choices=("perceptron", "conv", "residual"), rare=True)
     patch_size: int = flag(16, "edge of a patch in voxels", choices=PATCH_SIZES)
     dropout_rate: float = flag(0.0, "dropout in the transformer", at_least=0, below=1, any_weights=True, rare=True)
     drop_path_rate: float = flag(
@@ -35,12 +39,38 @@ class ViTConfig(NetworkConfig):
         any_weights=True,
         rare=True,
     )
+    rotary: bool = flag(False, "rotary position embeddings along each axis, beside the learned ones", rare=True)
+    swiglu: bool = flag(False, "a gated perceptron with a norm inside (SwiGLU)", rare=True)
+    attn_norm: bool = flag(False, "a norm before the output projection of attention", rare=True)
+    qv_bias: bool = flag(False, "biases of queries and values", rare=True)
+    layer_scale: float = flag(
+        0.0,
+        "learned factors on the branches of transformer blocks, which begin at this; 0 leaves them out",
+        at_least=0,
+        at_most=1,
+        rare=True,
+    )
+    scaled_init: bool = flag(
+        False,
+        "initial weights of the branches' last layers that are smaller in later blocks",
+        any_weights=True,
+        rare=True,
+    )
 
     def faults(self) -> list[str]:
-        """Heads that don't divide the token."""
+        """Heads that don't divide the token, or can't be rotated along three axes."""
         if self.hidden_size % self.num_heads:
             return [f"`num_heads` {self.num_heads} must divide `hidden_size` {self.hidden_size}"]
+        head_size = self.hidden_size // self.num_heads
+        if self.rotary and head_size % 6:
+            return [f"`rotary` needs heads with a multiple of 6 numbers, but `hidden_size` {self.hidden_size} in "
+                    f"`num_heads` {self.num_heads} makes {head_size}"]  # fmt: skip
         return []
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        return NUM_LAYERS
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -83,8 +113,8 @@ class PatchesToVectors(nn.Module):
 class PatchEmbedding(nn.Module):
     """Patches to tokens, with a learned embedding of each patch's position added.
 
-    ``pos_embed`` is ``perceptron`` (a linear layer over the flattened patch) or ``conv`` (the same map as a strided
-    convolution, with another order of its weights).
+    ``pos_embed`` is ``perceptron`` (a linear layer over the flattened patch), ``conv`` (the same map as a strided
+    convolution, with another order of its weights) or ``residual`` (residual convolutions).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -94,6 +124,8 @@ class PatchEmbedding(nn.Module):
         if config.pos_embed == "conv":
             p = config.input_patch
             self.patch_embeddings = nn.Conv3d(config.input_channels, config.hidden_size, kernel_size=p, stride=p)
+        elif config.pos_embed == "residual":
+            self.patch_embeddings = ResidualTokenizer(config.input_channels, config.hidden_size, config.input_patch)
         else:
             linear = nn.Linear(config.input_channels * config.input_patch**3, config.hidden_size)
             nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -106,31 +138,72 @@ class PatchEmbedding(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, N, E)."""
         tokens = self.patch_embeddings(volume)
-        if self.pos_embed == "conv":
+        if self.pos_embed != "perceptron":
             tokens = tokens.flatten(2).transpose(1, 2)  # (B, E, d, h, w) -> (B, N, E)
         return self.dropout(tokens + self.position_embeddings)
 
 
+def rotations(grid: tuple[int, int, int], head_size: int) -> Tensor:
+    """Cosines and sines of the angles by which rotary position embeddings turn queries and keys.
+
+    A third of the pairs of numbers in a head turns with the patch's place along each axis, the first of them by one
+    radian a patch, later ones ever more slowly.
+
+    Returns:
+        (2, N, head_size / 2).
+    """
+    bands = head_size // 6
+    speeds = ROTARY_PERIOD ** -(torch.arange(bands, dtype=torch.float32, device="cpu") / bands)
+    axes = [torch.arange(patches, dtype=torch.float32, device="cpu") for patches in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (d, h, w, 3)
+    angles = (places[..., None] * speeds).flatten(3).flatten(0, 2)  # (d, h, w, 3, bands) -> (N, head_size / 2)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs of neighbouring numbers in each head.
+
+    Args:
+        x: (B, heads, N, E / heads).
+        rotation: cosines and sines, (2, N, E / heads / 2), or those of each sample, (2, B, 1, N, E / heads / 2).
+    """
+    cos, sin = rotation[0], rotation[1]
+    even, odd = x[..., 0::2], x[..., 1::2]  # (B, heads, N, E / heads / 2)
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1)
+    return turned.flatten(-2).to(x.dtype)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017); queries, keys and values have no bias."""
+    """Multi-head self-attention (Vaswani et al. 2017); queries, keys and values have no bias, unless ``qv_bias``."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout_rate = config.dropout_rate
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.qv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.qv_bias else None
+        self.norm = nn.LayerNorm(config.hidden_size) if config.attn_norm else nn.Identity()
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.drop_output = nn.Dropout(config.dropout_rate)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Tensor | None = None) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        # (B, N, 3 · E) -> 3 × (B, N, heads, E / heads). Not one permutation of all three: OpenVINO 2026.4 compiles that
-        # wrongly where there are as many tokens as heads
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        # (B, N, heads, E / heads) -> (B, heads, N, E / heads)
-        attended = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        merged = attended.transpose(1, 2).flatten(2)  # (B, heads, N, E / heads) -> (B, N, E)
-        return self.drop_output(self.out_proj(merged))
+        # (B, N, 3 · E) -> 3 × (B, N, E)
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, -1)).unbind(2)
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = q + self.q_bias.to(q.dtype), v + self.v_bias.to(v.dtype)
+        q, k, v = self._by_head(q), self._by_head(k), self._by_head(v)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        merged = self.attend(q, k, v).transpose(1, 2).flatten(2)  # (B, heads, N, E / heads) -> (B, N, E)
+        return self.drop_output(self.out_proj(self.norm(merged)))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, N, E) -> (B, heads, N, E / heads)."""
+        # Each of the three by itself: OpenVINO 2026.4 compiles one permutation of all wrongly where there are as many
+        # tokens as heads
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Three times (B, heads, N, E / heads) -> (B, heads, N, E / heads)."""
@@ -153,6 +226,23 @@ class MLP(nn.Module):
         return self.dropout(self.linear2(hidden))
 
 
+class GatedMLP(nn.Module):
+    """A perceptron whose hidden numbers are gated by SiLU of others, and normalised (SwiGLU: Shazeer 2020)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.mlp_dim)
+        self.linear1 = nn.Linear(config.hidden_size, config.mlp_dim)
+        self.norm = nn.LayerNorm(config.mlp_dim)
+        self.linear2 = nn.Linear(config.mlp_dim, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        hidden = self.dropout(F.silu(self.gate(tokens)) * self.linear1(tokens))
+        return self.dropout(self.linear2(self.norm(hidden)))
+
+
 class DropPath(nn.Module):
     """Leaves a residual branch out for whole samples in training (Huang et al. 2016, stochastic depth).
 
@@ -170,6 +260,18 @@ class DropPath(nn.Module):
         return branch * F.dropout(branch.new_ones(len(branch), 1, 1), self.rate)
 
 
+class LayerScale(nn.Module):
+    """A learned factor on each number of a branch (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((config.hidden_size,), config.layer_scale))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, E) -> (B, N, E)."""
+        return branch * self.gamma
+
+
 class TransformerBlock(nn.Module):
     """A pre-norm transformer block (Dosovitskiy et al. 2021)."""
 
@@ -178,13 +280,30 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_size)
         self.attn = SelfAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size)
-        self.mlp = MLP(config)
+        self.mlp = GatedMLP(config) if config.swiglu else MLP(config)
         self.drop_path = DropPath(drop_path_rate)
+        scaled = config.layer_scale > 0
+        self.scale1 = LayerScale(config) if scaled else nn.Identity()
+        self.scale2 = LayerScale(config) if scaled else nn.Identity()
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Tensor | None = None) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self.scale1(self.attn(self.norm1(tokens), rotation)))
+        return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+
+    def initialise(self, number: int) -> None:
+        """Draw the weights as EVA-02 does: the last layers of the branches are smaller by √(2 · number).
+
+        Args:
+            number: of the block, from 1.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for last in (self.attn.out_proj, self.mlp.linear2):
+            last.weight.data /= math.sqrt(2 * number)
 
 
 class ViT(nn.Module):
@@ -193,16 +312,23 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(config, config.drop_path_rate * depth / (NUM_LAYERS - 1)) for depth in range(NUM_LAYERS)
-        )
+        blocks = [
+            TransformerBlock(config, config.drop_path_rate * depth / max(1, config.num_layers - 1))
+            for depth in range(config.num_layers)
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.hidden_size)
+        if config.scaled_init:
+            for number, block in enumerate(blocks, 1):
+                block.initialise(number)
+        rotation = rotations(config.grid, config.hidden_size // config.num_heads) if config.rotary else None
+        self.register_buffer("rotation", rotation, persistent=False)
 
     def forward(self, volume: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, D, H, W) -> the last block's tokens after the norm, and every block's before it, each (B, N, E)."""
         tokens = self.patch_embedding(volume)
         hidden_states: list[Tensor] = []
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, self.rotation)
             hidden_states.append(tokens)
         return self.norm(tokens), hidden_states

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules by name, and averages of weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from networks.registry import lies_in
-from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
+from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine, warmup_poly
 
+BETAS = (0.9, 0.999)
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
 # what each keeps of a parameter: a tensor of its shape, but for ``step``, a number
 STATE: Mapping[type[Optimizer], tuple[str, ...]] = {
@@ -21,6 +22,7 @@ STATE: Mapping[type[Optimizer], tuple[str, ...]] = {
 }
 SCHEDULES: Mapping[str, Callable[..., float]] = {
     "warmup_cosine": warmup_cosine,
+    "warmup_poly": warmup_poly,
     "cosine_anneal": cosine_anneal,
     "constant": constant,
 }
@@ -50,17 +52,25 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: str, groups: list[dict[str, Any]], lr: float, weight_decay: float, momentum: float
+    name: str,
+    groups: list[dict[str, Any]],
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    betas: Sequence[float] = BETAS,
 ) -> Optimizer:
     """Build an optimizer of :data:`OPTIMIZERS`.
 
     Args:
         groups: parameter groups, which may have a learning rate and a weight decay of their own.
         momentum: for ``sgd`` alone, which uses Nesterov's form.
+        betas: for ``adamw`` and ``adam``: how much of the averages of gradients and of their squares a step keeps.
     """
     options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": True}
     if name == "sgd":
         options |= {"momentum": momentum, "nesterov": momentum > 0}
+    else:
+        options["betas"] = tuple(betas)
     return OPTIMIZERS[name](groups, **options)
 
 

@@ -2,6 +2,8 @@
 
 import math
 
+POLY_EXPONENT = 0.9
+
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     """Linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
@@ -18,6 +20,14 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def warmup_poly(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Linear warm-up, then a fall that is almost linear, with nnU-Net's exponent of 0.9."""
+    if step < warmup_steps:
+        return warmup_cosine(step, total_steps, warmup_steps)
+    left = (total_steps - step) / max(1, total_steps - warmup_steps)
+    return max(0.0, left) ** POLY_EXPONENT
 
 
 def cosine_anneal(step: int, total_steps: int, warmup_steps: int) -> float:

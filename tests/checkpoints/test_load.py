@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import registry
+from networks import NETWORKS, registry
 from networks.registry import find_architecture
 from tests.checkpoints.conftest import (
     CONFIG,
@@ -34,6 +34,10 @@ from utils.data.data_list import DataList
 from utils.data.preprocessing import Preprocessing
 from utils.system.errors import InputError
 
+SEGRESNET: dict[str, Any] = {
+    "feature_size": 8, "out_channels": len(DESCRIPTION.labels),
+    "img_size": DESCRIPTION.config.img_size, "spacing": DESCRIPTION.config.spacing,
+}  # fmt: skip
 TORCHSCRIPT = LoadSettings(format="torchscript", given=SETTINGS)
 
 
@@ -51,6 +55,31 @@ def test_a_checkpoint_describes_itself(saved: Path, network: nn.Module) -> None:
 def test_a_setting_that_contradicts_the_checkpoint_is_an_error_with_both_values(saved: Path) -> None:
     with pytest.raises(InputError, match=r"`feature_size` 32 contradicts its 2; `space_z` 2 contradicts its 2\.5"):
         load(saved, feature_size=32, space_z=2.0, hidden_size=12)
+
+
+def test_another_window_than_in_training(saved: Path, network: nn.Module) -> None:
+    loaded, description, line = load(saved, roi_z=64)
+    old = DESCRIPTION.config.img_size
+    assert description.preprocessing.roi == description.config.img_size == (*old[:2], 64)
+    assert f"note: the window is {old[0]} × {old[1]} × 64 voxels, and was {' × '.join(map(str, old))} in train" in line
+    name = "vit.patch_embedding.position_embeddings"
+    before, after = network.state_dict()[name], loaded.state_dict()[name]  # (1, N, E)
+    grid = [edge // 16 for edge in old]
+    volume = before.transpose(1, 2).unflatten(2, grid)
+    expected = nn.functional.interpolate(volume, (*grid[:2], 4), mode="trilinear").flatten(2).transpose(1, 2)
+    assert torch.equal(after, expected)
+    assert loaded.eval()(torch.zeros(1, 1, *old[:2], 64)).shape[2:] == (*old[:2], 64)
+    with pytest.raises(InputError, match="`img_size` must be multiples of 16 for unetr, not"):
+        load(saved, roi_z=63)
+
+
+def test_a_network_without_position_embeddings_takes_another_window_as_it_is(tmp_path: Path) -> None:
+    description = replace(DESCRIPTION, config=NETWORKS["segresnet"].make_config(SEGRESNET))
+    kept = description.build().eval()
+    save_checkpoint(tmp_path / "model.pt", description, kept, Progress())
+    loaded, at_48, _ = load(tmp_path / "model.pt", roi_x=48)
+    volume = torch.randn(1, 1, 48, *at_48.preprocessing.roi[1:])
+    assert torch.equal(loaded.eval()(volume), kept(volume))
 
 
 def test_labels_of_the_scans_that_are_not_those_of_the_weights(saved: Path) -> None:

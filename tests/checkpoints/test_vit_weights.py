@@ -139,7 +139,7 @@ def test_scales_of_layers_are_taken_into_the_layers() -> None:
 def test_a_bias_of_queries_is_left_out_and_said() -> None:
     state = named_as_timm(vit_of(2))
     without, with_it = build(), build()
-    note = "left out: biases of queries, which UNETR doesn't have"
+    note = "left out: biases that the network has no place for (`qv_bias`)"
     assert note not in load_vit_weights(without, state, "file.pth")[1]
     state["blocks.3.attn.qkv.bias"] = torch.cat([torch.ones(12), state["blocks.3.attn.qkv.bias"][12:]])
     assert note in load_vit_weights(with_it, state, "file.pth")[1]
@@ -211,8 +211,14 @@ CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
         "file.pth: `hidden_size` is 12, but its ViT has 24; `mlp_dim` is 16, but its ViT has 40. Give `hidden_size` "
         "24, `mlp_dim` 40, and the `num_heads` that it was trained with.",
     ),
-    "deeper": (lambda: named_as_timm(vit_of(2, num_layers=24)), "its ViT has 24 blocks, and UNETR's has 12. Give"),
-    "shallower": (lambda: named_as_timm(vit_of(2, num_layers=6)), "its ViT has 6 blocks, and UNETR's has 12. Give"),
+    "deeper": (
+        lambda: named_as_timm(vit_of(2, num_layers=24)),
+        "its ViT has 24 blocks, and the network's has 12. Give",
+    ),
+    "shallower": (
+        lambda: named_as_timm(vit_of(2, num_layers=6)),
+        "its ViT has 6 blocks, and the network's has 12. Give",
+    ),
     "patches": (
         lambda: named_as_timm(vit_of(2, patch_size=8)),
         "its patch embedding (12, 1, 8, 8) doesn't read patches with an edge of 16, as the network that the flags",
@@ -241,8 +247,8 @@ CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
     ),
     "other layers": (
         lambda: without("proj.bias") | {"blocks.3.norm2.bias": torch.zeros(5)},
-        "its ViT is of another kind than UNETR's; missing: patch_embedding.patch_embeddings.bias, "
-        "blocks.*.attn.* (12); of another shape: blocks.3.norm2.bias (5,) instead of (12,). Give a plain ViT.",
+        "its ViT is of another kind than the network's; missing: patch_embedding.patch_embeddings.bias, "
+        "blocks.*.attn.* (12); of another shape: blocks.3.norm2.bias (5,) instead of (12,). Give a ViT of this kind",
     ),
 }
 

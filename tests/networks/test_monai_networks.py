@@ -180,7 +180,8 @@ def test_a_width_that_does_not_fit_is_named(name: str, size: int, words: str) ->
 
 def test_each_network_has_defaults_of_its_own() -> None:
     sizes = {name: parse_train([f"--model_name={name}"]).feature_size for name in NETWORKS}
-    assert sizes == {"unetr": 16, "swin_unetr": 24, "segresnet": 32, "dynunet": 32}
+    assert sizes == {"unetr": 16, "swin_unetr": 24, "segresnet": 32, "dynunet": 32, "primus": None}
+    assert parse_train(["--model_name=primus"]).hidden_size == 396
     args = parse_train(["--model_name=segresnet"])
     assert (args.mlp_dim, args.conv_block, args.res_block) == (None, None, None)
     assert parse_test(["--model_name=segresnet"]).feature_size is None  # which the checkpoint knows

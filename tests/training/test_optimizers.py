@@ -8,7 +8,7 @@ import torch
 
 from networks.precision import Precision
 from optimizers import build_optimizer, build_scheduler, parameter_groups
-from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine
+from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine, warmup_poly
 from trainer import Learner
 from utils.training.losses import build_loss
 
@@ -21,6 +21,28 @@ def test_cosine_is_half_way_down_in_the_middle_and_zero_after_the_end() -> None:
     assert warmup_cosine(55, 100, 10) == pytest.approx(0.5)
     assert warmup_cosine(10 + 30, 100, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))  # 0.75
     assert warmup_cosine(100, 100, 10) == pytest.approx(0.0)
+
+
+def test_poly_falls_from_one_to_zero_as_nnunets_does() -> None:
+    assert [warmup_poly(step, 100, 4) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert warmup_poly(55, 100, 10) == pytest.approx((1 - 45 / 90) ** 0.9)  # nnU-Net: (1 - step / steps)^0.9
+    assert warmup_poly(100, 100, 10) == 0
+
+
+def test_betas_are_adams_alone() -> None:
+    """Gradients 1 and 0: with betas (0, 0.5) the second step doesn't move, with (0.5, 0.5) it does."""
+    moved = []
+    for first in (0.0, 0.5):
+        weight = torch.nn.Parameter(torch.tensor([1.0]))
+        optimizer = build_optimizer("adam", [{"params": [weight]}], 0.1, 0.0, 0.9, (first, 0.5))
+        for gradient in (1.0, 0.0):
+            before = weight.item()
+            weight.grad = torch.tensor([gradient])
+            optimizer.step()
+        moved.append(before - weight.item())
+    # averages of gradients 0.25 / 0.75 and of squares 0.25 / 0.75, corrected for their start
+    assert moved == pytest.approx([0.0, 0.1 * (0.25 / 0.75) / math.sqrt(0.25 / 0.75)], abs=1e-6)
+    assert "betas" not in build_optimizer("sgd", [{"params": [weight]}], 0.1, 0.0, 0.9, (0.5, 0.5)).defaults
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 3, 50])

@@ -17,12 +17,12 @@ from utils.checkpoints.description import (
     preprocessing_settings,
     refuse_contradictions,
 )
-from utils.checkpoints.foreign_weights import Transfer, load_weights, predicted_logits
+from utils.checkpoints.foreign_weights import Transfer, interpolate_positions, load_weights, predicted_logits
 from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
 from utils.checkpoints.resume import kind_of
 from utils.data.channels import RegionChannels
 from utils.data.data_list import DataList, unlisted
-from utils.system.errors import InputError
+from utils.system.errors import InputError, size_text
 from utils.system.typed import shown_text
 
 FORMATS = ("ckpt", "torchscript", "any")
@@ -145,9 +145,11 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         labels = data.label_names(config.out_channels)
         description = Description(config, preprocessing, labels, amp=True, output=data.output)
     else:
+        if module is None:
+            description, content, note = _at_window(description, content, given, path)
         remedy = "Leave these flags out, or give the weights that they describe."
         refuse_contradictions(path, given, description.settings(), remedy)
-        note = _label_note(path, description.labels, data)
+        note += _label_note(path, description.labels, data)
     if data.regions:
         description = replace(description, regions=data.regions)
     foreign = [name for name in given if name not in description.settings()]
@@ -159,6 +161,39 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
     network, transfer = build_with_weights(description, content, path)
     return network, description, transfer.line() + note
+
+
+def _at_window(
+    description: Description, content: dict[str, Any], given: Mapping[str, Any], path: Path
+) -> tuple[Description, dict[str, Any], str]:
+    """A checkpoint at the window that settings ask for, if its network's weights fit windows of any size.
+
+    Position embeddings are interpolated, as are those of an adapted network.
+
+    Returns:
+        Its description and content at that window, and a line about it where it is another one than in training.
+
+    Raises:
+        InputError: if the network takes no such window.
+    """
+    axes = ("roi_x", "roi_y", "roi_z")
+    old = description.preprocessing.roi
+    new = tuple(given.get(name, edge) for name, edge in zip(axes, old, strict=True))
+    if new == old or not description.architecture.declared("any_window", False):
+        return description, content, ""
+    try:
+        config = replace(description.config, img_size=new)
+        preprocessing = replace(description.preprocessing, roi=new)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    positions = description.architecture.declared("position_embeddings", None)
+    if positions in content["state_dict"]:
+        edge: int = config.patch_size  # type: ignore[attr-defined]
+        grids = [tuple(voxels // edge for voxels in window) for window in (old, new)]
+        tensors = content["state_dict"]
+        content = {**content, "state_dict": {**tensors, positions: interpolate_positions(tensors[positions], *grids)}}
+    line = f"\nnote: the window is {size_text(new)} voxels, and was {size_text(old)} in training"
+    return replace(description, config=config, preprocessing=preprocessing), content, line
 
 
 def build_with_weights(

@@ -1,7 +1,7 @@
 """Where a run starts: from random weights, from a file's, or from its own checkpoint."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from networks.registry import NetworkConfig
+from networks.vit import ViTConfig
 from optimizers import STATE
 from utils.checkpoints.description import (
     OF_LABELS,
@@ -27,6 +29,13 @@ from utils.checkpoints.vit_weights import load_vit_weights
 from utils.data.data_list import DataList
 from utils.system.errors import DamagedError, InputError
 from utils.system.typed import shown, shown_text
+
+# of an encoder, that its weights need; linear and convolutional patch embeddings stand for each other
+SETTINGS_OF_VIT = [
+    one.name
+    for one in fields(ViTConfig)
+    if one.name not in (*NetworkConfig.__dataclass_fields__, "pos_embed") and not one.metadata.get("any_weights")
+]
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,8 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
     content = read_vit(path)
     recorded = describe(content, path)
     if recorded is not None:
-        given = {name: description.options[name] for name in ("hidden_size", "mlp_dim", "num_heads", "patch_size")}
+        kept = [name for name in SETTINGS_OF_VIT if name in recorded.options]
+        given: dict[str, Any] = {name: description.options[name] for name in kept}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
     img_size = None if recorded is None else recorded.config.img_size
     source, notes = load_vit_weights(network, content, str(path), img_size)

@@ -14,21 +14,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.registry import architecture_of
 from networks.vit import PATCH_SIZES, ViT, ViTConfig
 from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
+from utils.checkpoints.nnssl_weights import as_our_vit, prefixes_of_primus
 from utils.checkpoints.schema import check_tensors
 from utils.system.errors import DamagedError, InputError, size_text
 
 # keys under which training programs save weights; of DINO's two networks the teacher is the one to use
-NESTS = ("state_dict", "model", "teacher", "student")
+NESTS = ("state_dict", "model", "teacher", "student", "network_weights")
 PATCHES = "patch_embedding.patch_embeddings.weight"
 POSITIONS = "patch_embedding.position_embeddings"
 # the first group is the ViT's prefix
-PATCHES_IN_FILE = re.compile(r"((?:.*\.)?)(?:patch_embed\.proj|patch_embedding\.patch_embeddings(?:\.1)?)\.weight")
+PATCHES_IN_FILE = re.compile(
+    r"((?:.*\.)?)(?:patch_embed\.proj|patch_embedding\.patch_embeddings(?:\.1|\.stem\.conv1\.0)?)\.weight"
+)
+# of a residual tokenizer, which read the scan
+SCAN_KERNELS = [f"patch_embedding.patch_embeddings.stem.{place}.0.weight" for place in ("conv1", "skip")]
 CLASS_TOKENS = ("cls_token", "dist_token")
 # to our names from those of timm (DINO, MAE), and from a perceptron's, which computes the same as a convolution
 NAMES = (
@@ -37,6 +43,7 @@ NAMES = (
     (re.compile(r"pos_embed"), POSITIONS),
     (re.compile(r"(blocks\.\d+\.attn)\.proj\.(weight|bias)"), r"\1.out_proj.\2"),
     (re.compile(r"(blocks\.\d+\.mlp)\.fc([12])\.(weight|bias)"), r"\1.linear\2.\3"),
+    (re.compile(r"(blocks\.\d+)\.ls([12])\.gamma"), r"\1.scale\2.gamma"),
 )
 UNREAD = re.compile(r"blocks\.\d+\.(norm_)?cross_attn\..+")  # saved by MONAI 1, read by no forward pass
 
@@ -87,17 +94,17 @@ def load_vit_weights(
             "ViT does. Leave one of the two out."
         )
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
-    encoder = _read_encoder(content, source)
+    encoder = _read_encoder(content, source, config)
     _refuse_other_sizes(encoder, wanted, source)
     edge = config.patch_size
-    of_images = _adapt_patches(encoder, wanted[PATCHES], edge, source)
+    of_images = _adapt_patches(encoder, wanted, edge, source)
     grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
     _adapt_positions(encoder, of_images, grid, config.grid, source)
     _keep_known(encoder, wanted, source)
-    lost = [_fold(encoder, f"blocks.{number}") for number in range(len(vit.blocks))]
+    lost = [_fold(encoder, f"blocks.{number}", wanted) for number in range(len(vit.blocks))]
     if any(lost):
-        encoder.notes.append("left out: biases of queries, which UNETR doesn't have")
-    if wanted[PATCHES].ndim == 2:
+        encoder.notes.append("left out: biases that the network has no place for (`qv_bias`)")
+    if PATCHES in wanted and wanted[PATCHES].ndim == 2:
         encoder.tensors[PATCHES] = encoder.tensors[PATCHES].permute(0, 2, 3, 4, 1).flatten(1)  # (E, p³ · C)
     tensors = {**wanted, **encoder.tensors}
     vit.load_state_dict({name: tensors[_our_name(name)] for name in vit.state_dict()})
@@ -113,22 +120,24 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
+def _read_encoder(content: Mapping[str, Any], source: str, config: ViTConfig) -> _Encoder:
     path = []
     while nest := next((key for key in NESTS if isinstance(content.get(key), Mapping)), None):
         path.append(nest)
         content = content[nest]
     state = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
     check_tensors(state, source)
-    prefixes = [
+    primus = prefixes_of_primus(state)
+    prefixes = primus + [
         match[1]
         for name in state
         if (match := PATCHES_IN_FILE.fullmatch(name)) and f"{match[1]}blocks.0.norm1.weight" in state
     ]
     if not prefixes:
         raise InputError(
-            f"{source}: holds no ViT with the names of timm (patch_embed.proj.weight, blocks.0.norm1.weight, …) or of "
-            "MONAI (patch_embedding.patch_embeddings.weight, …). Give `vit_weights` the state dict of one."
+            f"{source}: holds no ViT with the names of timm (patch_embed.proj.weight, blocks.0.norm1.weight, …), of "
+            "MONAI (patch_embedding.patch_embeddings.weight, …) or of nnssl (eva.blocks.0.attn.q_proj.weight, …). Give "
+            "`vit_weights` the state dict of one."
         )
     if len(prefixes) > 1:
         raise InputError(
@@ -136,20 +145,28 @@ def _read_encoder(content: Mapping[str, Any], source: str) -> _Encoder:
             "dict of one alone."
         )
     prefix = prefixes[0]
-    style = "timm" if f"{prefix}patch_embed.proj.weight" in state else "MONAI"
+    style = "nnssl" if primus else "timm" if f"{prefix}patch_embed.proj.weight" in state else "MONAI"
     place = ".".join([*path, prefix.rstrip(".")]).strip(".")
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     for name, tensor in inside.items():
-        of_a_layer = name.endswith((".weight", ".bias", ".gamma")) or _our_name(name) == POSITIONS
+        of_a_layer = name.endswith((".weight", "bias", ".gamma")) or _our_name(name) == POSITIONS
         if of_a_layer and (tensor.numel() == 0 or not tensor.is_floating_point()):
             raise DamagedError(
                 f"{source}: its {prefix}{name} {tuple(tensor.shape)} holds {tensor.dtype}, not floats. "
                 "Give another file."
             )
-    tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
-    if len(tensors) < len(inside):
-        raise InputError(f"{source}: has a tensor of its ViT twice, under two names. Save one network's state dict.")
+    if primus:
+        floats = {name: tensor.float() for name, tensor in inside.items()}
+        tensors = as_our_vit(floats, config.num_heads, config.grid)
+    else:
+        tensors = {_our_name(name): tensor.float() for name, tensor in inside.items()}
+        if len(tensors) < len(inside):
+            raise InputError(
+                f"{source}: has a tensor of its ViT twice, under two names. Save one network's state dict."
+            )
     encoder = _Encoder(f"with names of {style}" + (f" below {place}" if place else ""), tensors)
+    if primus:
+        encoder.notes.append("its axes z, y, x became x, y, z; its decoder is left out")
     others = [name for name in state if not name.startswith(prefix)]
     if others:
         encoder.notes.append(
@@ -173,7 +190,10 @@ def _refuse_other_sizes(encoder: _Encoder, wanted: Mapping[str, Tensor], source:
         raise InputError(f"{source}: {faults}. Give {settings}, and the `num_heads` that it was trained with.")
     theirs, ours = _depth(tensors), _depth(wanted)
     if theirs != ours:
-        raise InputError(f"{source}: its ViT has {theirs} blocks, and UNETR's has {ours}. Give a ViT of {ours} blocks.")
+        raise InputError(
+            f"{source}: its ViT has {theirs} blocks, and the network's has {ours}. Give a ViT of {ours} blocks, or for "
+            f"primus `num_layers` {theirs}."
+        )
 
 
 def _depth(names: Mapping[str, Tensor]) -> int:
@@ -184,12 +204,11 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
     """Remove what our ViT has no place for, and check that the rest is complete, fits in shape and is finite."""
     tensors = encoder.tensors
     size = encoder.hidden_size
+    vectors = ("scale1.gamma", "scale2.gamma", "attn.q_bias", "attn.v_bias")
     folded = {f"blocks.{number}.attn.qkv.bias": (3 * size,) for number in range(_depth(wanted))}
-    folded |= {
-        f"blocks.{number}.{scale}.gamma": (size,) for number in range(_depth(wanted)) for scale in ("ls1", "ls2")
-    }
+    folded |= {f"blocks.{number}.{vector}": (size,) for number in range(_depth(wanted)) for vector in vectors}
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in (PATCHES, POSITIONS)} | folded
-    missing = [name for name in wanted if name not in tensors]
+    missing = [name for name in wanted if name not in tensors and name not in folded]
     needed = [name for name in missing if name != POSITIONS and not name.startswith("norm.")]
     misfits = [
         f"{name} {tuple(tensors[name].shape)} instead of {shape}"
@@ -199,7 +218,10 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
     if needed or misfits:
         faults = [f"missing: {_listed(needed)}"] if needed else []
         faults += [f"of another shape: {', '.join(misfits)}"] if misfits else []
-        raise InputError(f"{source}: its ViT is of another kind than UNETR's; {'; '.join(faults)}. Give a plain ViT.")
+        raise InputError(
+            f"{source}: its ViT is of another kind than the network's; {'; '.join(faults)}. Give a ViT of this kind, "
+            "or the flags of its kind (`swiglu`, `attn_norm`, `pos_embed`)."
+        )
     unknown = [name for name in tensors if name not in wanted and name not in folded]
     changing = [name for name in unknown if name.startswith("blocks.") and not UNREAD.fullmatch(name)]
     left_out = [name for name in unknown if not name.startswith("blocks.")]
@@ -225,17 +247,28 @@ def _listed(names: list[str]) -> str:
     return ", ".join(group[0] if len(group) == 1 else f"{part}.* ({len(group)})" for part, group in groups.items())
 
 
-def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> bool:
-    """Convert the patch embedding to a convolution over volumes, (E, C, p, p, p).
+def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, source: str) -> bool:
+    """Convert the patch embedding to a convolution over volumes, (E, C, p, p, p), or that of the residual tokenizer.
 
     Args:
-        ours: the network's own patch embedding, (E, C, p, p, p) or (E, p³ · C).
+        wanted: the network's own tensors. Its patch embedding is (E, C, p, p, p) or (E, p³ · C), or residual.
         edge: p.
 
     Returns:
         Whether it was one for images.
     """
-    kernel = encoder.tensors[PATCHES]
+    if (PATCHES in wanted) != (PATCHES in encoder.tensors):
+        raise InputError(
+            f"{source}: its patches are read by {'one layer' if PATCHES in encoder.tensors else 'residual blocks'}, as "
+            f"with `pos_embed` {'conv' if PATCHES in encoder.tensors else 'residual'}. Give that."
+        )
+    if PATCHES not in wanted:
+        for name in SCAN_KERNELS:  # of a block whose channels stay there is no skip
+            weight = encoder.tensors.get(name)
+            if name in wanted and weight is not None and weight.shape[1:2] != wanted[name].shape[1:2]:
+                encoder.tensors[name] = _average_channels(encoder, weight, wanted[name].shape[1])
+        return False
+    ours, kernel = wanted[PATCHES], encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
     channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.ndim == 2:
@@ -250,11 +283,7 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
             "the flags describe does. Give a ViT with such patches."
         )
     if kernel.shape[1] != channels:
-        encoder.notes.append(
-            f"the weights of {kernel.shape[1]} channels became those of {channels}; a scan whose channels are alike "
-            "gives the same tokens"
-        )
-        kernel = average_channels(kernel, channels)
+        kernel = _average_channels(encoder, kernel, channels)
     of_images = kernel.ndim == 4
     if of_images:
         encoder.notes.append(
@@ -263,6 +292,16 @@ def _adapt_patches(encoder: _Encoder, ours: Tensor, edge: int, source: str) -> b
         kernel = kernel.unsqueeze(-1).expand(-1, -1, -1, -1, edge) / edge  # (E, C, p, p) -> (E, C, p, p, p)
     encoder.tensors[PATCHES] = kernel
     return of_images
+
+
+def _average_channels(encoder: _Encoder, kernel: Tensor, channels: int) -> Tensor:
+    note = (
+        f"the weights of {kernel.shape[1]} channels became those of {channels}; a scan whose channels are alike "
+        "gives the same tokens"
+    )
+    if note not in encoder.notes:
+        encoder.notes.append(note)
+    return average_channels(kernel, channels)
 
 
 def _adapt_positions(
@@ -310,28 +349,38 @@ def _adapt_positions(
     encoder.tensors[POSITIONS] = positions
 
 
-def _fold(encoder: _Encoder, block: str) -> bool:
-    """Fold a block's scales and biases, which our blocks don't have, into the layers beside them.
+def _fold(encoder: _Encoder, block: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Fold a block's scales and biases into the layers beside them, where the network has no place for them.
+
+    Where it has, and the file has none, scales are 1 and biases 0.
 
     - LayerScale (Touvron et al. 2021, arXiv 2103.17239) multiplies a layer's output, so it goes into that layer.
     - The bias of keys adds the same number to all logits of a softmax, so it has no effect.
     - The bias of values passes through the attention unchanged, since its weights add up to 1; so out_proj times that
       bias goes into out_proj's bias.
-    - The bias of queries can't be folded and is lost.
+    - The bias of queries can't be folded and is lost, and before a norm that of values too.
 
     Returns:
-        Whether a bias of queries was lost.
+        Whether a bias was lost.
     """
     tensors = encoder.tensors
-    for scale, layer in (("ls1", "attn.out_proj"), ("ls2", "mlp.linear2")):
-        factor = tensors.pop(f"{block}.{scale}.gamma", None)
+    for scale, layer in (("scale1", "attn.out_proj"), ("scale2", "mlp.linear2")):
+        gamma = f"{block}.{scale}.gamma"
+        if gamma in wanted:
+            tensors.setdefault(gamma, torch.ones_like(wanted[gamma]))
+            continue
+        factor = tensors.pop(gamma, None)
         if factor is not None:
             tensors[f"{block}.{layer}.weight"] = factor[:, None] * tensors[f"{block}.{layer}.weight"]
             tensors[f"{block}.{layer}.bias"] = factor * tensors[f"{block}.{layer}.bias"]
-    biases = tensors.pop(f"{block}.attn.qkv.bias", None)
-    if biases is None:
+    none = torch.zeros(encoder.hidden_size)
+    query, _, value = tensors.pop(f"{block}.attn.qkv.bias", none.repeat(3)).chunk(3)
+    query, value = tensors.pop(f"{block}.attn.q_bias", query), tensors.pop(f"{block}.attn.v_bias", value)
+    if f"{block}.attn.q_bias" in wanted:
+        tensors[f"{block}.attn.q_bias"], tensors[f"{block}.attn.v_bias"] = query, value
         return False
-    query, _, value = biases.chunk(3)
+    if f"{block}.attn.norm.weight" in wanted:  # which stands between the values and out_proj
+        return bool(query.any() or value.any())
     bias = tensors[f"{block}.attn.out_proj.bias"]
     tensors[f"{block}.attn.out_proj.bias"] = bias + tensors[f"{block}.attn.out_proj.weight"] @ value
     return bool(query.any())

@@ -11,7 +11,7 @@ from typing import Any
 
 from networks import NETWORKS
 from networks.registry import Architecture, find_architecture, value_fault
-from optimizers import OPTIMIZERS, SCHEDULES
+from optimizers import BETAS, OPTIMIZERS, SCHEDULES
 from utils.checkpoints.description import config_from, preprocessing_from
 from utils.checkpoints.load import FORMATS
 from utils.config.messages import name_flags
@@ -178,6 +178,9 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     rare(group.add_argument("--optim_name", choices=tuple(OPTIMIZERS), default="adamw", help=", ".join(OPTIMIZERS)))
     rare(group.add_argument("--reg_weight", type=not_negative, default=1e-5, metavar="X", help="weight decay"))
     rare(group.add_argument("--momentum", type=probability, default=0.99, metavar="X", help="momentum of sgd"))
+    rare(group.add_argument("--betas", type=number(float, 0, 1, below=True), nargs=2, default=list(BETAS), metavar="X",
+                            help="shares that adamw and adam keep of the averages of gradients and of their "
+                            "squares"))  # fmt: skip
     rare(group.add_argument("--clip_grad_norm", type=positive, metavar="X",
                             help="longest gradient of all weights together; longer ones are shortened"))  # fmt: skip
     rare(group.add_argument("--ema_decay", type=number(float, 0, 1, above=True), metavar="X",

@@ -130,14 +130,17 @@ def rare(action: argparse.Action) -> argparse.Action:
     return action
 
 
-def number(kind: type, least: float = -math.inf, most: float = math.inf, above: bool = False) -> Callable[[str], Any]:
-    """A type for argparse: a finite ``kind`` between ``least`` (or above it) and ``most``."""
+def number(
+    kind: type, least: float = -math.inf, most: float = math.inf, above: bool = False, below: bool = False
+) -> Callable[[str], Any]:
+    """A type for argparse: a finite ``kind`` between ``least`` (or above it) and ``most`` (or below it)."""
 
     def parse(text: str) -> Any:
         value = parse_number(kind, text)
-        if not math.isfinite(value) or value < least or value > most or (above and value == least):
+        at_a_bound = (above and value == least) or (below and value == most)
+        if not math.isfinite(value) or value < least or value > most or at_a_bound:
             lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
-            upper = "" if most == math.inf else f"at most {most:g}"
+            upper = "" if most == math.inf else f"{'below' if below else 'at most'} {most:g}"
             bounds = " and ".join(bound for bound in (lower, upper) if bound) or "finite"
             raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
         return value
