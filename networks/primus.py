@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from networks.registry import Size, StateDict, flag, flag_of, register
 from networks.tokenizer import ResidualBlock, he_init
-from networks.vit import TransformerBlock, ViT, ViTConfig
+from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Decoder(nn.Sequential):
         super().__init__(*layers[:-2])  # the last gives logits
 
 
-@register("primus", config=PrimusConfig, window_divisor=lambda config: (config.patch_size,) * 3)
+@register("primus", config=PrimusConfig, window_divisor=patch_divisor)
 class Primus(nn.Module):
     """Tokens by convolutions, a transformer, and a light decoder."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from networks.layers.layout import in_layout_of
 from networks.registry import Size, StateDict, flag, register
-from networks.vit import TransformerBlock, ViT, ViTConfig
+from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor
 
 # blocks whose output the skip paths read, counted from 0, by patch size: those of the published weights, and after each
 # third with patches of 8 voxels, where the decoder has one stage less
@@ -67,7 +67,7 @@ class UNETRConfig(ViTConfig):
         return 2 if self.conv_stem else self.patch_size
 
 
-@register("unetr", config=UNETRConfig, window_divisor=lambda config: (config.patch_size,) * 3)
+@register("unetr", config=UNETRConfig, window_divisor=patch_divisor)
 class UNETR(nn.Module):
     """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other.
 

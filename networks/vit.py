@@ -89,6 +89,18 @@ class ViTConfig(NetworkConfig):
         return self.patch_size
 
 
+def patch_divisor(config: ViTConfig) -> tuple[int, int, int]:
+    """What the window's edges must be multiples of: the patch's edge.
+
+    Raises:
+        ValueError: if residual convolutions would end in a single voxel, of which there is no instance norm.
+    """
+    if config.pos_embed == "residual" and all(edge == config.patch_size for edge in config.img_size):
+        raise ValueError(f"one edge must be {2 * config.patch_size} or more for `pos_embed` residual, or its last "
+                         "convolution has a single voxel")  # fmt: skip
+    return (config.patch_size,) * 3
+
+
 class PatchesToVectors(nn.Module):
     """Cut a volume into patches and lay each one out as a vector.
 

@@ -212,6 +212,11 @@ def test_heads_that_cannot_turn_are_refused() -> None:
     assert build_network("primus", hidden_size=32, num_heads=2, rotary=False, mlp_dim=8, num_layers=1)
 
 
+def test_a_window_of_a_single_patch_is_refused() -> None:
+    with pytest.raises(ValueError, match="`img_size` 8 × 8 × 8: one edge must be 16 or more for `pos_embed` residual"):
+        build_network("primus", img_size=8)
+
+
 def test_two_stems_are_refused() -> None:
     with pytest.raises(ValueError, match="both put convolutions before the transformer; give one"):
         build_network("unetr", conv_stem=True, pos_embed="residual")

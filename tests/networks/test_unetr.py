@@ -172,7 +172,7 @@ def test_blocks_can_be_turned_off() -> None:
         ({"img_size": 0}, "`img_size` must be three numbers of voxels, not 0 × 0 × 0"),
         ({"img_size": (32, 32)}, "`img_size` must be 3 numbers, not (32, 32)"),
         ({"hidden_size": 10, "num_heads": 4}, "`num_heads` 4 must divide `hidden_size` 10"),
-        ({"pos_embed": "sine"}, "`pos_embed` must be one of perceptron, conv, not 'sine'"),
+        ({"pos_embed": "sine"}, "`pos_embed` must be one of perceptron, conv, residual, not 'sine'"),
         ({"norm_name": "layer"}, "`norm_name` must be one of instance, batch, not 'layer'"),
         ({"feature_size": 0}, "`feature_size` must be at least 1, not 0"),
         ({"num_heads": 0}, "`num_heads` must be at least 1, not 0"),
@@ -193,7 +193,7 @@ def test_an_unknown_network_is_named() -> None:
     known, _, found = str(error.value).partition(", or a .py file that defines one, not ")
     assert found == "'vnet'."
     names = known.removeprefix("`model_name` must be one of ").split(", ")
-    assert sorted(names) == ["dynunet", "segresnet", "swin_unetr", "unetr"]
+    assert sorted(names) == ["dynunet", "primus", "segresnet", "swin_unetr", "unetr"]
 
 
 def test_dropout_is_off_in_evaluation() -> None:
