@@ -23,6 +23,7 @@ from utils.planning.grid import (
     make_config,
     native_spacing,
     thickness,
+    wanted_share,
 )
 from utils.system.errors import InputError
 
@@ -95,6 +96,16 @@ def test_thickness_is_the_median_of_the_scans_that_have_a_structure() -> None:
 def test_a_window_that_holds_enough_changes_no_spacing() -> None:
     spacing = Spacing((1.0, 1.0, 1.0), "as they are")
     assert coarser_spacing(spacing, (100.0, 100.0, 100.0), SMALLEST_SHARE * 100**3, math.inf) is spacing
+
+
+def test_the_fewer_crops_the_more_of_the_scan_a_window_holds() -> None:
+    assert [wanted_share(crops) for crops in (1_000, 2_000, 4_000, 8_000, 100_000)] == [1, 1, 0.5, 0.25, 0.25]
+
+
+def test_a_window_of_the_whole_scan() -> None:
+    # 320 × 320 × 240 mm in 128 × 128 × 32 voxels, with slices of 7.5 mm
+    found = coarser_spacing(Spacing((1.25, 1.25, 7.5), ""), (320.0, 320.0, 240.0), 128 * 128 * 32, 10.0, wanted=1.0)
+    assert found.mm == pytest.approx((2.5, 2.5, 7.5), rel=0.03)
 
 
 def test_voxels_become_as_long_as_the_window_needs() -> None:

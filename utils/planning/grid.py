@@ -22,10 +22,13 @@ ANISOTROPIC = 3.0
 ANISOTROPIC_PERCENTILE = 10  # of the spacing along such an axis; nnU-Net v2 takes the same
 # nnU-Net v2's lowres_creation_threshold: a window that holds less of the median scan sees too little around it
 SMALLEST_SHARE = 0.25
+# how often a run should show each place of the body, in whichever scans: with fewer steps, windows have to hold more of
+# it (docs/planning.md)
+SHOWN_TIMES = 2_000
 # nnU-Net v2 makes voxels longer by this factor until the window holds that share
 COARSER = 1.03
 # voxels across the thinnest structure that coarser voxels leave (docs/planning.md)
-VOXELS_ACROSS = 12
+VOXELS_ACROSS = 8
 SMALLEST_VOLUME = 16**3  # of a window that still shows a structure and what is around it
 LARGEST_VOLUME = 128**3  # of a window: nnU-Net v2's plans for 8 GB of a GPU have 128 × 128 × 128 voxels
 DIGITS = 3  # of a spacing
@@ -91,14 +94,22 @@ def thickness(fingerprint: Fingerprint) -> dict[int, float]:
     return {value: float(np.median(found)) for value, found in sorted(by_label.items())}
 
 
-def coarser_spacing(spacing: Spacing, body_mm: Triple, voxels: float, coarsest: float) -> Spacing:
-    """Longer voxels, as far as a window of some volume needs them to hold :data:`SMALLEST_SHARE` of the median scan.
+def wanted_share(crops: float) -> float:
+    """How much of the median scan a window should hold in a run of so many crops, from a quarter to all of it."""
+    return min(1.0, max(SMALLEST_SHARE, SHOWN_TIMES / crops))
+
+
+def coarser_spacing(
+    spacing: Spacing, body_mm: Triple, voxels: float, coarsest: float, wanted: float = SMALLEST_SHARE
+) -> Spacing:
+    """Longer voxels, as far as a window of some volume needs them to hold the wanted share of the median scan.
 
     The finest axes become coarser first. None gets voxels longer than ``coarsest``.
 
     Args:
         body_mm: edges of the median scan.
         voxels: of the window.
+        wanted: the share, up to 1.
     """
     mm = np.array(spacing.mm)
 
@@ -106,9 +117,9 @@ def coarser_spacing(spacing: Spacing, body_mm: Triple, voxels: float, coarsest: 
         return float(voxels / np.prod(np.maximum(np.array(body_mm) / mm, 1)))
 
     before = share()
-    if before >= SMALLEST_SHARE:
+    if before >= wanted:
         return spacing
-    while share() < SMALLEST_SHARE:
+    while share() < wanted:
         longer = np.where(mm <= mm.min() * COARSER, mm * COARSER, mm)
         if longer.min() > coarsest or (longer == mm).all():
             break
@@ -120,13 +131,13 @@ def coarser_spacing(spacing: Spacing, body_mm: Triple, voxels: float, coarsest: 
             f"but the thinnest structure has to stay {VOXELS_ACROSS} voxels thick.",
         )
     limit = f"; longer ones would leave the thinnest structure fewer than {VOXELS_ACROSS} voxels"
-    limit *= share() < SMALLEST_SHARE
+    limit *= share() < wanted
     x, y, z = (significant(value) for value in mm)
     return Spacing(
         (x, y, z),
         f"The scans' own spacing would be {text(spacing.mm)} mm. At that, the window that the budget allows holds "
-        f"{before:.0%} of the median scan, too little to see what is around a structure. At these voxels it holds "
-        f"{share():.0%}{limit}.",
+        f"{before:.0%} of the median scan: too little to see what is around a structure, and to show each place often "
+        f"enough. At these voxels it holds {share():.0%}{limit}.",
     )
 
 

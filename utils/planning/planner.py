@@ -24,11 +24,13 @@ from utils.planning.grid import (
     make_config,
     native_spacing,
     text,
+    wanted_share,
 )
 from utils.planning.intensities import plan_intensities
 from utils.planning.schedule import (
     LONG_VALIDATION,
     MOST_VALIDATIONS,
+    STEPS_WITHOUT_HOURS,
     Schedule,
     plan_schedule,
     reading_seconds,
@@ -224,7 +226,9 @@ class Planner:
 
     def draft(self, size: Size, crops: int, feed: Feed, volume: float) -> Network:
         """The network with a window of at most ``volume`` voxels and the spacing that goes with it."""
-        spacing = coarser_spacing(self.native, self.body_mm, volume, coarsest_spacing(self.fingerprint))
+        steps = STEPS_WITHOUT_HOURS if self.budget.hours is None else self.fewest_steps
+        wanted = wanted_share(steps * crops)
+        spacing = coarser_spacing(self.native, self.body_mm, volume, coarsest_spacing(self.fingerprint), wanted)
         return Network(size, spacing, self.window(size, spacing.mm, volume), crops, feed)
 
     def config(self, network: Network) -> NetworkConfig:
