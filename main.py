@@ -128,8 +128,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     validate = partial(
         score_scans,
-        loader=val_loader, predictor=predictor, precision=precision, labels=description.labels, process=process,
-        regions=description.regions,
+        loader=val_loader, predictor=predictor, precision=precision, labels=description.labels,
+        spacing=settings.spacing, process=process, regions=description.regions,
     )  # fmt: skip
 
     process.say(f"{len(data.training)} scans train and {len(data.validation)} validate, as {data.path} says")

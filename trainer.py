@@ -23,15 +23,13 @@ from networks.precision import Precision
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.resume import learner_state
 from utils.distributed.process import Process
-from utils.evaluation.metrics import Scores
-from utils.evaluation.tables import organ_table, score_record
-from utils.evaluation.validation import Example
+from utils.evaluation.validation import Validation
 from utils.system.errors import LostError, Stopped, TrainingError
 from utils.training.losses import Loss
 from utils.training.run_folder import RunFolder
 
 Batch = dict[str, Any]
-Validate = Callable[[nn.Module], tuple[Scores, Example | None]]
+Validate = Callable[[nn.Module], Validation]
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Run:
     """The parts of a training run.
 
     Attributes:
-        validate: scores a network on the validation scans of all processes, and shows the first of this one's.
+        validate: scores a network on the validation scans of all processes.
         latest: where the checkpoint lies that the run can go on from.
         folder: where the main process records the run; None in the others.
     """
@@ -206,23 +204,23 @@ def run_epoch(run: Run, progress: Progress) -> None:
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, "lr": so_far.lr, "seconds": so_far.seconds}
     process.say(f"epoch {epoch}/{plan.epochs}: loss {loss:.4f}, rate {so_far.lr:.2e}, {so_far.seconds:.1f} s")
 
-    scores, example = None, None
+    found = None
     if plan.validates(epoch):
         with process.stop_before_forward(learner.evaluated):
-            scores, example = run.validate(learner.evaluated)
-        line["dice"] = score_record(scores)
-    progress.finish_epoch(line, None if scores is None else scores.mean)
-    if scores is not None and process.on_main_then_broadcast(
-        "saving the best model", partial(_save_if_best, run, progress, scores.mean)
+            found = run.validate(learner.evaluated)
+        line |= found.record
+    progress.finish_epoch(line, None if found is None else found.score)
+    if found is not None and process.on_main_then_broadcast(
+        "saving the best model", partial(_save_if_best, run, progress, found.score)
     ):
-        progress.best_score, progress.best_epoch = scores.mean, epoch
+        progress.best_score, progress.best_epoch = found.score, epoch
     process.note_progress("saving")
     if folder is not None:
-        folder.record(progress, example)
+        folder.record(progress, found)
         if plan.saves(epoch):
             folder.save_latest(learner.evaluated, learner.state(), progress)
-    if scores is not None:
-        process.say(f"{organ_table(scores)}\n  {_best_text(progress)}")
+    if found is not None:
+        process.say(f"{found.text}\n  {_best_text(progress)}")
 
 
 def train_epoch(run: Run, progress: Progress) -> None:

@@ -56,7 +56,8 @@ def choose_precision(device: torch.device, amp: bool, config: NetworkConfig) -> 
         return Precision(device, torch.bfloat16 if newer else torch.float16)
     # where a volume is two voxels deep oneDNN's bfloat16 kernel for the weights' gradient of a 3×3×3 convolution
     # (jit_bf16:avx512_core_bf16 in torch 2.13) reads memory that nobody wrote: noise or NaN
-    safe = config.img_size[0] not in architecture_of(config).declared("unsafe_bfloat16_roi_x")
+    unsafe = architecture_of(config).declared("unsafe_bfloat16_roi_x")
+    safe = config.img_size[0] not in (unsafe(config) if callable(unsafe) else unsafe)
     return Precision(device, torch.bfloat16 if safe and _cpu_multiplies_bfloat16() else torch.float32)
 
 

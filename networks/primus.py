@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from networks.registry import Size, StateDict, flag, flag_of, register
 from networks.tokenizer import ResidualBlock, he_init
-from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor
+from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor, unsafe_windows
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Primus(nn.Module):
     vit_encoder = "vit"
     any_window = True
     cuda_graph = True
-    unsafe_bfloat16_roi_x = (8, 16, 32)
+    unsafe_bfloat16_roi_x = staticmethod(unsafe_windows)
     sizes = (
         Size({"hidden_size": 192, "mlp_dim": 512, "num_heads": 4}, 1e-3),
         Size({}, 5e-4),
@@ -99,6 +99,14 @@ class Primus(nn.Module):
         # (B, N, E) -> (B, E, d, h, w), with d = D / patch_size and so on
         features = tokens.transpose(1, 2).unflatten(2, (depth, height, width)).contiguous()
         return self.decoder(features)
+
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The layers that pre-training trains."""
+        return ("vit",)
+
+    def embed(self, volume: Tensor) -> Tensor:
+        """(B, in_channels, *img_size) -> (B, N, E), the tokens that the transformer reads."""
+        return self.vit.patch_embedding(volume)
 
     @staticmethod
     def settings_of(weights: StateDict) -> dict[str, Any]:

@@ -19,10 +19,12 @@ What a class may declare beside its layers, all of it optional:
 ``any_window``         True if weights fit windows of any size, but for the position embeddings
 ``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` makes the flags ``vit_lr`` and
                        ``vit_reg_weight``; or a method that returns groups as torch's optimizers take them
-``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill
+``vit_encoder``        name of a :class:`networks.vit.ViT` that ``vit_weights`` may fill and ``utils.pretrain`` trains;
+                       then ``embed`` turns a volume into its tokens, and ``encoder_layers`` names the encoder's layers
 ``cuda_graph``         True if a training step can be recorded as a CUDA graph
 ``fast_layers``        True if all layers of :func:`networks.layers.optimize_for_cpu` were measured to pay
-``unsafe_bfloat16_roi_x``  windows' voxels along x at which a 3×3×3 convolution sees a volume two voxels deep along x
+``unsafe_bfloat16_roi_x``  windows' voxels along x at which a 3×3×3 convolution sees a volume two voxels deep along x;
+                       or a static method that gives them for a config
 ``sizes``              a :class:`Size` for each size that ``utils.plan`` may choose, the smallest first
 ``settings_of``        static method: a state dict -> the settings that its shapes show, for messages
 ``origin_of``          static method: a state dict -> the program that wrote it, and the tensors that none reads
@@ -288,6 +290,7 @@ class Architecture:
 
 
 NETWORKS: dict[str, Architecture] = {}  # by name; those of files outside the repository are not among them
+AUTOENCODERS: dict[str, Architecture] = {}  # by name, those that pre-train the encoders of these
 ARCHITECTURES: dict[type, Architecture] = {}  # all, by the class of their config
 FILE_MODULE = "network_file_"  # how the module of such a file is called, before its hash
 _FROM_FILES: list[Architecture] = []

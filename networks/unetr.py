@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from networks.layers.layout import in_layout_of
 from networks.registry import Size, StateDict, flag, register
-from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor
+from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor, unsafe_windows
 
 # blocks whose output the skip paths read, counted from 0, by patch size: those of the published weights, and after each
 # third with patches of 8 voxels, where the decoder has one stage less
@@ -85,7 +85,7 @@ class UNETR(nn.Module):
     any_window = True
     cuda_graph = True
     fast_layers = True
-    unsafe_bfloat16_roi_x = (8, 16)
+    unsafe_bfloat16_roi_x = staticmethod(unsafe_windows)
     sizes = SIZES
 
     def __init__(self, config: UNETRConfig) -> None:
@@ -186,6 +186,14 @@ class UNETR(nn.Module):
                 outputs.append(out(stages[-1 - level]))
             return outputs
         return logits
+
+    def encoder_layers(self) -> tuple[str, ...]:
+        """The layers that pre-training trains."""
+        return ("vit", "encoder1", "encoder2", "encoder3", "encoder4") if self.conv_stem else ("vit",)
+
+    def embed(self, volume: Tensor) -> Tensor:
+        """(B, in_channels, *img_size) -> (B, N, E), the tokens that the transformer reads."""
+        return self.vit.patch_embedding(self._stem(volume)[-1] if self.conv_stem else volume)
 
     @staticmethod
     def settings_of(weights: StateDict) -> dict[str, Any]:

@@ -101,6 +101,11 @@ def patch_divisor(config: ViTConfig) -> tuple[int, int, int]:
     return (config.patch_size,) * 3
 
 
+def unsafe_windows(config: ViTConfig) -> tuple[int, ...]:
+    """``unsafe_bfloat16_roi_x``: convolutions work down to an eighth of the window, residual ones down to a patch."""
+    return (8, 16, 32) if config.pos_embed == "residual" and config.patch_size == 16 else (8, 16)
+
+
 class PatchesToVectors(nn.Module):
     """Cut a volume into patches and lay each one out as a vector.
 
@@ -321,6 +326,8 @@ class TransformerBlock(nn.Module):
 class ViT(nn.Module):
     """A vision transformer that also returns the output of each of its blocks."""
 
+    rotation: Tensor | None
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
@@ -338,9 +345,12 @@ class ViT(nn.Module):
 
     def forward(self, volume: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, D, H, W) -> the last block's tokens after the norm, and every block's before it, each (B, N, E)."""
-        tokens = self.patch_embedding(volume)
+        return self.transform(self.patch_embedding(volume), self.rotation)
+
+    def transform(self, tokens: Tensor, rotation: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """All blocks, for tokens of some or all patches, (B, N, E), and the rotations that go with these."""
         hidden_states: list[Tensor] = []
         for block in self.blocks:
-            tokens = block(tokens, self.rotation)
+            tokens = block(tokens, rotation)
             hidden_states.append(tokens)
         return self.norm(tokens), hidden_states

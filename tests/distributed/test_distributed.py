@@ -30,6 +30,7 @@ from utils.data.loaders import CroppedScans
 from utils.distributed.launch import LaunchSettings, choose_device, launch
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
+from utils.evaluation import validation
 from utils.system.errors import InputError
 
 
@@ -215,15 +216,18 @@ def test_two_processes_are_one_with_twice_the_batch(phantoms: Path, in_tmp: Path
 
 
 def _print_what_validates() -> None:
-    original = training_program.score_scans
+    original, table = training_program.score_scans, validation.organ_table
 
     def printing(network: Any, loader: Any, **options: Any) -> Any:
         print("validates", *(item["name"] for item in loader.dataset), flush=True)
-        scores, example = original(network, loader=loader, **options)
+        return original(network, loader=loader, **options)
+
+    def printing_scans(scores: Any) -> str:
         print("scored", *scores.scans, flush=True)
-        return scores, example
+        return table(scores)
 
     patch(training_program, "score_scans", printing)
+    patch(validation, "organ_table", printing_scans)
 
 
 def test_three_processes_validate_each_of_seven_scans_once(seven: Path) -> None:

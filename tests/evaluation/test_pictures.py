@@ -7,8 +7,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from utils.evaluation.pictures import Row, caption, curves, label_colours, orthogonal, overlay, pixels, slices
-from utils.evaluation.validation import Example
+from utils.evaluation.pictures import Example, Row, caption, curves, label_colours, orthogonal, overlay, pixels, slices
 
 LABELS = ("background", "liver", "spleen")
 

@@ -39,7 +39,14 @@ from torch import nn
 
 import utils
 from networks import NETWORKS
-from networks.registry import OF_THE_WINDOW, Architecture, NetworkConfig, architecture_of, file_given
+from networks.registry import (
+    AUTOENCODERS,
+    OF_THE_WINDOW,
+    Architecture,
+    NetworkConfig,
+    architecture_of,
+    file_given,
+)
 from utils.checkpoints.postprocessing import FromFolds, from_folds
 from utils.checkpoints.schema import check_metadata, describes_itself
 from utils.data.channels import CLASSES, Channels, Region
@@ -130,7 +137,7 @@ def refuse_newer(content: Mapping[str, Any], source: object) -> None:
     network = content.get("network")
     name = network.get("name") if isinstance(network, Mapping) and "file" not in network else None
     newer = isinstance(content.get("format"), int) and content["format"] > FORMAT
-    if newer or (isinstance(name, str) and name not in NETWORKS):
+    if newer or (isinstance(name, str) and name not in NETWORKS and name not in AUTOENCODERS):
         raise InputError(f"{source}: was made by a newer version of this program. Update it.")
 
 
@@ -153,7 +160,7 @@ def describe(content: Mapping[str, Any], source: object = "the checkpoint") -> D
         if "file" in network:
             architecture = file_given(network["name"], network["file"]["name"], network["file"]["sha256"])
         else:
-            architecture = NETWORKS[network["name"]]
+            architecture = {**NETWORKS, **AUTOENCODERS}[network["name"]]
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     preprocessing = _preprocessing(said["preprocessing"], source)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from networks.registry import find_architecture
+from networks.registry import AUTOENCODERS, find_architecture
 from utils.checkpoints.description import (
     Description,
     config_from,
@@ -145,6 +145,11 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         labels = data.label_names(config.out_channels)
         description = Description(config, preprocessing, labels, amp=True, output=data.output)
     else:
+        if description.network in AUTOENCODERS:
+            raise InputError(
+                f"{path}: holds a pre-trained encoder, which segments nothing yet. Train a network from it by "
+                "`vit_weights`, and give that network's checkpoint."
+            )
         if module is None:
             description, content, note = _at_window(description, content, given, path)
         remedy = "Leave these flags out, or give the weights that they describe."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from networks.registry import NetworkConfig
+from networks.registry import AUTOENCODERS, NetworkConfig
 from networks.vit import ViTConfig
 from optimizers import STATE
 from utils.checkpoints.description import (
@@ -199,6 +199,10 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
         kept = [name for name in SETTINGS_OF_VIT if name in recorded.options]
         given: dict[str, Any] = {name: description.options[name] for name in kept}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
+        if recorded.network in AUTOENCODERS:
+            tensors = content["state_dict"].items()
+            names = {name: name.removeprefix("encoder.") for name, _ in tensors if name.startswith("encoder.")}
+            content["state_dict"] = {names[name]: tensor for name, tensor in tensors if name in names}
     img_size = None if recorded is None else recorded.config.img_size
     source, notes = load_vit_weights(network, content, str(path), img_size)
     if recorded is None:

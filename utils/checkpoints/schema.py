@@ -149,6 +149,7 @@ class Epoch(TypedDict):
     lr: Rate
     seconds: Rate
     dice: NotRequired[Dice]
+    explained: NotRequired[float | None]
 
 
 @with_config(STRICT)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.registry import architecture_of
+from networks.registry import architecture_of, lies_in
 from networks.vit import PATCH_SIZES, ViT, ViTConfig
-from utils.checkpoints.foreign_weights import average_channels, interpolate_positions
+from utils.checkpoints.foreign_weights import as_weights, average_channels, interpolate_positions
 from utils.checkpoints.nnssl_weights import as_our_vit, prefixes_of_primus
 from utils.checkpoints.schema import check_tensors
 from utils.system.errors import DamagedError, InputError, size_text
@@ -88,17 +88,16 @@ def load_vit_weights(
     vit, config = getattr(network, name), network.config
     assert isinstance(vit, ViT)
     assert isinstance(config, ViTConfig)
+    stem = {}
     if config.input_patch != config.patch_size:
-        raise InputError(
-            "`vit_weights`: with `conv_stem` the transformer reads features of convolutions, not scans as the file's "
-            "ViT does. Leave one of the two out."
-        )
+        state = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
+        stem = _read_stem(network, state, source)
+        content = {name: tensor for name, tensor in state.items() if name not in stem}
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
     encoder = _read_encoder(content, source, config)
     _refuse_other_sizes(encoder, wanted, source)
-    edge = config.patch_size
-    of_images = _adapt_patches(encoder, wanted, edge, source)
-    grid = None if img_size is None else tuple(voxels // edge for voxels in img_size)
+    of_images = _adapt_patches(encoder, wanted, config.input_patch, source)
+    grid = None if img_size is None else tuple(voxels // config.patch_size for voxels in img_size)
     _adapt_positions(encoder, of_images, grid, config.grid, source)
     _keep_known(encoder, wanted, source)
     lost = [_fold(encoder, f"blocks.{number}", wanted) for number in range(len(vit.blocks))]
@@ -108,8 +107,32 @@ def load_vit_weights(
         encoder.tensors[PATCHES] = encoder.tensors[PATCHES].permute(0, 2, 3, 4, 1).flatten(1)  # (E, p³ · C)
     tensors = {**wanted, **encoder.tensors}
     vit.load_state_dict({name: tensors[_our_name(name)] for name in vit.state_dict()})
+    network.load_state_dict(stem, strict=False)
     what = "images" if of_images else "volumes"
     return f"its encoder from {source} (a ViT of {what} {encoder.origin}), all else from random weights", encoder.notes
+
+
+def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The convolutions before the transformer, from an encoder of ``utils.pretrain`` or ``main.py``.
+
+    Raises:
+        InputError: if the file doesn't hold them.
+    """
+    layers = [name for name in network.encoder_layers() if name != "vit"]  # type: ignore[operator]
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if lies_in(name, layers)}
+    if not wanted.keys() <= state.keys():
+        raise InputError(
+            "`vit_weights`: with `conv_stem` the transformer reads features of convolutions, and the file doesn't hold "
+            "these. Give a file that utils.pretrain made with `conv_stem`, or leave one of the two out."
+        )
+    found = {name: as_weights(name, state[name], tensor, source) for name, tensor in wanted.items()}
+    misfits = [name for name, tensor in wanted.items() if found[name].shape != tensor.shape]
+    if misfits:
+        raise InputError(
+            f"{source}: its {misfits[0]} has the shape {tuple(found[misfits[0]].shape)}, and the network's "
+            f"{tuple(wanted[misfits[0]].shape)}. Give the flags that it was trained with, `feature_size` among them."
+        )
+    return found
 
 
 def _our_name(name: str) -> str:
@@ -273,7 +296,8 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
     channels = ours.shape[1] // (edge**3 if ours.ndim == 2 else 1)
     if kernel.ndim == 2:
         # the length of a flattened patch leaves its edge open: prefer one that gives our channels, then the longest
-        sizes = [size for size in sorted(PATCH_SIZES, reverse=True) if kernel.shape[1] % size**3 == 0]
+        known = sorted({*PATCH_SIZES, edge}, reverse=True)
+        sizes = [size for size in known if kernel.shape[1] % size**3 == 0]
         exact = [size for size in sizes if kernel.shape[1] == size**3 * channels]
         theirs = next(iter([*exact, *sizes]), 1)
         kernel = kernel.unflatten(1, (theirs, theirs, theirs, -1)).permute(0, 4, 1, 2, 3)  # (E, p³ · C) -> as below

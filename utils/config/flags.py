@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from networks import NETWORKS
+from networks.masked_autoencoder import autoencoder_of
 from networks.registry import Architecture, find_architecture, value_fault
 from optimizers import BETAS, OPTIMIZERS, SCHEDULES
 from utils.checkpoints.description import config_from, preprocessing_from
@@ -46,7 +47,13 @@ FROM_THE_DATA = {
     "out_channels": "as listed",
 }
 FILES = "@FILE stands for the flags in a file; recipes/ has some for main.py."
+# what differs in pre-training: the schedule of Primus, with the crops of one scan in a step
+PRETRAINING = {
+    "optim_lr": 3e-4, "reg_weight": 0.05, "betas": [0.9, 0.98], "clip_grad_norm": 1.0, "lrschedule": "warmup_poly",
+    "max_epochs": 1000,
+}  # fmt: skip
 Groups = Callable[[argparse.ArgumentParser], None]
+FindFaults = Callable[[argparse.Namespace, Architecture], list[str]]
 
 
 def _run_name(text: str) -> str:
@@ -170,7 +177,6 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=count, default=1, metavar="N", help="scans in a step, of each process")
     group.add_argument("--crops_per_scan", type=count, default=4, metavar="N", help="crops of a scan at each use")
     rare(group.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches of a process in a step"))
-    group.add_argument("--loss", choices=tuple(LOSSES), default="dice_ce", help=", ".join(LOSSES))
     group.add_argument("--optim_lr", type=positive, default=1e-4, metavar="LR", help="highest learning rate")
     group.add_argument("--warmup_epochs", type=whole, default=50, metavar="N", help="epochs of rising learning rate")
     rare(group.add_argument("--lrschedule", choices=tuple(SCHEDULES), default="warmup_cosine",
@@ -186,11 +192,16 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
     rare(group.add_argument("--ema_decay", type=number(float, 0, 1, above=True), metavar="X",
                             help="validate and save a running average of the weights: this share of it, such as 0.999, "
                             "and the rest of each step"))  # fmt: skip
+    group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="seed of all randomness")
+
+
+def _add_loss_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--loss", choices=tuple(LOSSES), default="dice_ce", help=", ".join(LOSSES))
     rare(group.add_argument("--smooth_nr", type=not_negative, default=0.0, metavar="X",
                             help="added to the Dice loss's numerator"))  # fmt: skip
     rare(group.add_argument("--smooth_dr", type=not_negative, default=1e-6, metavar="X",
                             help="added to its denominator"))  # fmt: skip
-    group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="seed of all randomness")
 
 
 def _group_flags(architecture: Architecture) -> dict[str, str]:
@@ -347,6 +358,7 @@ def train_parser(architecture: Architecture | None = None) -> Parser:
     _add_network_flags(parser, architecture)
     _add_preprocessing_flags(parser)
     _add_optimization_flags(parser)
+    _add_loss_flags(parser)
     _add_group_flags(parser, architecture)
     _add_augmentation_flags(parser)
     _add_further_augmentation_flags(parser)
@@ -385,6 +397,55 @@ def crossval_parser(architecture: Architecture | None = None) -> Parser:
             action.help = argparse.SUPPRESS
     parser.set_defaults(fold=None, save_checkpoint=True)
     return parser
+
+
+def pretrain_parser(architecture: Architecture | None = None) -> Parser:
+    """The parser of ``utils.pretrain``: flags of ``main.py`` with other defaults, and those of the autoencoder."""
+    autoencoder = autoencoder_of(architecture or NETWORKS["unetr"])
+    parser = Parser(
+        prog="python -m utils.pretrain",
+        description="Train a network's encoder on scans without labels, as a masked autoencoder.",
+        usage="python -m utils.pretrain [@FILE] --data_dir DIR --logdir NAME [flags]",
+        epilog="main.py --vit_weights runs/NAME/model_final.pt goes on from it. " + FILES,
+    )
+    _add_list_flags(parser)
+    parser.add_argument_group("data").add_argument(
+        "--input", nargs="+", metavar="PATH", help="files, DICOM folders, or folders of both, instead of a data list"
+    )
+    _add_run_flags(parser)
+    _add_model_flag(parser)
+    _add_network_flags(parser, autoencoder)
+    _add_preprocessing_flags(parser)
+    _add_optimization_flags(parser)
+    _add_augmentation_flags(parser)
+    _add_further_augmentation_flags(parser)
+    _add_machine_flags(parser)
+    _add_caching_flags(parser)
+    group = parser.add_argument_group("memory and time")
+    rare(group.add_argument("--activation_checkpointing", action="store_true",
+                            help="recompute activations in the backward pass: less memory, longer steps"))  # fmt: skip
+    _add_several_machines_flags(parser)
+    for action in parser._actions:
+        if action.dest == "save_checkpoint":  # it always holds
+            action.help = argparse.SUPPRESS
+    parser.set_defaults(save_checkpoint=True, **PRETRAINING)
+    return parser
+
+
+def parse_pretrain(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the flags of ``utils.pretrain``; a fault ends the program with one line."""
+    return _parsed(pretrain_parser, argv, _pretrain_faults)[0]
+
+
+def _pretrain_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
+    faults = [*_faults(vars(args)), *_foreign(args, autoencoder_of(architecture))]
+    try:
+        config_from(autoencoder_of(architecture), vars(args), preprocessing_from(vars(args)))
+    except InputError as error:
+        faults.append(_in_flags(error))
+    if args.resume and args.overwrite:
+        faults.append("--resume continues a run and --overwrite deletes one; give one of them")
+    return faults
 
 
 def test_parser(architecture: Architecture | None) -> Parser:
@@ -463,7 +524,7 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
 
 
 def _parsed(
-    make: Callable[[Architecture], Parser], argv: Sequence[str] | None
+    make: Callable[[Architecture], Parser], argv: Sequence[str] | None, find_faults: FindFaults | None = None
 ) -> tuple[argparse.Namespace, list[str], Parser]:
     """The flags by name, as a command line without files, and the parser for the network that they name."""
     plain = make(NETWORKS["unetr"])
@@ -474,20 +535,23 @@ def _parsed(
     except InputError as error:
         plain.error(_in_flags(error))
     args = parser.parse_args(given)
-    faults = _train_faults(args, architecture)
+    faults = (find_faults or _train_faults)(args, architecture)
     if faults:
         parser.error("; ".join(faults))
     return args, given, parser
 
 
+def _foreign(args: argparse.Namespace, architecture: Architecture) -> list[str]:
+    """The flags of other networks that were given."""
+    own = {*architecture.flags, *_group_flags(architecture)}
+    others = {name for one in NETWORKS.values() for name in (*one.flags, *_group_flags(one))} - own
+    given = sorted(name for name in others if getattr(args, name, None) is not None)
+    return [f"--{name} is not for {architecture.name}; leave it out" for name in given]
+
+
 def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
     """What is wrong with the flags of ``main.py``."""
-    faults = _faults(vars(args))
-    own = {*architecture.flags, *_group_flags(architecture)}
-    for name in {name for one in NETWORKS.values() for name in (*one.flags, *_group_flags(one))} - own:
-        if getattr(args, name) is not None:
-            faults.append(f"--{name} is not for {architecture.name}; leave it out")
-    faults.sort()
+    faults = [*_faults(vars(args)), *_foreign(args, architecture)]
     try:
         config_from(architecture, vars(args), preprocessing_from(vars(args)))
     except InputError as error:
@@ -576,7 +640,8 @@ def training_flags() -> tuple[str, ...]:
     """The flags that a run may change where it goes on, and that change what comes out of it."""
     augmentation = (_add_augmentation_flags, _add_further_augmentation_flags)
     of_groups = dict.fromkeys(name for one in NETWORKS.values() for name in _group_flags(one))
-    return (*_defaults(*augmentation, _add_optimization_flags, _add_window_flags), *of_groups, "noamp")
+    groups = (_add_optimization_flags, _add_loss_flags, _add_window_flags)
+    return (*_defaults(*augmentation, *groups), *of_groups, "noamp")
 
 
 def flags_of_a_network(architecture: Architecture) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def training_notes(
         f'--fold {args.fold} changes nothing, since no entry of {data.path} has a "fold"': data.ignores(args.fold),
         f"{both} of the validation scans train as well; their Dice tells nothing about other scans": both > 0,
         f"the run ends within its {args.warmup_epochs} epochs of warm-up; --warmup_epochs shortens them": (
-            args.lrschedule == "warmup_cosine" and args.warmup_epochs >= args.max_epochs
+            args.lrschedule.startswith("warmup") and args.warmup_epochs >= args.max_epochs
         ),
         "crops are not rotated by 90°, since --roi_x and --roi_y differ": (
             args.roi_x != args.roi_y and args.RandRotate90d_prob > 0

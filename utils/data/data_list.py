@@ -24,7 +24,8 @@ from utils.system.text import few_names, one_line
 
 SHOWN_FAULTS = 50  # of a list
 SCANS_ASKED = 3  # for their number of channels: one that is unlike the others is outvoted
-PARTS = ("training", "validation", "test")
+PARTS = ("training", "validation", "test", "unlabelled")
+WITH_LABELS = PARTS[:2]
 NOT_ANNOTATED = "not_annotated"  # of an entry: the structures that nobody drew in the scan
 ALSO_CALLED = "also_called"  # of a list: further names that structures have in DICOM labels
 
@@ -59,6 +60,7 @@ class DataList:
         modalities: what the list says of each channel of an image, such as CT; None if it says nothing.
         regions: unions of labels, which are scored too.
         output: what the channels of a network's output are: the labels, or the regions if the list says so.
+        unlabelled: further scans for pre-training.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class DataList:
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
+    unlabelled: Sequence[Scan] = ()
 
     def ignores(self, fold: int) -> bool:
         """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
@@ -327,7 +330,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             continue
         for number, entry in enumerate(entries):
             try:
-                scan, entry_fold = _read_entry(entry, folder, meaning, also_called, needs_label=part != "test")
+                scan, entry_fold = _read_entry(entry, folder, meaning, also_called, needs_label=part in WITH_LABELS)
             except ValueError as error:
                 faults.append(f'"{part}" entry {number}: {error}')
                 continue
@@ -346,7 +349,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     split = (named["training"], named["validation"], named["test"])
     return DataList(
         path, folder, *split, meaning.labels, frozenset(folds), modalities,
-        meaning.ignore, meaning.regions, meaning.output,
+        meaning.ignore, meaning.regions, meaning.output, named["unlabelled"],
     )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def above_minimum(image: Tensor) -> Tensor:
 
 
 class ReadScan(Transform):
-    """Read a labelled scan for the transforms below.
+    """Read a scan for the transforms below. One without a label gets a label of background.
 
     Args:
         settings: how it will be preprocessed.
@@ -182,9 +182,10 @@ class ReadScan(Transform):
         Raises:
             InputError: if a file isn't sound.
         """
-        assert scan.label is not None
         volume = read_scan(scan)
-        label = read_label(scan.label, scan.path, volume, ignore=scan.ignore, structures=scan.structures)
+        label = np.zeros(volume.shape, np.uint8)
+        if scan.label is not None:
+            label = read_label(scan.label, scan.path, volume, ignore=scan.ignore, structures=scan.structures)
         fault = size_fault(scan.path, volume.shape, volume.affine, self.settings, len(volume.voxels) + 1)
         if fault is not None:
             raise InputError(fault)

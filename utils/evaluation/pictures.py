@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from torch import Tensor
 
-from utils.evaluation.validation import Example
 from utils.system.files import atomic_write
 from utils.system.text import one_line
 
@@ -33,6 +34,16 @@ FRAME: dict[str, Any] = {
 
 Colour = tuple[float, float, float, float]  # red, green, blue, opacity
 Box = Sequence[tuple[float, float]]  # along X, Y and Z where it begins and ends, in voxels from the volume's lower end
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scan with its label and prediction, (D, H, W) each, for a picture."""
+
+    name: str
+    image: Tensor
+    label: Tensor
+    prediction: Tensor
 
 
 def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float, float]) -> Figure:
@@ -170,8 +181,33 @@ def slices(
     return figure
 
 
+def reconstruction(name: str, image: Tensor, hidden: Tensor, reconstructed: Tensor) -> Figure:
+    """A volume, what of it was visible, and its reconstruction, on the middle axial slice. The right is on the left.
+
+    Args:
+        image, reconstructed: (D, H, W).
+        hidden: which voxels were hidden, (D, H, W).
+    """
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    plane = image.shape[2] // 2
+    low, high = float(image.min()), float(image.max())
+    volumes = {
+        name: image,
+        "visible": image.masked_fill(hidden, low),
+        "reconstruction": torch.where(hidden, reconstructed, image),
+    }
+    for panel, (title, volume) in zip(figure.subplots(1, 3), volumes.items(), strict=True):
+        panel.imshow(volume[:, :, plane].T.numpy(), cmap="gray", vmin=low, vmax=high, origin="lower")
+        panel.invert_xaxis()
+        panel.set_title(caption(title))
+        panel.axis("off")
+    return figure
+
+
 def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Training loss of every epoch, and Dice of each organ and their mean at every validation.
+
+    In pre-training, in place of Dice, the share of the variance of hidden voxels that was explained.
 
     Args:
         records: the lines of a run's ``metrics.jsonl``.
@@ -181,6 +217,13 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     epochs = [record["epoch"] for record in records]
     loss.plot(epochs, [record["loss"] for record in records])
     loss.set(xlabel="epoch", title="training loss")
+    if any("explained" in record for record in records):
+        validated = [record for record in records if record.get("explained") is not None]
+        dice.plot([one["epoch"] for one in validated], [one["explained"] for one in validated], marker="o")
+        dice.set(xlabel="epoch", title="explained variance of hidden voxels", xlim=loss.get_xlim(), ylim=(None, 1))
+        for panel in (loss, dice):
+            panel.grid(alpha=0.3)
+        return figure
     validated = [record for record in records if "dice" in record]
     epochs = [record["epoch"] for record in validated]
     # a run that was resumed with another data list may have other organs from there on

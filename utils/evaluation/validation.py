@@ -1,10 +1,13 @@
 """Score a network on whole scans, as training's validation does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import nn
 from torch.utils.data import DataLoader
 
 from networks.precision import Precision
@@ -12,17 +15,26 @@ from utils.data.channels import Region
 from utils.data.regions import scored_structures
 from utils.distributed.process import Process
 from utils.evaluation.metrics import Scores, dice_per_structure
+from utils.evaluation.pictures import Example, overlay
+from utils.evaluation.tables import organ_table, score_record
 from utils.inference.sliding_window import Ensemble, Predictor
 
 
 @dataclass(frozen=True)
-class Example:
-    """A scan with its label and prediction, (D, H, W) each, for a picture."""
+class Validation:
+    """What a validation found.
 
-    name: str
-    image: Tensor
-    label: Tensor
-    prediction: Tensor
+    Attributes:
+        score: the best network is that with the highest.
+        record: what ``metrics.jsonl`` keeps of it.
+        text: the same for the screen.
+        picture: draws this process's first scan.
+    """
+
+    score: float
+    record: dict[str, Any]
+    text: str
+    picture: Callable[[], Figure] | None
 
 
 def score_scans(
@@ -31,18 +43,20 @@ def score_scans(
     predictor: Predictor,
     precision: Precision,
     labels: tuple[str, ...],
+    spacing: tuple[float, float, float],
     process: Process,
     regions: Sequence[Region] = (),
-) -> tuple[Scores, Example | None]:
+) -> Validation:
     """Predict and score this process's scans, and gather the scores of all processes.
 
     Args:
         loader: gives one preprocessed scan at a time.
         labels: names of the classes, the background first.
+        spacing: of their voxels in mm.
         regions: unions of labels, which are scored too.
 
     Returns:
-        Dice of all processes' scans on the network's grid, and this process's first scan.
+        Dice of all processes' scans on the network's grid.
     """
     network.eval()
     ensemble = Ensemble(((network, precision),))
@@ -59,4 +73,6 @@ def score_scans(
         if example is None:
             example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
     names, scores = zip(*process.gather_shards(results), strict=True)
-    return Scores(names, tuple(structures), np.stack(scores)), example
+    found = Scores(names, tuple(structures), np.stack(scores))
+    picture = None if example is None else partial(overlay, example, labels, spacing)
+    return Validation(found.mean, {"dice": score_record(found)}, organ_table(found), picture)

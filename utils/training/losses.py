@@ -28,6 +28,14 @@ CHUNK = 2**15  # voxels that a CPU works on at a time, so that they stay in its 
 PARTIAL_SUMS = 64  # per class, so that neighbouring threads of a GPU don't add to the same number
 
 
+def reconstruction_loss(
+    found: tuple[Tensor, Tensor, Tensor], label: Tensor, not_annotated: NotAnnotated = ()
+) -> Tensor:
+    """The mean squared error of the hidden patches that a masked autoencoder reconstructs; labels play no part."""
+    reconstructed, patches, hidden = found  # (B, N, p³ · C) twice, (B, N)
+    return F.mse_loss(reconstructed[hidden].float(), patches[hidden].float())
+
+
 def build_loss(
     name: str, smooth_nr: float, smooth_dr: float, deep_supervision: bool, output: Channels = CLASSES
 ) -> Loss:

@@ -14,8 +14,8 @@ from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable, resume_state
 from utils.checkpoints.save import save_checkpoint
-from utils.evaluation.pictures import curves, overlay, pixels, save_picture
-from utils.evaluation.validation import Example
+from utils.evaluation.pictures import curves, pixels, save_picture
+from utils.evaluation.validation import Validation
 from utils.system.errors import DamagedError, InputError, TrainingError, WriteError
 from utils.system.files import UNFINISHED, lock, make_folder, remove, writable_folder, write_json, write_text
 from utils.training.tensorboard import EventFile
@@ -105,15 +105,15 @@ class RunFolder:
         """The checkpoint that a run continues from."""
         return self.path / LATEST
 
-    def record(self, progress: Progress, example: Example | None) -> None:
+    def record(self, progress: Progress, found: Validation | None) -> None:
         """Add the last epoch to the JSON lines and TensorBoard, and redraw the pictures if it was validated."""
         metrics, plot, picture = (self.path / name for name in ("metrics.jsonl", "progress.png", "validation.png"))
         self._try(metrics, lambda: write_text(metrics, _json_lines(progress)))
-        if "dice" in progress.history[-1]:
+        if found is not None:
             self._try(plot, lambda: save_picture(pixels(curves(progress.history)), plot))
         image = None
-        if example is not None:
-            image = pixels(overlay(example, self.description.labels, self.description.preprocessing.spacing))
+        if found is not None and found.picture is not None:
+            image = pixels(found.picture())
             self._try(picture, lambda: save_picture(image, picture))
         self._try(self.path, lambda: self.events.write(progress.history, image))
 

@@ -77,4 +77,6 @@ def _points(record: Mapping[str, Any]) -> dict[str, float]:
     if "dice" in record:
         dice = {"mean": record["dice"]["mean"], **record["dice"]["organs"]}
         points |= {f"validation_dice/{organ.replace(' ', '_')}": value for organ, value in dice.items()}
+    if "explained" in record:
+        points["validation/explained"] = record["explained"]
     return {name: value for name, value in points.items() if value is not None}

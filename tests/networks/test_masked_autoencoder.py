@@ -1,0 +1,127 @@
+"""What a masked autoencoder hides, and what its encoder gives to a network."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from networks import NETWORKS, build_network
+from networks.masked_autoencoder import autoencoder_of
+from utils.checkpoints.description import Description, describe
+from utils.checkpoints.load import load_network
+from utils.checkpoints.progress import Progress
+from utils.checkpoints.resume import StartSettings, initial_state
+from utils.checkpoints.save import save_checkpoint
+from utils.data.data_list import unlisted
+from utils.data.preprocessing import Preprocessing
+from utils.evaluation.reconstruction import explained
+from utils.system.errors import InputError
+from utils.training.losses import reconstruction_loss
+
+WINDOW = (32, 32, 16)
+SMALL: dict[str, Any] = {"hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "img_size": WINDOW, "patch_size": 8}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "primus": ("primus", {"num_layers": 2}),
+    "unetr": ("unetr", {"feature_size": 2}),
+    "unetr with a stem": ("unetr", {"feature_size": 2, "conv_stem": True}),
+}
+encoders = pytest.mark.parametrize("kind", ENCODERS)
+
+
+def autoencoder(kind: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    name, own = ENCODERS[kind]
+    architecture = autoencoder_of(NETWORKS[name])
+    return architecture.build(architecture.make_config({**SMALL, **own, **changes}))
+
+
+def test_patches_put_together_are_the_volume() -> None:
+    network = autoencoder("primus", in_channels=2)
+    volume = torch.randn(2, 2, *WINDOW)
+    assert torch.equal(network.as_volume(network.cut(volume)), volume)
+
+
+@encoders
+def test_hidden_voxels_play_no_part(kind: str) -> None:
+    network = autoencoder(kind).eval()
+    volume, order = torch.randn(1, 1, *WINDOW), torch.randperm(32)[None]
+    with torch.no_grad():
+        before, patches, hidden = network(volume, order)
+        noise = torch.randn(1, 1, *WINDOW)
+        changed = torch.where(network.in_voxels(hidden), noise, volume)
+        assert torch.equal(network(changed, order)[0], before)
+        assert not torch.equal(network(torch.where(network.in_voxels(hidden), volume, noise), order)[0], before)
+    assert hidden.sum() == 24  # three quarters of 4 × 4 × 2 patches
+    assert not hidden[0, order[0, :8]].any()
+    assert torch.equal(patches, network.cut(volume))
+
+
+def test_other_patches_are_hidden_each_time() -> None:
+    network = autoencoder("primus", mask_ratio=0.5)
+    hidden = [network(torch.zeros(2, 1, *WINDOW))[2] for _ in range(2)]
+    assert [one.sum(1).tolist() for one in hidden] == [[16, 16]] * 2
+    assert not torch.equal(*hidden)
+    assert not torch.equal(*hidden[0])
+
+
+def test_the_loss_is_the_squared_error_of_hidden_patches() -> None:
+    hidden = torch.tensor([[True, False, True]])
+    patches = torch.tensor([[[1.0, 3.0], [50.0, 50.0], [0.0, 2.0]]])
+    # errors 1, 3, 0 and 2
+    assert reconstruction_loss((torch.zeros(1, 3, 2), patches, hidden), torch.zeros(1)) == (1 + 9 + 0 + 4) / 4
+
+
+def test_the_mean_explains_nothing_and_the_truth_all() -> None:
+    true = torch.tensor([0.0, 2.0, 4.0])
+    assert explained(torch.full((3,), 2.0), true) == 0
+    assert explained(true, true) == 1
+    assert explained(torch.tensor([1.0, 2.0, 3.0]), true) == pytest.approx(0.75)  # errors 1, 0, 1 of 4, 0, 4
+
+
+def description(kind: str) -> Description:
+    network = autoencoder(kind)
+    preprocessing = Preprocessing(spacing=network.config.spacing, roi=network.config.img_size)
+    labels = tuple(f"label {number}" for number in range(network.config.out_channels))
+    return Description(network.config, preprocessing, labels, amp=False)
+
+
+@encoders
+def test_a_network_starts_from_the_encoder(kind: str, tmp_path: Path) -> None:
+    network, path = autoencoder(kind), tmp_path / "model_final.pt"
+    save_checkpoint(path, description(kind), network, Progress())
+    name, own = ENCODERS[kind]
+    torch.manual_seed(1)
+    started = build_network(name, **SMALL, **own)
+    of_network = replace(description(kind), config=started.config)  # type: ignore[arg-type]
+    found = initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), started)
+    assert found.notes == []
+    theirs = {name.removeprefix("encoder."): tensor for name, tensor in network.state_dict().items()}
+    ours = started.state_dict()
+    layers = started.encoder_layers()  # type: ignore[operator]
+    inside = [name for name in ours if name.split(".")[0] in layers]
+    assert len(inside) > 20
+    assert all(torch.equal(ours[name], theirs[name]) for name in inside)
+
+
+def test_a_stem_of_another_width_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pt"
+    save_checkpoint(path, description("unetr with a stem"), autoencoder("unetr with a stem"), Progress())
+    wide = build_network("unetr", **SMALL, feature_size=4, conv_stem=True)
+    of_network = replace(description("unetr with a stem"), config=wide.config)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Give the flags that it was trained with, `feature_size` among them"):
+        initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), wide)
+
+
+def test_an_encoder_alone_segments_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pt"
+    save_checkpoint(path, description("primus"), autoencoder("primus"), Progress())
+    assert describe({**torch.load(path, weights_only=True)}) == description("primus")
+    with pytest.raises(InputError, match="holds a pre-trained encoder, which segments nothing yet"):
+        load_network(path)
+
+
+def test_a_network_without_an_encoder_is_not_pre_trained() -> None:
+    with pytest.raises(InputError, match="segresnet can't be pre-trained"):
+        autoencoder_of(NETWORKS["segresnet"])
