@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from networks import NETWORKS
-from utils.config.flags import crossval_parser, test_parser, train_parser
+from utils.config.flags import crossval_parser, pretrain_parser, test_parser, train_parser
 from utils.config.parser import Parser
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import write_text
@@ -13,7 +13,8 @@ from utils.system.files import write_text
 PAGE = Path(__file__).parent.parent / "docs" / "flags.md"
 HEAD = """# Flags
 
-Every flag of `main.py`, `test.py` and `python -m utils.crossval`, written by `python -m utils.write_flags`.
+Every flag of `main.py`, `test.py`, `python -m utils.crossval` and `python -m utils.pretrain`, written by
+`python -m utils.write_flags`.
 
 `@FILE` on a command line stands for the flags in a file. `--help` shows those that most people need, `--help-all` all
 of them. A flag of another network than that of `--model_name` is an error.
@@ -39,6 +40,11 @@ def page() -> str:
     parts += _tables(test_parser(None), without=known)
     parts += ["## python -m utils.crossval", "The flags of `main.py`, but for those of a single run, and:"]
     parts += _tables(crossval_parser(), without=known)
+    parts += [
+        "## python -m utils.pretrain",
+        "Flags of `main.py` for data, network and training, with other defaults, and:",
+    ]
+    parts += _tables(pretrain_parser(), without=known)
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,98 @@
+"""``python -m utils.pretrain``, from a data list and from folders."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import Run
+from tests.training.test_training import equal, error_of, lines
+from utils import pretrain
+
+NETWORK = [
+    "--model_name=primus", "--hidden_size=12", "--num_heads=2", "--mlp_dim=16", "--num_layers=1",
+    "--roi_x=16", "--roi_y=16", "--roi_z=24", "--space_x=12", "--space_y=12", "--space_z=14",
+]  # fmt: skip
+SHORT = ["--workers=0", "--noamp", "--skip_data_check", "--crops_per_scan=1", "--warmup_epochs=1", "--val_every=2"]
+
+
+def a_list(phantoms: Path, folder: Path) -> Path:
+    """A list of one labelled and two unlabelled scans, one of which has no label at all."""
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    training = content["training"]
+    bare = [{"image": training[1]["image"]}, training[2]["image"]]
+    content |= {"training": training[:1], "validation": content["validation"][:1], "unlabelled": bare, "test": []}
+    (folder / "some.json").write_text(json.dumps(content))
+    return folder / "some.json"
+
+
+def run(flags: Sequence[str]) -> Path:
+    pretrain.run([*NETWORK, *SHORT, *flags])
+    return Path("runs") / next(flag for flag in flags if flag.startswith("--logdir")).split("=")[1]
+
+
+def test_a_network_starts_from_what_a_run_leaves(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [f"--data_dir={phantoms}", f"--json_list={a_list(phantoms, in_tmp)}"]
+    whole = run([*data, "--logdir=whole", "--max_epochs=2"])
+    assert "3 scans train and 1 validate, without labels" in capsys.readouterr().out
+    first = torch.load(whole / "model_final.pt", weights_only=True)["state_dict"]
+    record = lines(whole)[-1]
+    assert record["explained"] <= 1
+    assert "dice" not in record
+    assert (whole / "progress.png").exists()
+    assert (whole / "validation.png").exists()
+
+    weights = ["--vit_weights=runs/whole/model_final.pt", "--max_epochs=1", "--save_checkpoint", "--logdir=tuned"]
+    run_main([*NETWORK, *SHORT, *data, *weights])
+    screen = capsys.readouterr().out
+    assert "its encoder from runs/whole/model_final.pt (a ViT of volumes" in screen
+    tuned = torch.load(Path("runs/tuned/model_final.pt"), weights_only=True)["state_dict"]
+    name = "vit.blocks.0.attn.qkv.weight"
+    # a step of AdamW moves a weight by about the rate, 1e-4
+    assert (tuned[name] - first[f"encoder.{name}"]).abs().max() < 1e-3
+
+
+def test_interrupted_and_whole_runs_are_equal_to_the_last_bit(phantoms: Path, in_tmp: Path) -> None:
+    flags = [f"--data_dir={phantoms}", f"--json_list={a_list(phantoms, in_tmp)}", "--lrschedule=constant"]
+    whole = run([*flags, "--logdir=whole", "--max_epochs=2"])
+    parts = run([*flags, "--logdir=parts", "--max_epochs=1"])
+    run([*flags, "--logdir=parts", "--max_epochs=2", "--resume"])
+    states = [torch.load(folder / "model_final.pt", weights_only=True)["state_dict"] for folder in (whole, parts)]
+    assert equal(*states)
+
+
+def test_scans_of_a_folder(phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    images = [phantoms / entry["image"] for entry in content["training"][:3]]
+    run([*["--input", *map(str, images)], "--logdir=folder", "--max_epochs=1"])
+    assert "2 scans train and 1 validate, without labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name=segresnet"], "--model_name: segresnet can't be pre-trained"),
+        (["--mask_ratio=1"], "--mask_ratio: must be at least 0.01 and below 1, not 1"),
+        (["--loss=dice"], "unrecognized arguments: --loss=dice"),
+        (["--feature_size=12"], "--feature_size is not for primus_autoencoder; leave it out"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(
+    flags: list[str], words: str, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call: Callable[[Sequence[str]], Any] = pretrain.run
+    network = [] if "--model_name" in flags[0] else NETWORK
+    message = error_of(call, [*network, f"--data_dir={phantoms}", "--logdir=bad", *flags], capsys)
+    assert words in message
+
+
+def test_a_folder_with_one_scan_is_one_line(phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = json.loads((phantoms / "dataset_0.json").read_text())["training"][0]
+    image = str(phantoms / entry["image"])
+    message = error_of(pretrain.run, [*NETWORK, *SHORT, "--input", image, "--logdir=one"], capsys)
+    assert f"--input {image}: holds one scan. Give two or more: one validates." in message
