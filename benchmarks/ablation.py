@@ -57,6 +57,13 @@ OPTIONS = (
     Option("clip", "--clip_grad_norm 1"),
     Option("drop_path", "--drop_path_rate 0.1"),
     Option("vit_lr", "--vit_lr 1e-3"),
+    # parts of Primus's encoder; SwiGLU's three layers of two thirds the width are as large as two
+    Option("tokenizer", "--pos_embed residual"),
+    Option("heads", "--num_heads 4"),
+    Option("rotary", "--num_heads 4 --rotary"),
+    Option("swiglu", "--swiglu --mlp_dim 128"),
+    Option("attn_norm", "--attn_norm"),
+    Option("layer_scale", "--layer_scale 0.1"),
 )
 
 

@@ -55,6 +55,19 @@ def test_logits_are_torchs(pos_embed: str, norm_name: str) -> None:
             torch.testing.assert_close(compiled(volume), expected, atol=1e-3, rtol=0)
 
 
+def test_logits_of_todays_encoder_are_torchs() -> None:
+    settings: dict[str, Any] = {
+        "hidden_size": 12, "num_heads": 2, "mlp_dim": 16, "num_layers": 2, "out_channels": 3,
+        "img_size": DESCRIPTION.config.img_size, "spacing": DESCRIPTION.config.spacing,
+    }  # fmt: skip
+    description = replace(DESCRIPTION, config=NETWORKS["primus"].make_config(settings))
+    torch.manual_seed(0)
+    network = description.build().eval()
+    compiled = compile_network(network, description, FLOAT32, PROCESS)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(windows(2)), network(windows(2)), atol=1e-4, rtol=0)
+
+
 def test_the_next_batch_leaves_logits_alone() -> None:
     compiled = compile_network(*member(), FLOAT32, PROCESS)
     first = compiled(windows(2))
