@@ -72,7 +72,7 @@ class Primus(nn.Module):
     """Tokens by convolutions, a transformer, and a light decoder."""
 
     blocks = (TransformerBlock, ResidualBlock)
-    input_layers = ("vit.patch_embedding.patch_embeddings.stem", "vit.patch_embedding.patch_embeddings.1")
+    input_layers = ("vit.patch_embedding.patch_embeddings",)
     output_layers = ("decoder",)
     position_embeddings = "vit.patch_embedding.position_embeddings"
     vit_encoder = "vit"

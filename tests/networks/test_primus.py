@@ -17,6 +17,7 @@ from tests.conftest import Run
 from tests.training.test_blocks import training_step, use_backend
 from utils import export
 from utils.checkpoints.description import Description
+from utils.checkpoints.foreign_weights import load_weights
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.save import save_checkpoint
 from utils.checkpoints.vit_weights import load_vit_weights
@@ -204,6 +205,26 @@ def test_a_run_goes_on_and_is_tested_at_another_window(
     run_test([*data, "--pretrained_dir=runs/run", "--pretrained_model_name=model.pt", "--roi_z=32"])
     assert "note: the window is 16 × 16 × 32 voxels, and was 16 × 16 × 24 in training" in capsys.readouterr().out
     assert json.loads(Path("runs/run/scores/scores.json").read_text())["mean"] >= 0
+
+
+def test_weights_are_adapted_to_another_task() -> None:
+    torch.manual_seed(0)
+    old = described().build()
+    description = described("--in_channels=2", "--out_channels=3", "--roi_x=32")
+    new = description.build()
+    transfer = load_weights(new, old.state_dict(), "file.pt", img_size=(16, 16, 24), adapt=True)
+    stem = "vit.patch_embedding.patch_embeddings.stem"
+    assert transfer.adapted == {
+        "vit.patch_embedding.position_embeddings": "interpolated from 2 × 2 × 3 to 4 × 2 × 3 patches",
+        f"{stem}.conv1.0.weight": "averaged from 1 to 2 channels",
+        f"{stem}.skip.0.weight": "averaged from 1 to 2 channels",
+    }
+    assert transfer.new
+    assert all(name.startswith("decoder.") for name in transfer.new)
+    volume = torch.randn(1, 1, 32, 16, 24)
+    ours, theirs = new.vit.patch_embedding.patch_embeddings, old.vit.patch_embedding.patch_embeddings  # type: ignore[union-attr]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(volume.expand(-1, 2, -1, -1, -1)), theirs(volume), atol=1e-5, rtol=1e-5)  # type: ignore[operator]
 
 
 def test_heads_that_cannot_turn_are_refused() -> None:

@@ -241,6 +241,9 @@ def _adapted(
         elif lies_in(name, outputs) and theirs.ndim == ours.ndim and theirs.shape[0] != ours.shape[0]:
             task[name] = ours
             transfer.new[name] = f"{theirs.shape[0]} classes became {ours.shape[0]}"
+        elif lies_in(name, outputs) and theirs.ndim == ours.ndim and theirs.shape != ours.shape:
+            task[name] = ours  # of a layer before the last, whose width follows from the number of classes
+            transfer.new[name] = f"{tuple(theirs.shape)} became {tuple(ours.shape)}"
         elif name == positions and theirs.ndim == 3 and theirs.shape[::2] == ours.shape[::2]:
             patch_size: int = config.patch_size  # type: ignore[attr-defined]
             new = tuple(voxels // patch_size for voxels in config.img_size)
