@@ -126,6 +126,27 @@ def read_nifti(path: Path, head: bytes) -> Volume:
     return volume
 
 
+def volume_from_nibabel(image: Any, source: Path) -> Volume:
+    """The volume of an image of nibabel in memory, as if it were read from a file.
+
+    Args:
+        source: what messages call it.
+
+    Raises:
+        InputError: if it is no 3D volume, or can't be placed in space.
+    """
+    voxels = np.asanyarray(image.dataobj)
+    if not isinstance(image.header, nib.Nifti1Header):
+        return volume_from_array(source, voxels, image.affine)
+    if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
+        voxels = voxels.astype(np.float32)
+    affine, remark = _affine(image, np.abs(np.asarray(image.header["pixdim"][1:4], float)))
+    volume = volume_from_array(source, voxels, affine, image.header)
+    if remark is not None:
+        volume.remarks.append(f"{source}: {remark}")
+    return volume
+
+
 def _behind_header(file: Any, image: Any, head: bytes) -> Any:
     """The voxels of a single file. Where its header says that they begin at its own first byte, they follow it."""
     size = header_size(head)

@@ -38,12 +38,20 @@ def keep_largest_component(mask: np.ndarray, label: int) -> None:
 
 
 def write_mask(path: Path, mask: np.ndarray, volume: Volume, labels: Mapping[int, str]) -> None:
-    """Write a mask (X, Y, Z) as NIfTI with the shape, affine, coordinate codes and units of its scan's file.
-
-    A header extension holds the labels' names as JSON.
+    """Write :func:`mask_image` as a NIfTI file.
 
     Raises:
         WriteError: if it can't be written.
+    """
+    image = mask_image(mask, volume, labels)
+    with atomic_write(path) as temporary, gzip.open(temporary, "wb", compresslevel=5) as file:
+        image.to_stream(file)
+
+
+def mask_image(mask: np.ndarray, volume: Volume, labels: Mapping[int, str]) -> nib.Nifti1Image:
+    """A mask (X, Y, Z) as an image of nibabel, with the shape, affine, coordinate codes and units of its scan's file.
+
+    A header extension holds the labels' names as JSON.
     """
     # keep the file's dimensions of length one, but not the one of the channels
     header = _header(volume, volume.file_shape if np.prod(volume.file_shape) == mask.size else mask.shape)
@@ -53,8 +61,7 @@ def write_mask(path: Path, mask: np.ndarray, volume: Volume, labels: Mapping[int
     header.extensions.append(nib.nifti1.Nifti1Extension("comment", names.encode()))
     voxels = mask.reshape(header.get_data_shape())
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    with atomic_write(path) as temporary, gzip.open(temporary, "wb", compresslevel=5) as file:
-        kind(voxels, None, header).to_stream(file)
+    return kind(voxels, header.get_best_affine(), header)  # which leaves its codes as they are
 
 
 def write_probabilities(

@@ -10,22 +10,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from utils.checkpoints.postprocessing import predicted_dice
-from utils.data.preprocessing import OnNetworkGrid, intensity_remarks, size_fault, to_network_grid, window_fault
+from utils.data.preprocessing import OnNetworkGrid, intensity_remarks
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
-from utils.inference.confidence import Certainty, CertaintyCollector
-from utils.inference.scan_grid import class_on_scan_grid, to_scan_grid
+from utils.inference.confidence import Certainty
+from utils.inference.scan_grid import class_on_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.dicom_seg import write_segmentation
 from utils.io.geometry import ras_spacing, to_ras
 from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan, Volume
 from utils.segmentation.job import SegmentationJob
-from utils.segmentation.masks import keep_largest_component, write_mask, write_probabilities
+from utils.segmentation.masks import write_mask, write_probabilities
 from utils.segmentation.records import provenance, source_of, start_record
-from utils.system.errors import InputError, first_line
+from utils.segmentation.volumes import make_mask, on_network_grid, predict_probabilities
+from utils.system.errors import InputError
 from utils.system.files import content_hash, make_folder, write_json
 
 
@@ -75,22 +76,9 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
     label = None
     if scan.label is not None:
         label = read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore, scan.structures)
-    low, high = volume.voxels.min(), volume.voxels.max()
-    if low == high:
-        raise InputError(f"{scan.image[0]}: every voxel is {low:g}; there is nothing to see in it.")
-    if (fault := window_fault(scan.image[0], low, high, job.preprocessing)) is not None:
-        raise InputError(fault)
-    volumes = len(volume.voxels) + len(job.output.names(job.labels))  # the image, and each channel's probability
-    if (fault := size_fault(scan.image[0], volume.shape, volume.affine, job.preprocessing, volumes)) is not None:
-        raise InputError(fault)
-    volume.remarks.extend(intensity_remarks(scan.image[0], volume.voxels, job.preprocessing))
-    try:
-        preprocessed = to_network_grid(volume.voxels, volume.affine, label, job.preprocessing)
-    except (RuntimeError, ValueError) as error:
-        cause = error.__cause__ or error  # MONAI's error names its transform; the cause says what is wrong
-        raise InputError(f"{scan.image[0]}: can't be preprocessed ({first_line(cause)}).") from error
-    if preprocessed.image.numel() == 0:
-        raise InputError(f"{scan.image[0]}: every voxel is the same on the network's grid; there is nothing to see.")
+    source, channels = scan.image[0], len(job.output.names(job.labels))
+    preprocessed = on_network_grid(source, volume, label, job.preprocessing, channels)
+    volume.remarks.extend(intensity_remarks(source, volume.voxels, job.preprocessing))
     return PreparedScan(scan, made_with, volume, label, preprocessed)
 
 
@@ -103,23 +91,17 @@ def predict(
         InputError: if they aren't finite, or the GPU has no room.
         Stopped: if a signal asks the process to end.
     """
-    image = prepared.preprocessed.image[None]  # (C, D, H, W) -> (1, C, D, H, W)
-    total = len(predictor.windows(image.shape[2:])) * ensemble.passes
+    image = prepared.preprocessed.image
+    total = len(predictor.windows(image.shape[1:])) * ensemble.passes
     with process.bar((), prepared.scan.name, total=total) as bar:
 
         def progress(windows: int) -> None:
             bar.update(windows)
             process.stop.raise_if_requested()
 
-        # to the CPU, which does the rest while the GPU works on the next scan
-        collector = CertaintyCollector(job.structures, predictor.output)
-        probabilities = predictor(ensemble, image, progress, collector).cpu()
-    # NaN or +inf in one class: the softmax gives NaN for all
-    if (probabilities[0] if predictor.output.exclusive else probabilities).isnan().any():
-        raise InputError(
-            f"{prepared.scan.image[0]}: the network's output isn't finite. Give `noamp`, or weights that are sound."
-        )
-    return probabilities, collector.certainty()
+        return predict_probabilities(
+            prepared.scan.image[0], image, ensemble, predictor, job.structures, progress
+        )  # fmt: skip
 
 
 def segment(
@@ -136,12 +118,8 @@ def segment(
     """
     scan, volume, preprocessed = prepared.scan, prepared.volume, prepared.preprocessed
     start_record(scan, job)
-    mask = to_scan_grid(probabilities, preprocessed.affine, volume.affine, volume.shape, job.output)
-    for label in job.postprocessing.largest_component:
-        keep_largest_component(mask, label)
-    for label in range(1, len(job.labels)):
-        if label not in job.organs:
-            mask[mask == label] = 0
+    left_out = [label for label in range(1, len(job.labels)) if label not in job.organs]
+    mask = make_mask(probabilities, preprocessed, volume, job.output, job.postprocessing, left_out)
     if job.save_probabilities:
         names = dict(enumerate(job.output.names(job.labels)))
         on_scan = partial(_on_scan, prepared, probabilities, job)

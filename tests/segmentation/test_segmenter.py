@@ -1,0 +1,216 @@
+"""``Segmenter`` gives the masks that ``test.py`` writes, from whatever a program holds."""
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+import hubconf
+from tests.conftest import REPOSITORY
+from tests.io.series import write_series
+from tests.segmentation.conftest import load, scan_of, voxels
+from utils.phantom import LABELS
+from utils.segmentation import Segmenter
+from utils.system.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def segmenter(trained: Path) -> Segmenter:
+    return Segmenter(trained / "model.pt", device="cpu")
+
+
+@pytest.fixture
+def expected(segment: Any, phantoms: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """The mask and the measurements that ``test.py`` writes."""
+    out = segment(f"--input={scan_of(phantoms)}", "--device=cpu")
+    return voxels(out / "img0007.nii.gz"), json.loads((out / "measurements.json").read_text())["scans"][0]["organs"]
+
+
+def test_every_way_to_give_a_scan_has_test_pys_mask(
+    segmenter: Segmenter, phantoms: Path, expected: tuple[np.ndarray, dict[str, Any]]
+) -> None:
+    path = scan_of(phantoms)
+    image = load(path)
+    mask, organs = expected
+    assert mask.any()
+    of_path = segmenter(path, measurements=True)
+    assert np.array_equal(of_path.array, mask)
+    assert np.array_equal(np.asarray(of_path.mask.dataobj), mask)
+    assert np.array_equal(of_path.mask.affine, image.affine)
+    assert of_path.labels == dict(enumerate(LABELS[1:], 1))
+    assert of_path.measurements is not None
+    for organ, values in of_path.measurements.items():
+        assert {name: organs[organ][name] for name in values} == json.loads(json.dumps(values))
+
+    of_image = segmenter(image)
+    assert isinstance(of_image.mask, nib.Nifti1Image)
+    assert np.array_equal(of_image.array, mask)
+    of_array = segmenter(np.asarray(image.dataobj), image.affine)
+    assert of_array.mask is of_array.array
+    assert np.array_equal(of_array.mask, mask)
+    with_channel = segmenter(np.asarray(image.dataobj)[None], image.affine)
+    assert np.array_equal(with_channel.mask, mask)
+
+    itk = sitk.ReadImage(str(path))
+    of_itk = segmenter(itk).mask
+    assert (of_itk.GetOrigin(), of_itk.GetSpacing(), of_itk.GetDirection()) == (
+        itk.GetOrigin(), itk.GetSpacing(), itk.GetDirection(),
+    )  # fmt: skip
+    assert np.array_equal(sitk.GetArrayFromImage(of_itk).transpose(2, 1, 0), mask)
+
+
+def test_a_folder_with_a_dicom_series(segmenter: Segmenter, phantoms: Path, tmp_path: Path) -> None:
+    image = load(scan_of(phantoms))
+    array = np.asarray(image.dataobj).astype(np.int16)
+    write_series(tmp_path / "series", array, image.affine)
+    mask = segmenter(tmp_path / "series").array
+    assert mask.shape == array.shape
+    of_array = segmenter(array, image.affine).array
+    # the series is read in the order of its slices, which may be the other way round
+    assert max((mask == of_array).mean(), (mask == of_array[..., ::-1]).mean()) > 0.999
+
+
+def test_probabilities_lead_to_the_mask(segmenter: Segmenter, phantoms: Path) -> None:
+    found = segmenter(scan_of(phantoms), probabilities=True)
+    assert found.probabilities is not None
+    assert found.probabilities.shape == (len(LABELS), *found.array.shape)
+    np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-4)
+    assert (found.probabilities.argmax(0) == found.array).mean() > 0.9999
+
+
+def test_several_networks_and_mirrored_passes(trained: Path, phantoms: Path, segment: Any) -> None:
+    out = segment(
+        f"--input={scan_of(phantoms)}", "--pretrained_model_name", "model.pt", "model_final.pt", "--device=cpu"
+    )
+    both = Segmenter([trained / "model.pt", trained / "model_final.pt"], device="cpu")
+    assert np.array_equal(both(scan_of(phantoms)).array, voxels(out / "img0007.nii.gz"))
+    with pytest.raises(InputError, match="crops were not flipped in training"):
+        Segmenter(trained / "model.pt", device="cpu", tta=True)
+
+
+def test_calls_from_several_threads(segmenter: Segmenter, phantoms: Path) -> None:
+    paths = [scan_of(phantoms, number) for number in (5, 6, 7)] * 2
+    alone = [segmenter(path).array for path in paths[:3]] * 2
+    with ThreadPoolExecutor(4) as pool:
+        together = [found.array for found in pool.map(segmenter, paths)]
+    assert all(np.array_equal(one, other) for one, other in zip(together, alone, strict=True))
+    assert all(np.array_equal(found.array, other) for found, other in zip(segmenter.batch(paths), alone, strict=True))
+
+
+def test_progress_counts_to_the_end(segmenter: Segmenter, phantoms: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    segmenter(scan_of(phantoms), progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_nothing_is_written_or_printed(
+    segmenter: Segmenter, phantoms: Path, in_tmp: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    segmenter(scan_of(phantoms), measurements=True)
+    assert capfd.readouterr() == ("", "")
+    assert not list(in_tmp.iterdir())
+
+
+ARRAY = np.zeros((20, 20, 20), np.float32)
+ARRAY[5:15, 5:15, 5:15] = 100
+
+
+@pytest.mark.parametrize(
+    ("scan", "words"),
+    [
+        ((ARRAY,), "`affine`: an array needs one"),
+        ((ARRAY, np.eye(3)), "`affine`: must be (4, 4), not 3 × 3"),
+        ((ARRAY, np.zeros((4, 4))), "its affine can't place voxels in space"),
+        ((ARRAY[0], np.eye(4)), "the scan has 2 dimensions"),
+        ((np.stack([ARRAY, ARRAY]), np.eye(4)), "has 2 channels, and the network takes 1"),
+        ((np.full((20, 20, 20), np.nan), np.eye(4)), "has NaN or infinite voxels"),
+        ((np.ones((20, 20, 20)), np.eye(4)), "every voxel is 1"),
+        ((np.array([["a"]]), np.eye(4)), "the scan has 2 dimensions"),
+        ((3,), "the scan is a int. Give a path"),
+        (("missing.nii.gz",), "missing.nii.gz"),
+    ],
+)
+def test_what_is_no_scan_is_an_error_in_one_line(segmenter: Segmenter, scan: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        segmenter(*scan)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": []}, "names no file"),
+        ({"weights": "missing.pt"}, "missing.pt"),
+        ({"device": "tpu"}, "`device` tpu"),
+        ({"overlap": 1.0}, "`overlap` must be at least 0 and below 1"),
+    ],
+)
+def test_what_cannot_be_loaded_is_an_error_in_one_line(trained: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        Segmenter(**{"weights": trained / "model.pt", **options})
+    assert words in str(error.value)
+
+
+PROGRAM = """
+import sys, torch
+segmenter = torch.hub.load(sys.argv[1], "segmenter", weights=sys.argv[2], device="cpu", source="local")
+print(int(segmenter(sys.argv[3]).array.max()))
+network = torch.hub.load(sys.argv[1], "unetr", source="local", img_size=32, hidden_size=12, mlp_dim=12, num_heads=2)
+print(tuple(network(torch.zeros(1, 1, 32, 32, 32)).shape))
+import utils
+print(utils.MINE)
+"""
+
+
+def test_torch_hub_from_another_folder_beside_a_package_called_utils(
+    trained: Path, phantoms: Path, segmenter: Segmenter, tmp_path: Path
+) -> None:
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").write_text("MINE = 'theirs'\n")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", str(REPOSITORY), str(trained / "model.pt"), str(scan_of(phantoms))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    largest = int(segmenter(scan_of(phantoms)).array.max())
+    assert done.stdout.splitlines()[-3:] == [str(largest), "(1, 14, 32, 32, 32)", "theirs"]
+
+
+def test_what_is_imported_in_functions_is_known_to_hubconf() -> None:
+    found = set()
+    for path in [*REPOSITORY.glob("utils/*/*.py"), *REPOSITORY.glob("networks/**/*.py")]:
+        if path.parent.name != "config":
+            found |= set(
+                re.findall(r"^ +(?:from|import) ((?:utils|networks|optimizers)[.\w]*)", path.read_text(), re.M)
+            )
+    assert found == set(hubconf.LATER)
+
+
+USER = """
+import numpy as np
+from utils.segmentation import Segmented, Segmenter
+
+segmenter = Segmenter("model.pt", device="cpu")
+found: Segmented = segmenter("scan.nii.gz")
+array: np.ndarray = found.array
+names: dict[int, str] = segmenter.labels
+wrong: int = found.remarks
+"""
+
+
+def test_types_are_known_in_a_users_file(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(tmp_path / "user.py")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert len(errors) == 1, done.stdout
+    assert "user.py:9: error: Incompatible types in assignment" in errors[0]
