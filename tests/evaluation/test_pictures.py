@@ -30,11 +30,30 @@ def test_the_overlay_shows_the_middle_labelled_slice_with_the_right_side_on_the_
 
 def test_curves_show_every_epoch_and_every_validation() -> None:
     dice = {"mean": 0.5, "organs": {"liver": 0.5, "spleen": None}}
-    records: list[dict[str, Any]] = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "dice": dice}]
-    loss, validation = curves(records).axes
-    assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 2], [2, 1]]
-    assert {line.get_label() for line in validation.lines} == {"liver", "spleen", "mean"}
-    assert np.asarray(validation.lines[-1].get_xydata()).tolist() == [[2, 0.5]]
+    worse = {"mean": 0.4, "organs": {"liver": 0.4, "spleen": None}}
+    records: list[dict[str, Any]] = [
+        {"epoch": 1, "loss": 2.0, "lr": 0.1},
+        {"epoch": 2, "loss": 1.0, "lr": 0.2, "dice": dice},
+        {"epoch": 3, "loss": 0.5, "lr": 0.0, "dice": worse},
+    ]
+    figure = curves(records)
+    loss, validation, rate = figure.axes
+    assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 2], [2, 1], [3, 0.5]]
+    assert np.asarray(rate.lines[0].get_xydata()).tolist() == [[1, 0.1], [2, 0.2], [3, 0]]
+    *organs, mean, best = validation.lines
+    assert [line.get_label() for line in organs] == ["liver", "spleen"]
+    assert np.asarray(mean.get_xydata()).tolist() == [[2, 0.5], [3, 0.4]]
+    assert (best.get_label(), np.asarray(best.get_xdata()).tolist()) == ("best, epoch 2: 0.500", [2, 2])
+    pixels(figure)  # lays it out
+    legend, panel = figure.legends[0].get_window_extent(), validation.get_window_extent()
+    assert legend.x0 > panel.x1  # beside the curves
+
+
+def test_curves_of_pre_training_show_what_was_explained() -> None:
+    records = [{"epoch": epoch, "loss": 1.0, "lr": 0.1, "explained": -1.0 + epoch / 2} for epoch in (1, 2)]
+    validation = curves(records).axes[1]
+    assert np.asarray(validation.lines[0].get_xydata()).tolist() == [[1, -0.5], [2, 0]]
+    assert validation.lines[1].get_label() == "best, epoch 2: 0.000"
 
 
 def test_orthogonal_slices_go_through_the_organs_as_radiologists_look_at_them() -> None:
@@ -92,7 +111,7 @@ def test_any_name_can_be_drawn(name: str, random: np.random.Generator) -> None:
     tensor = torch.from_numpy(mask).int()
     pixels(overlay(Example(name, torch.from_numpy(image), tensor, tensor), labels, spacing))
     dice = {"mean": 0.5, "organs": {name: 0.5}}
-    pixels(curves([{"epoch": 1, "loss": 2.0, "dice": dice}]))
+    pixels(curves([{"epoch": 1, "loss": 2.0, "lr": 0.1, "dice": dice}]))
 
 
 def test_captions_are_one_short_line() -> None:

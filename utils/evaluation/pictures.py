@@ -1,6 +1,6 @@
 """Pictures: the curves of a run, and label and prediction on slices of a scan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,41 +205,57 @@ def reconstruction(name: str, image: Tensor, hidden: Tensor, reconstructed: Tens
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training loss of every epoch, and Dice of each organ and their mean at every validation.
+    """Training loss and learning rate of every epoch, and the scores of every validation with the best one marked.
 
-    In pre-training, in place of Dice, the share of the variance of hidden voxels that was explained.
+    The scores are Dice of each organ and their mean; in pre-training, the share of the variance of hidden voxels that
+    was explained.
 
     Args:
         records: the lines of a run's ``metrics.jsonl``.
     """
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    loss, dice = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    loss, scores = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     loss.plot(epochs, [record["loss"] for record in records])
-    loss.set(xlabel="epoch", title="training loss")
+    loss.set(xlabel="epoch", title="training loss and learning rate")
+    loss.set_ylabel("loss", color="C0")
+    rate = loss.twinx()
+    rate.plot(epochs, [record["lr"] for record in records], color="C1", linewidth=0.8)
+    rate.set_ylabel("learning rate", color="C1")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.set_ylim(bottom=0)
     if any("explained" in record for record in records):
-        validated = [record for record in records if record.get("explained") is not None]
-        dice.plot([one["epoch"] for one in validated], [one["explained"] for one in validated], marker="o")
-        dice.set(xlabel="epoch", title="explained variance of hidden voxels", xlim=loss.get_xlim(), ylim=(None, 1))
-        for panel in (loss, dice):
-            panel.grid(alpha=0.3)
-        return figure
-    validated = [record for record in records if "dice" in record]
-    epochs = [record["epoch"] for record in validated]
+        title, lowest, validated = "explained variance of hidden voxels", None, _with("explained", records)
+        mean = _numbers(record["explained"] for record in validated)
+    else:
+        title, lowest, validated = "validation Dice", 0.0, _with("dice", records)
+        mean = _numbers(record["dice"]["mean"] for record in validated)
+    validations = [record["epoch"] for record in validated]
     # a run that was resumed with another data list may have other organs from there on
-    organs = list(dict.fromkeys(organ for record in validated for organ in record["dice"]["organs"]))
+    organs = list(dict.fromkeys(organ for record in validated for organ in record.get("dice", {}).get("organs", {})))
     for number, organ in enumerate(organs):
-        values = np.array([record["dice"]["organs"].get(organ) for record in validated], dtype=float)  # None: NaN
-        dice.plot(
-            epochs, values, marker=".", linewidth=0.8, color=colormaps["tab20"](number % 20), label=caption(organ)
-        )
-    mean = np.array([record["dice"]["mean"] for record in validated], dtype=float)
-    dice.plot(epochs, mean, marker="o", linewidth=2.5, color="black", label="mean")
-    dice.set(xlabel="epoch", title="validation Dice", xlim=loss.get_xlim(), ylim=(0, 1))
-    dice.legend(fontsize="small", ncols=2)
-    for panel in (loss, dice):
+        values = _numbers(record["dice"]["organs"].get(organ) for record in validated)
+        colour = colormaps["tab20"](number % 20)
+        scores.plot(validations, values, marker=".", linewidth=0.8, color=colour, label=caption(organ))
+    scores.plot(validations, mean, marker="o", linewidth=2.5, color="black", label="mean")
+    if not np.isnan(mean).all():
+        best = int(np.nanargmax(mean))
+        label = f"best, epoch {validations[best]}: {mean[best]:.3f}"
+        scores.axvline(validations[best], color="black", linestyle=":", linewidth=1.2, label=label)
+    scores.set(xlabel="epoch", title=title, xlim=loss.get_xlim(), ylim=(lowest, 1))
+    figure.legend(*scores.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    for panel in (loss, scores):
         panel.grid(alpha=0.3)
     return figure
+
+
+def _with(key: str, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if key in record]
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    """Numbers to plot, with NaN for None."""
+    return np.array(list(values), dtype=float)
 
 
 def pixels(figure: Figure) -> np.ndarray:
