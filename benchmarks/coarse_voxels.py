@@ -8,6 +8,7 @@ table has its mean by the number of voxels across the structure, which is its th
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -55,9 +56,9 @@ def of_data(folder: Path, scans: int) -> dict[int, list[float]]:
         raise InputError(f"{folder}: has no labels in labelsTr. Give another folder.")
     found: dict[int, list[float]] = defaultdict(list)
     for file in files:
-        image = nib.load(file)
-        labels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-        spacing = np.asarray(image.header.get_zooms(), dtype=float)[:3]  # type: ignore[attr-defined]
+        image: Any = nib.load(file)
+        labels = np.asarray(image.dataobj)
+        spacing = np.array(image.header.get_zooms()[:3], float)
         for label in np.unique(labels)[1:]:
             places = np.argwhere(labels == label)
             start, stop = np.maximum(places.min(0) - MARGIN, 0), places.max(0) + MARGIN + 1
