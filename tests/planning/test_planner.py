@@ -388,3 +388,10 @@ def test_noise_of_a_measurement_rarely_changes_a_plan() -> None:
 def test_every_setting_has_a_reason() -> None:
     found = plan(ct_of_thick_slices())
     assert all(len(choice.reason) > 10 for section in found.sections for choice in section.choices)
+
+
+@pytest.mark.parametrize(("scans", "rate"), [(20, 1e-3), (200, 4e-3)])
+def test_few_scans_get_a_lower_learning_rate(scans: int, rate: float) -> None:
+    found = plan(make_fingerprint([make_scan((60, 60, 60), values=MR)] * scans), 0.5, machine=Machine(1e-6))
+    assert found.settings["optim_lr"] == rate
+    assert ("Higher ones make the network learn 16 scans" in words(found)) == (rate == 1e-3)

@@ -50,6 +50,7 @@ VOLUME_STEP = 1.25  # from one volume of a window to the next that is tried
 WITHOUT_HOURS_VOLUME = 96**3  # of the window, where nothing was timed: that of UNETR's paper
 SCANS_SHARE = 0.5  # of the memory that the program leaves, for prepared scans
 CROPS_FROM_DISK = 4  # of a scan each time it is read, where memory doesn't hold all scans
+FEW_SCANS, FEW_SCANS_RATE = 50, 1e-3  # training scans, up to which the learning rate is at most this
 DEFAULT_SIZE = Size({}, 1e-3)  # of a network whose class says nothing
 
 Measure = Callable[[NetworkConfig, int, float], StepCost]
@@ -368,12 +369,17 @@ class Planner:
             if network.cost is not None
             else f"About {schedule.steps:,} steps, a tenth of nnU-Net's; `hours` fits them to the time there is."
         )
+        why_rate = "The rate for this size of the network (docs/planning.md)."
+        if self.rate(network.size) < network.size.optim_lr:
+            why_rate = (
+                f"Higher ones make the network learn {self.fingerprint.training} scans by heart (docs/planning.md)."
+            )
         return (
             Choice(
                 {"batch_size": batch, "crops_per_scan": network.feed.crops_per_scan},
                 f"{counted(network.crops, 'crop')} in a step.",
             ),
-            Choice({"optim_lr": network.size.optim_lr}, "The rate for this size of the network (docs/planning.md)."),
+            Choice({"optim_lr": self.rate(network.size)}, why_rate),
             Choice({"max_epochs": schedule.epochs, "warmup_epochs": schedule.warmup_epochs}, why),
             Choice(
                 {"val_every": schedule.val_every},
@@ -383,6 +389,10 @@ class Planner:
             ),
             Choice({"save_checkpoint": True}, "Keeps the weights, without which a run leaves nothing to use."),
         )
+
+    def rate(self, size: Size) -> float:
+        """The learning rate for a size of the network, and a lower one for few scans."""
+        return min(size.optim_lr, FEW_SCANS_RATE) if self.fingerprint.training < FEW_SCANS else size.optim_lr
 
     def remarks(self, network: Network, schedule: Schedule) -> list[str]:
         """What a person should know of the plan."""
