@@ -99,6 +99,13 @@ def test_islands_of_the_liver_go_and_the_second_kidney_stays(tmp_path: Path) -> 
     assert lines[1].endswith("left out")
 
 
+def test_what_is_predicted_is_the_dice_of_masks_without_their_islands(tmp_path: Path) -> None:
+    models = judged(tmp_path, with_islands).chosen.models
+    assert models["liver"].volumes == pytest.approx((0.064, 0.064))  # 4³ voxels of 1 mm³
+    assert models["liver"].dice(0.9, 0.064) == pytest.approx(1)
+    assert models["kidneys"].volumes == pytest.approx((0.016, 0.016))  # both of them: nothing is taken from these
+
+
 def test_what_helps_in_one_scan_alone_is_left_out(tmp_path: Path) -> None:
     def one_island(mask: np.ndarray, number: int) -> None:
         if number == 3:
