@@ -79,7 +79,8 @@ def judged(
         if mirrored is not None:
             with_mirrored[name] = {"organs": {**organs, "liver": {**organs["liver"], "dice": mirrored(number)}}}
     tried = None if mirrored is None else (job("mirrored"), with_mirrored)
-    return judge_folds([ScannedFold(part, job("masks"), records, tried) for part in (scans[:5], scans[5:])], CPU)
+    parts = enumerate((scans[:5], scans[5:]))
+    return judge_folds([ScannedFold(number, folder, part, job("masks"), records, tried) for number, part in parts], CPU)
 
 
 def test_islands_of_the_liver_go_and_the_second_kidney_stays(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What the out-of-fold masks of a cross-validation tell: which postprocessing helps, and how far a mask is right."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from utils.segmentation.job import SegmentationJob
 from utils.segmentation.masks import keep_largest_component
 from utils.system.text import one_line
 
-Records = Mapping[str, Mapping[str, Any]]
+Records = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,14 @@ class ScannedFold:
     """A fold's validation scans with their results, by a network that saw none of them.
 
     Attributes:
-        job: what ``test.py`` did with them.
+        run: the folder of the network's run.
+        job: what ``test.py`` did with the scans.
         records: by the scan's name.
         mirrored: the same with mirrored passes, if these were tried.
     """
 
+    number: int
+    run: Path
     scans: Sequence[Scan]
     job: SegmentationJob
     records: Records
@@ -101,7 +105,7 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     mirrored = _judge_mirrored(folds)
     is_mirrored = mirrored is not None and mirrored.helps
     if is_mirrored:
-        folds = [ScannedFold(fold.scans, *fold.mirrored) for fold in folds if fold.mirrored is not None]
+        folds = [_of_mirrored(fold) for fold in folds]
     pairs = [(scan, fold) for fold in folds for scan in fold.scans]
     masks = [_count(scan, fold) for scan, fold in process.bar(pairs, "largest components")]
     organs = folds[0].job.organs
@@ -111,6 +115,13 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     to_come = [mask.organs_with(helping) if helping else mask.organs for mask in masks]
     models, correlation = _fit_models(folds[0].job.structures, to_come)
     return Findings(mirrored, components, FromFolds(Postprocessing(helping, is_mirrored), models), correlation)
+
+
+def _of_mirrored(fold: ScannedFold) -> ScannedFold:
+    """The fold with the results of its mirrored passes."""
+    assert fold.mirrored is not None
+    job, records = fold.mirrored
+    return replace(fold, job=job, records=records, mirrored=None)
 
 
 def _judge_mirrored(folds: Sequence[ScannedFold]) -> Gain | None:
