@@ -59,7 +59,7 @@ def test_labels_of_nnunet_become_values_and_regions() -> None:
     assert meaning.regions == (WHOLE, CORE, ENHANCING)
     assert meaning.output == RegionChannels((WHOLE, CORE, ENHANCING), (1, 2, 3))
     # without an order, regions are scored and not trained; nnU-Net always wants one
-    assert read_meaning({"labels": BRATS["labels"]})[2:] == ((WHOLE, CORE), CLASSES)
+    assert read_meaning({"labels": BRATS["labels"]})[2:4] == ((WHOLE, CORE), CLASSES)
     # a list of one value is that value, in nnU-Net too
     assert read_meaning({"labels": {"background": 0, "liver": [1]}})[:3] == (("background", "liver"), None, ())
 
