@@ -61,7 +61,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         process.say(f"engine: {engine}")
     if args.tta and description.flips is None:
         process.say("note: the weights don't say how crops were flipped in training; --tta takes the flips of 2021")
-    if done := job.postprocessing.in_words(job.labels):
+    if done := job.postprocessing.in_words(job.labels, len(mirrorings)):
         process.say(f"postprocessing, by the folds or flags: {one_line(done)}")
     for note in [*found.remarks, *found.faults.values()]:
         process.say(f"note: {note}")

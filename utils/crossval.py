@@ -7,7 +7,7 @@ and standard deviations over folds and over scans. Finished work is skipped, so 
 interruption.
 
 Then it finds out what helps at test time, and from what a mask's Dice can be predicted, on the scans that each network
-didn't see (:mod:`utils.segmentation.after_folds`). ``postprocessing.json`` has what it found. It is written into the
+didn't see (:mod:`utils.segmentation.fold_results`). ``postprocessing.json`` has what it found. It is written into the
 networks, so that ``test.py`` does the same.
 
 Scored are the weights after the last epoch, ``model_final.pt``. ``model.pt`` was chosen by its score on these very
@@ -21,7 +21,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -36,48 +36,33 @@ from pydantic import TypeAdapter
 import utils
 from networks.registry import find_architecture
 from utils.checkpoints.description import Description, refuse_contradictions
-from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable
-from utils.checkpoints.save import write_from_folds
-from utils.checkpoints.schema import EPOCH
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
 from utils.config.settings import complete_flags, description_from_args, job_from_args
 from utils.data.check import check_scans
 from utils.data.data_list import DataList, find_folds, read_data_list
-from utils.data.mirroring import trained_mirrorings
 from utils.distributed.process import Process
-from utils.evaluation.measurements import scores_of
-from utils.evaluation.metrics import FoldScores
-from utils.evaluation.tables import fold_record, fold_table, save_fold_scores
 from utils.io.scan import Scan
-from utils.segmentation.after_folds import ScannedFold, judge_folds
+from utils.segmentation.after_folds import Records, ScannedFold
+from utils.segmentation.fold_results import knows_mirrored_scans, postprocess, write_fold_tables
 from utils.segmentation.job import SegmentationJob
-from utils.segmentation.pipeline import Outcome
 from utils.segmentation.records import finished
-from utils.segmentation.results import save_results
 from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, first_line, one_line_errors
-from utils.system.files import file_state, open_regular, parse_json, read_json, write_json
+from utils.system.files import file_state, read_json, write_json
 from utils.system.hardware import machine
 from utils.system.signals import StopRequest, forwarded_to, signal_at_parents_end
-from utils.system.text import one_line
 from utils.system.typed import STRICT
-from utils.training.run_folder import BEST, LATEST, RUNS, claim_group, remove_run
+from utils.training.run_folder import LATEST, RUNS, claim_group, remove_run, training_seconds
 
 Execute = Callable[[Sequence[str]], int]
-Records = dict[str, dict[str, Any]]
 
 REPOSITORY = Path(__file__).parent.parent
 OUT_OF_FOLD, MIRRORED = "out_of_fold", "out_of_fold_mirrored"
 MACHINES = "machines.json"
 MACHINES_BY_FOLD = TypeAdapter(dict[str, list[str]], config=STRICT)
-TABLES = {"dice": "Dice", "nsd": "normalised surface Dice, tolerance {nsd_mm:g} mm", "hd95_mm": "HD95 in mm"}
 GOES_ON = "what is finished is kept, and the same command (without --overwrite) goes on from there"
-ABSENT = (
-    "an organ in neither label nor mask of a scan is left out of means and deviations; in one of them alone it has "
-    "Dice 0 and NSD 0, and HD95, which is undefined then, is left out"
-)
 
 
 @dataclass(frozen=True)
@@ -136,22 +121,27 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
             for fold in folds:
                 remove_run(fold.folder)
 
-        networks: dict[int, Description] = {}
-        results: dict[int, tuple[SegmentationJob, Records]] = {}
+        networks: list[Description] = []
+        scanned: list[ScannedFold] = []
         for fold in folds:
             with _named_if_stopped(fold):
                 network = trained.get(fold.number) or train(fold, args, planned, folder, execute, process)
-                networks[fold.number] = network
-                results[fold.number] = score(fold, network, folder / OUT_OF_FOLD, execute, process)
-        sum_up(folds, results, folder, args, planned, command, process)
+                networks.append(network)
+                results = score(fold, network, folder / OUT_OF_FOLD, execute, process)
+                scanned.append(ScannedFold(fold.number, fold.folder, fold.data.validation, *results))
+        write_fold_tables(scanned, folder, describe_run(folds, folder, args, planned, command), process)
+        here = {fold.folder.name for fold in folds}
+        if others := sorted(path.name for path in folder.glob("fold*") if path.name not in here):
+            process.say(f"note: the tables leave out {', '.join(others)}; without --folds they are of all")
+        process.say(f"{folder} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
+
         if not args.no_postprocessing:
-            mirrored = {}
             if knows_mirrored_scans(planned):
-                for fold in folds:
+                for place, (fold, network) in enumerate(zip(folds, networks, strict=True)):
                     with _named_if_stopped(fold):
-                        network = networks[fold.number]
-                        mirrored[fold.number] = score(fold, network, folder / MIRRORED, execute, process, "--tta")
-            postprocess(folds, results, mirrored, folder, process)
+                        mirrored = score(fold, network, folder / MIRRORED, execute, process, "--tta")
+                        scanned[place] = replace(scanned[place], mirrored=mirrored)
+            postprocess(scanned, folder, process)
 
 
 @contextmanager
@@ -348,27 +338,13 @@ def _require(fold: Fold, program: str, flags: Sequence[str], execute: Execute) -
         raise SystemExit(status if status > 0 else 128 - status)
 
 
-def sum_up(
-    folds: Sequence[Fold],
-    results: Mapping[int, tuple[SegmentationJob, Records]],
-    group: Path,
-    args: argparse.Namespace,
-    planned: Description,
-    command: str,
-    process: Process,
-) -> None:
-    """Write and print the tables over the folds, and over all scans the results that ``test.py`` writes."""
-    jobs = [job for job, _ in results.values()]
-    records = {name: record for _, some in results.values() for name, record in some.items()}
-    weights = [entry for job in jobs for entry in job.made_with["weights"]]
-    job = replace(jobs[0], made_with={**jobs[0].made_with, "weights": weights})
-    save_results(Outcome(records), job, "torch")
-
-    tables = {which: _fold_scores(results, which) for which in TABLES}
-    save_fold_scores(group / "crossval.csv", tables)
+def describe_run(
+    folds: Sequence[Fold], group: Path, args: argparse.Namespace, planned: Description, command: str
+) -> dict[str, Any]:
+    """What ``crossval.json`` says beside the scores."""
     known = _machines(group)
     flags = complete_flags(vars(args), planned)
-    facts = {
+    return {
         "command": command,
         "flags": {name: value for name, value in flags.items() if name not in ("fold", "logdir", "overwrite")},
         "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
@@ -378,11 +354,7 @@ def sum_up(
         },
         "seed": args.seed,
         "epochs": args.max_epochs,
-        "scans": len(records),
         "weights": f"{LATEST}, after the last epoch",
-        "grid": "the scan's own",
-        "absent organs": ABSENT,
-        "standard deviations": "of a sample (n - 1)",
         "folds": [
             {
                 "fold": fold.number,
@@ -391,86 +363,12 @@ def sum_up(
                 "training": len(fold.data.training),
                 "validation": len(fold.data.validation),
                 # None if only the checkpoints were copied from the machine that trained the fold
-                "seconds of training steps": _seconds(fold.folder / "metrics.jsonl"),
+                "seconds of training steps": training_seconds(fold.folder),
                 "machines": known.get(str(fold.number)),  # None if main.py was launched by hand
             }
             for fold in folds
         ],
     }  # fmt: skip
-    write_json(group / "crossval.json", {**facts, "scores": {which: fold_record(tables[which]) for which in TABLES}})
-    for which, scores in tables.items():
-        process.say(f"{TABLES[which].format(nsd_mm=job.nsd_mm)}, on the scan's own grid\n{fold_table(scores)}")
-    here = {fold.folder.name for fold in folds}
-    others = sorted(path.name for path in group.glob("fold*") if path.name not in here)
-    if others:
-        process.say(f"note: the tables leave out {', '.join(others)}; without --folds they are of all")
-    process.say(f"{group} holds crossval.csv and crossval.json, and {OUT_OF_FOLD} masks, tables and report.html")
-
-
-def knows_mirrored_scans(description: Description) -> bool:
-    """Whether crops were flipped in training, so that mirrored passes may help."""
-    if description.flips == "none":
-        return False
-    try:
-        found = [description.output.mirrored(one) for one in trained_mirrorings(description.flips, description.labels)]
-    except InputError:  # a region whose mirror image is no region
-        return False
-    return len(found) > 1
-
-
-def postprocess(
-    folds: Sequence[Fold],
-    results: Mapping[int, tuple[SegmentationJob, Records]],
-    mirrored: Mapping[int, tuple[SegmentationJob, Records]],
-    group: Path,
-    process: Process,
-) -> None:
-    """Find out what helps at test time, and write it into the networks.
-
-    Args:
-        mirrored: the results with mirrored passes; empty if the networks don't know mirrored scans.
-
-    Raises:
-        InputError: if a mask or a label can't be read.
-        WriteError: if a network can't be written.
-    """
-    scanned = [ScannedFold(fold.data.validation, *results[fold.number], mirrored.get(fold.number)) for fold in folds]
-    findings = judge_folds(scanned, process)
-    organs = scanned[0].job.organs
-    write_json(group / "postprocessing.json", findings.record(organs))
-    for fold in folds:
-        both = [some[fold.number] for some in (results, mirrored) if some]
-        write_into_networks(fold, findings.chosen, both)
-    process.say("\n".join(["what helps at test time, out of fold", *(f"  {line}" for line in findings.lines(organs))]))
-    done = one_line(findings.chosen.postprocessing.in_words(scanned[0].job.labels)) or "nothing"
-    process.say(f"postprocessing of test.py: {done}; the networks say so, and {group / 'postprocessing.json'} says why")
-
-
-def write_into_networks(fold: Fold, chosen: FromFolds, results: Sequence[tuple[SegmentationJob, Records]]) -> None:
-    """Write what the folds tell into a fold's networks, the best and the latest.
-
-    The weights stay as they are. So the fold's records go on being those of the network, whose file is another now.
-
-    Args:
-        results: all that was made with the latest network.
-    """
-    for path in (fold.folder / BEST, fold.folder / LATEST):
-        if path.exists():
-            write_from_folds(path, chosen)
-    for job, records in results:
-        for name, record in records.items():
-            made_with = {**record["made_with"], "weights": [file_state(fold.folder / LATEST)]}
-            if made_with != record["made_with"]:
-                write_json(job.record_file(name), {**record, "made_with": made_with})
-
-
-def _fold_scores(results: Mapping[int, tuple[SegmentationJob, Records]], which: str) -> FoldScores:
-    folds = {}
-    for number, (job, records) in results.items():
-        scores = scores_of(list(records.values()), tuple(job.structures), which)
-        assert scores is not None, "validation scans have labels"
-        folds[number] = scores
-    return FoldScores(folds)
 
 
 def _machines(group: Path) -> dict[str, list[str]]:
@@ -480,17 +378,6 @@ def _machines(group: Path) -> dict[str, list[str]]:
         return MACHINES_BY_FOLD.validate_python(read_json(path)) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: isn't what this program writes ({first_line(error)}). Remove it.") from error
-
-
-def _seconds(metrics: Path) -> float | None:
-    if not metrics.exists():
-        return None
-    try:
-        with open_regular(metrics) as file:
-            epochs = [EPOCH.validate_python(parse_json(line)) for line in file.read().decode().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{metrics}: isn't what main.py writes ({first_line(error)}). Remove it.") from error
-    return round(sum(epoch["seconds"] for epoch in epochs), 1)
 
 
 def run_command(stop: StopRequest, command: Sequence[str]) -> int:

@@ -85,11 +85,11 @@ def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Seque
     if args.label_names is not None:
         return args.label_names
     if listed is not None and listed.labels is not None:
-        return Classes(listed.labels, listed.ignore, listed.regions)
+        return Classes(listed.labels, listed.ignore, listed.regions, listed.also_called)
     for path in (Path(args.labels) / DESCRIPTION, Path(args.labels) / ".." / DESCRIPTION):
         found = labels_in(path) if path.is_file() else LabelMeaning()
         if found.labels is not None:
-            return Classes(found.labels, found.ignore, found.regions)
+            return Classes(found.labels, found.ignore, found.regions, found.also_called)
     return Classes(numbered_labels(highest_value(pairs) + 1))
 
 

@@ -76,4 +76,6 @@ def test_an_ensemble_does_what_all_its_networks_say() -> None:
 def test_words_for_people() -> None:
     labels = ("background", "liver", "spleen")
     assert Postprocessing((1, 2), True).in_words(labels) == "mirrored passes; largest component of liver, spleen"
-    assert Postprocessing().in_words(labels) == ""
+    assert Postprocessing((), True).in_words(labels, 8) == "mirrored passes (8 per window and network)"
+    assert Postprocessing((2,)).in_words(labels, 1) == "largest component of spleen"
+    assert Postprocessing().in_words(labels, 1) == ""

@@ -11,7 +11,9 @@ from main import files_to_start_from
 from tests.checkpoints.conftest import CONFIG, DATA, DESCRIPTION, same_weights, script
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.resume import InitialState, StartSettings, initial_state, learner_state, require_continuable
+from utils.checkpoints.save import save_checkpoint
 from utils.config.flags import parse_train
+from utils.data.channels import Region, RegionChannels
 from utils.system.errors import DamagedError, InputError
 
 
@@ -42,6 +44,31 @@ def test_training_starts_from_the_weights_of_a_checkpoint(saved: Path, network: 
     assert same_weights(started, network)
     assert start.progress == Progress()  # a new run, whatever the checkpoint's was
     assert start.source == f"{saved} (checkpoint after epoch 7): {len(network.state_dict())} tensors loaded"
+    assert start.notes == []
+
+
+def test_labels_that_become_as_many_regions_are_noted(saved: Path, network: nn.Module, tmp_path: Path) -> None:
+    regions = (Region("all", (1, 2, 3)), Region("inner", (2, 3)), Region("core", (3,)))
+    by_regions = replace(
+        DESCRIPTION,
+        labels=("background", "rim", "middle", "core"),
+        regions=regions,
+        output=RegionChannels(regions, (1, 2, 3)),
+    )
+    start = initial_state(StartSettings(weights=saved), None, by_regions, DATA, by_regions.build())
+    labels, names = "the labels background, anterior and posterior", "the regions all, inner and core"
+    assert start.notes == [f"{saved}: its channels are {labels}; from here on they learn {names}"]
+
+    path = tmp_path / "regions.pt"
+    save_checkpoint(path, by_regions, network, Progress())
+    back = initial_state(StartSettings(weights=path), None, DESCRIPTION, DATA, DESCRIPTION.build())
+    assert back.notes == [f"{path}: its channels are {names}; from here on they learn {labels}"]
+    same = initial_state(StartSettings(weights=path), None, by_regions, DATA, by_regions.build())
+    assert same.notes == []
+    # a new output layer keeps nothing of them
+    four = replace(DESCRIPTION, config=replace(CONFIG, out_channels=4), labels=by_regions.labels)
+    adapted = initial_state(StartSettings(weights=path, adapt=True), None, four, DATA, four.build())
+    assert adapted.notes == []
 
 
 def test_settings_that_contradict_the_checkpoint_are_an_error(saved: Path) -> None:

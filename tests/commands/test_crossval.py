@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints.conftest import DESCRIPTION, NETWORK_FILE
+from tests.checkpoints.conftest import NETWORK_FILE
 from tests.conftest import REPOSITORY, TINY, Run
 from utils.checkpoints.load import weight_files
 from utils.config.flags import parse_crossval
 from utils.config.messages import name_flags
-from utils.crossval import Fold, check_folds, knows_mirrored_scans, main, plan_network, run_command
-from utils.data.channels import CLASSES, Region, RegionChannels
+from utils.crossval import Fold, check_folds, main, plan_network, run_command
+from utils.data.channels import Region
 from utils.data.data_list import DataList
 from utils.distributed.process import Process
 from utils.io.scan import Scan
@@ -134,25 +133,6 @@ def test_without_postprocessing_nothing_is_tried(again: list[str], run_main: Run
     cross_validate(programs, *again, "--no_postprocessing")
     assert programs.log == []
     assert not Path("runs/all/postprocessing.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("flips", "labels", "regions", "knows"),
-    [
-        ("none", ("background", "liver"), (), False),
-        ("published", ("background", "liver"), (), True),
-        ("left_right", ("background", "left kidney", "right kidney"), (), True),
-        ("left_right", ("background", "left kidney"), (), False),  # a side without the other
-        ("left_right", ("background", "left kidney", "right kidney"), ((1, 2), (1,)), False),  # (2,) is no region
-    ],
-)
-def test_mirrored_passes_are_tried_where_networks_know_them(
-    flips: str, labels: tuple[str, ...], regions: tuple[tuple[int, ...], ...], knows: bool
-) -> None:
-    channels = tuple(Region(f"region {values}", values) for values in regions)
-    output = RegionChannels(channels, tuple(values[-1] for values in regions)) if regions else CLASSES
-    description = replace(DESCRIPTION, flips=flips, labels=labels, regions=channels, output=output)
-    assert knows_mirrored_scans(description) == knows
 
 
 def test_the_tables_sum_up_the_scans_of_all_folds(finished: tuple[Path, list[str]]) -> None:

@@ -14,6 +14,8 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks import one_hot
 
+from tests.io.labels import blobs, outlines, write_rtstruct
+from tests.io.series import AXIAL, phantom, write_series
 from utils import evaluate
 
 AFFINE = np.diag([-1.5, 2.0, 3.0, 1.0])
@@ -97,6 +99,30 @@ def test_names_come_from_a_description_beside_the_labels(tmp_path: Path) -> None
     organs = evaluated(tmp_path)["a"]["organs"]
     assert list(organs) == ["liver", "spleen"]
     assert organs["liver"]["dice"] == 0.5
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_dicom_labels_have_the_names_that_a_description_or_a_list_gives(tmp_path: Path, listed: bool) -> None:
+    series = write_series(tmp_path / "ct", phantom((14, 12, 7)), AXIAL)
+    write_rtstruct(tmp_path / "labels" / "a.dcm", series, {"Leber": outlines(blobs() == 1, AXIAL)})
+    save(tmp_path / "masks" / "a.nii.gz", (blobs() == 1).astype(np.uint8), AXIAL)
+    content = {"labels": ["background", "liver"], "also_called": {"liver": ["LEBER"]}}
+    if listed:
+        entries = [{"image": "a.nii.gz", "label": "a.dcm"}]
+        (tmp_path / "list.json").write_text(json.dumps({**content, "validation": entries}))
+    else:
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+    flags = [f"--json_list={tmp_path / 'list.json'}"] if listed else []
+    assert evaluated(tmp_path, *flags)["a"]["organs"]["liver"]["dice"] == 1
+
+
+def test_classes_of_a_dicom_label_need_different_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = write_series(tmp_path / "ct", phantom((14, 12, 7)), AXIAL)
+    write_rtstruct(tmp_path / "labels" / "a.dcm", series, {"liver": outlines(blobs() == 1, AXIAL)})
+    save(tmp_path / "masks" / "a.nii.gz", (blobs() == 1).astype(np.uint8), AXIAL)
+    arguments = [str(tmp_path / "masks"), str(tmp_path / "labels"), "--label_names=background,liver,LIVER"]
+    message = error_of(arguments, capsys)
+    assert f"{tmp_path / 'labels' / 'a.dcm'}: 'liver' and 'LIVER' are both called 'LIVER' in DICOM labels." in message
 
 
 def test_what_nobody_drew_and_what_nobody_judged_is_left_out(

@@ -58,8 +58,8 @@ def test_labels_of_nnunet_become_values_and_regions() -> None:
     assert meaning.ignore == 4
     assert meaning.regions == (WHOLE, CORE, ENHANCING)
     assert meaning.output == RegionChannels((WHOLE, CORE, ENHANCING), (1, 2, 3))
-    # without an order, which nnU-Net needs to train them, they are scored
-    assert read_meaning({"labels": BRATS["labels"]})[2:] == ((WHOLE, CORE), CLASSES)
+    # without an order, regions are scored and not trained; nnU-Net always wants one
+    assert read_meaning({"labels": BRATS["labels"]})[2:4] == ((WHOLE, CORE), CLASSES)
     # a list of one value is that value, in nnU-Net too
     assert read_meaning({"labels": {"background": 0, "liver": [1]}})[:3] == (("background", "liver"), None, ())
 
@@ -77,9 +77,10 @@ def test_written_lists_have_the_regions_of_the_folder(tmp_path: Path, content: d
 def test_another_hash_tells_that_the_regions_have_changed(tmp_path: Path) -> None:
     plain = listed(tmp_path, labels=NAMES).content_hash()
     assert listed(tmp_path, labels=NAMES, regions={}).content_hash() == plain
-    scored = listed(tmp_path, **OWN).content_hash()
-    trained = listed(tmp_path, labels=NAMES, regions={"a": [1, 2, 3], "b": [2, 3], "c": [3]})
-    assert len({plain, scored, trained.content_hash()}) == 3
+    regions = {"a": [1, 2, 3], "b": [2, 3], "c": [3]}
+    scored = listed(tmp_path, labels=NAMES, regions=regions).content_hash()
+    trained = listed(tmp_path, labels=NAMES, regions=regions, regions_class_order=[1, 2, 3]).content_hash()
+    assert len({plain, listed(tmp_path, **OWN).content_hash(), scored, trained}) == 4
 
 
 ORDERED: dict[str, Any] = {

@@ -23,16 +23,20 @@ def test_a_certain_mask_has_soft_dice_one_and_an_empty_one_has_none() -> None:
     assert math.isnan(soft_dice(torch.tensor([0.4, 0.4, 0.0]), *masks([0, 0, 0])))
 
 
+def agreed(*rows: list[int]) -> float:
+    return agreement(masks(*rows), {"organ": (1,)})["organ"]
+
+
 def test_the_agreement_of_two_masks_is_their_dice() -> None:
-    assert agreement(masks([1, 1, 1, 0], [0, 1, 1, 1])) == pytest.approx(2 * 2 / 6)
-    assert agreement(masks([1, 0], [0, 0])) == 0
-    assert math.isnan(agreement(masks([0, 0], [0, 0])))
-    assert math.isnan(agreement(masks([1, 1])))
+    assert agreed([1, 1, 1, 0], [0, 1, 1, 1]) == pytest.approx(2 * 2 / 6)
+    assert agreed([1, 0], [0, 0]) == 0
+    assert math.isnan(agreed([0, 0], [0, 0]))
+    assert math.isnan(agreed([1, 1]))
 
 
 def test_the_agreement_of_three_masks_is_over_all_pairs() -> None:
     # pairs share 2, 1 and 1 voxels, of 2 + 3, 2 + 2 and 3 + 2
-    assert agreement(masks([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1])) == pytest.approx(2 * (2 + 1 + 1) / (5 + 4 + 5))
+    assert agreed([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]) == pytest.approx(2 * (2 + 1 + 1) / (5 + 4 + 5))
 
 
 def test_networks_are_collected_by_organ_and_region() -> None:

@@ -32,7 +32,7 @@ def turned(order: tuple[int, ...], signs: tuple[int, ...]) -> np.ndarray:
 
 
 def on_grid(mask: np.ndarray, affine: np.ndarray, volume: Volume) -> np.ndarray:
-    """A mask on the grid of ``affine``, on that of the series as it was read."""
+    """Move a mask from the grid of ``affine`` to that of the series as it was read."""
     index = np.indices(volume.shape).reshape(3, -1)
     place = np.linalg.inv(affine) @ volume.affine @ np.vstack([index, np.ones(index.shape[1])])
     moved: np.ndarray = mask[tuple(np.rint(place[:3]).astype(int))].reshape(volume.shape)
@@ -90,8 +90,8 @@ def test_segmentations_of_highdicom(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_segmentation_of_a_part_of_the_series(tmp_path: Path) -> None:
-    """Cropped, as 3D Slicer writes it, and with another order of rows."""
-    series, volume = scan(tmp_path)
+    """Cropped, as 3D Slicer writes it, and with its rows in the opposite order."""
+    _, volume = scan(tmp_path)
     write_segmentation(tmp_path / "seg.dcm", blobs(), {1: "liver", 2: "right kidney"}, volume.datasets)
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     frames = seg.pixel_array[:, 11:0:-1, 1:13]  # rows 11 … 1, columns 1 … 12
@@ -106,7 +106,6 @@ def test_a_segmentation_of_a_part_of_the_series(tmp_path: Path) -> None:
         place.ImagePositionPatient = [round(float(value), 6) for value in moved]
     seg.save_as(tmp_path / "seg.dcm")
     np.testing.assert_array_equal(read(tmp_path / "seg.dcm", volume), blobs())
-    assert len(series) == 7
 
 
 def remarks_of(path: Path, volume: Volume, not_annotated: tuple[int, ...] = ()) -> list[str]:
@@ -140,6 +139,7 @@ def test_what_is_remarkable_is_told(tmp_path: Path) -> None:
 
 
 def fault(path: Path, volume: Volume) -> str:
+    """Why a label can't be read, in one line that names it."""
     with pytest.raises(InputError) as caught:
         read(path, volume)
     assert str(path) in str(caught.value)
@@ -237,12 +237,12 @@ def test_segmentations_that_claim_more_than_they_have(tmp_path: Path, keyword: s
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     setattr(seg, keyword, 65000)
     seg.save_as(tmp_path / "seg.dcm")
-    assert fault(tmp_path / "seg.dcm", volume)
+    fault(tmp_path / "seg.dcm", volume)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["rt.dcm", "seg.dcm"])
-def test_a_file_that_is_cut_off_or_damaged_is_named_or_read_whole(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_cut_off_or_damaged_ends_in_one_line_if_it_can_not_be_read(tmp_path: Path, kind: str) -> None:
     series, volume = scan(tmp_path)
     path = tmp_path / kind
     if kind == "rt.dcm":
@@ -250,10 +250,13 @@ def test_a_file_that_is_cut_off_or_damaged_is_named_or_read_whole(tmp_path: Path
     else:
         write_segmentation(path, blobs(), {1: "liver", 2: "right kidney"}, volume.datasets)
     whole = path.read_bytes()
+    recognized = []
     for size in np.linspace(140, len(whole) - 40, 40).astype(int):
         path.write_bytes(whole[:size])
         fault(path, volume)
-        assert is_dicom_label(path) in (True, False)
+        recognized.append(is_dicom_label(path))
+    assert recognized[0] is False
+    assert all(recognized[len(recognized) // 2 :])  # as the header is whole
     draw = np.random.default_rng(0)
     for _ in range(60):
         spoiled = bytearray(whole)
@@ -261,7 +264,7 @@ def test_a_file_that_is_cut_off_or_damaged_is_named_or_read_whole(tmp_path: Path
             spoiled[place] = draw.integers(256)
         path.write_bytes(spoiled)
         try:
-            assert read(path, volume).shape == volume.shape
+            read(path, volume)
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
 

@@ -79,7 +79,8 @@ def judged(
         if mirrored is not None:
             with_mirrored[name] = {"organs": {**organs, "liver": {**organs["liver"], "dice": mirrored(number)}}}
     tried = None if mirrored is None else (job("mirrored"), with_mirrored)
-    return judge_folds([ScannedFold(part, job("masks"), records, tried) for part in (scans[:5], scans[5:])], CPU)
+    parts = enumerate((scans[:5], scans[5:]))
+    return judge_folds([ScannedFold(number, folder, part, job("masks"), records, tried) for number, part in parts], CPU)
 
 
 def test_islands_of_the_liver_go_and_the_second_kidney_stays(tmp_path: Path) -> None:
@@ -97,6 +98,13 @@ def test_islands_of_the_liver_go_and_the_second_kidney_stays(tmp_path: Path) -> 
     assert lines[0].endswith("kept")
     assert lines[1].startswith("largest component of kidneys: Dice 1.0000 -> 0.6667")
     assert lines[1].endswith("left out")
+
+
+def test_what_is_predicted_is_the_dice_of_masks_without_their_islands(tmp_path: Path) -> None:
+    models = judged(tmp_path, with_islands).chosen.models
+    assert models["liver"].volumes == pytest.approx((0.064, 0.064))  # 4³ voxels of 1 mm³
+    assert models["liver"].dice(0.9, 0.064) == pytest.approx(1)
+    assert models["kidneys"].volumes == pytest.approx((0.016, 0.016))  # both of them: nothing is taken from these
 
 
 def test_what_helps_in_one_scan_alone_is_left_out(tmp_path: Path) -> None:

@@ -143,7 +143,10 @@ def test_several_networks_and_mirrors(
     content = torch.load("weights/fold0.pt", weights_only=True)
     assert content["flips"] == "none"
     torch.save({**content, "flips": "anatomical"}, "weights/sided.pt")
+    capsys.readouterr()
     run_test([*flags, "--pretrained_model_name=sided.pt", "--tta", "--output_dir=mirrored"])
+    said = "postprocessing, by the folds or flags: mirrored passes (8 per window and network)\n"  # along three axes
+    assert said in capsys.readouterr().out
     assert not np.array_equal(voxels(Path("mirrored/img0007.nii.gz")), alone)
     message = failure(lambda: run_test([*flags, "--pretrained_model_name=fold0.pt", "--tta", "--output_dir=o"]), capsys)
     assert message == (

@@ -112,14 +112,15 @@ def test_a_list_with_an_order_trains_regions(run_main: Run, run_test: Run, capsy
     assert np.array_equal(mask, np.where(probabilities[..., 1] > 0.5, 2, probabilities[..., 0] > 0.5))
     assert "whole" in Path("out/report.html").read_text()
 
-    # an organ alone, without the region that also needs others; and nothing is done again without need
+    # if the mask keeps the core alone, the whole isn't scored
     assert list(segmented(run_test, "--organs=core", "--one_file_per_organ", folder="cores")["organs"]) == ["core"]
     assert [path.name for path in Path("cores/image2").iterdir()] == ["core.nii.gz"]
+    # nothing is done again without need
     capsys.readouterr()
     segmented(run_test, "--save_probabilities", "--tta")
     assert "1 of 1 scans were finished before" in capsys.readouterr().out
 
-    # further regions of a list are scored, too; of those with a label that nobody drew nobody knows the voxels
+    # the list's own regions are scored, too; but not where one of their labels wasn't drawn
     entry = {"image": "image2.nii.gz", "label": "label2.nii.gz", "not_annotated": ["rim"]}
     write(labels=LABELS, regions={"both": [1, 2]}, validation=[entry])
     organs = segmented(run_test, folder="further")["organs"]
@@ -128,7 +129,7 @@ def test_a_list_with_an_order_trains_regions(run_main: Run, run_test: Run, capsy
     }  # fmt: skip
     assert "not drawn" in Path("further/report.html").read_text()
 
-    # what would be another network's channels
+    # regions that aren't the network's are refused
     write(**{**TRAINED, "regions": {"core": [2], "whole": [1, 2]}, "regions_class_order": [2, 1]})
     message = error_of(run_main, [*FLAGS, "--logdir=run", "--resume"], capsys)
     assert '"regions_class_order": where the label is 2 (core), a mask would have 1.' in message
@@ -174,11 +175,13 @@ def test_an_exported_network_tells_its_regions(run_main: Run, run_test: Run) -> 
     write(**TRAINED)
     run_main([*FLAGS, "--logdir=run", "--max_epochs=2", "--val_every=2"])
     export.export(Path("runs/run/model_final.pt"), "torchscript", Path("runs/run/script.pt"))
-    dice = [
+    found = [
         segmented(run_test, f"--pretrained_model_name={name}", f"--saved_checkpoint={kind}", folder=name)["organs"]
         for name, kind in (("model_final.pt", "ckpt"), ("script.pt", "torchscript"))
     ]
-    assert dice[0] == dice[1]
+    assert list(found[0]) == ["rim", "core", "whole"]
+    assert found[0]["whole"]["volume_ml"] > 0
+    assert found[0] == found[1]
 
 
 @pytest.mark.usefixtures("scans")

@@ -18,14 +18,16 @@ class Postprocessing:
     largest_component: tuple[int, ...] = ()
     mirrored: bool = False
 
-    def in_words(self, labels: Sequence[str]) -> str:
+    def in_words(self, labels: Sequence[str], passes: int | None = None) -> str:
         """The same for people; empty if nothing is done.
 
         Args:
             labels: names of the classes, the background first.
+            passes: how often each network predicts a window, to be said of mirrored passes; None leaves it out.
         """
         component = ", ".join(labels[label] for label in self.largest_component)
-        steps = {"mirrored passes": self.mirrored, f"largest component of {component}": bool(component)}
+        times = "" if passes is None else f" ({passes} per window and network)"
+        steps = {f"mirrored passes{times}": self.mirrored, f"largest component of {component}": bool(component)}
         return "; ".join(step for step, done in steps.items() if done)
 
 

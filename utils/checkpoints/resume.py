@@ -28,6 +28,7 @@ from utils.checkpoints.schema import tensor_fault
 from utils.checkpoints.vit_weights import load_vit_weights
 from utils.data.data_list import DataList
 from utils.system.errors import DamagedError, InputError
+from utils.system.text import few_names
 from utils.system.typed import shown, shown_text
 
 # of an encoder, that its weights need; linear and convolutional patch embeddings stand for each other
@@ -68,7 +69,7 @@ class InitialState:
     Attributes:
         progress: how far it has come.
         source: a text about where its weights are from.
-        notes: settings that differ from those that it ran with so far.
+        notes: how it differs from what it starts from.
         state: from :func:`resume_state`, where it goes on; :meth:`restore` releases it.
         file: the checkpoint that it is of.
     """
@@ -174,17 +175,16 @@ def initial_state(
         return _continue(start, continued, description, data, network)
     if start.weights is not None and start.torchscript:
         module, content = read_torchscript(start.weights)
-        source = _transfer(start, start.weights, content, description, network)
+        state = _transfer(start, start.weights, content, description, network)
         shape = (1, description.config.in_channels, *description.preprocessing.roi)
         if not start.adapt and not same_logits(network, module, shape, start.weights):
             raise InputError(
                 f"{start.weights}: its network gives other logits than the one that the flags describe has with its "
                 "weights. Give the flags that it was made with, `num_heads` among them."
             )
-        return InitialState(Progress(), source)
+        return state
     if start.weights is not None:
-        content = read_checkpoint(start.weights)
-        return InitialState(Progress(), _transfer(start, start.weights, content, description, network))
+        return _transfer(start, start.weights, read_checkpoint(start.weights), description, network)
     if start.vit_weights is not None:
         return _start_encoder(start.vit_weights, description, network)
     return InitialState(Progress(), "from random weights")
@@ -213,8 +213,8 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
 
 def _transfer(
     start: StartSettings, path: Path, content: Mapping[str, Any], description: Description, network: nn.Module
-) -> str:
-    """Start a new run from a file's weights; what was done to them, in words."""
+) -> InitialState:
+    """Start a new run from a file's weights."""
     recorded = describe(content, path)
     if recorded is not None:
         fields = description.architecture.flags
@@ -233,7 +233,19 @@ def _transfer(
         img_size=recorded.preprocessing.roi if recorded is not None else None,
         adapt=start.adapt,
     )
-    return transfer.table() if start.adapt else transfer.line()
+    source = transfer.table() if start.adapt else transfer.line()
+    return InitialState(Progress(), source, [] if recorded is None else _notes_on_channels(path, recorded, description))
+
+
+def _notes_on_channels(path: Path, recorded: Description, description: Description) -> list[str]:
+    """A note if the output layer keeps the weights of channels that meant something else: labels, or other regions."""
+    if recorded.output == description.output or recorded.config.out_channels != description.config.out_channels:
+        return []
+    before, now = (
+        f"the {'labels' if one.output.exclusive else 'regions'} {few_names(one.output.names(one.labels))}"
+        for one in (recorded, description)
+    )
+    return [f"{path}: its channels are {before}; from here on they learn {now}"]
 
 
 def kind_of(content: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import reprlib
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,12 +38,14 @@ class LabelMeaning(NamedTuple):
         ignore: the value of voxels that nobody judged, if there is one.
         regions: unions of labels.
         output: what the channels of a network's output are.
+        also_called: further names that structures have in DICOM labels.
     """
 
     labels: tuple[str, ...] | None = None
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
+    also_called: Mapping[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class DataList:
         regions: unions of labels, which are scored too.
         output: what the channels of a network's output are: the labels, or the regions if the list says so.
         unlabelled: further scans for pre-training.
+        also_called: further names that structures have in DICOM labels.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class DataList:
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
     unlabelled: Sequence[Scan] = ()
+    also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ignores(self, fold: int) -> bool:
         """Whether ``fold`` changed nothing: no entry names a fold, and the list's file name doesn't name this one."""
@@ -315,10 +319,8 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     faults = []
     meaning = LabelMeaning()
     modalities: tuple[str, ...] | None = None
-    also_called: dict[str, tuple[str, ...]] = {}
     try:
         meaning = read_meaning(content)
-        also_called = read_also_called(content.get(ALSO_CALLED), meaning.labels)
         modalities = read_modalities(content.get("modality", content.get("channel_names")))
     except ValueError as error:
         faults.append(str(error))
@@ -330,7 +332,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
             continue
         for number, entry in enumerate(entries):
             try:
-                scan, entry_fold = _read_entry(entry, folder, meaning, also_called, needs_label=part in WITH_LABELS)
+                scan, entry_fold = _read_entry(entry, folder, meaning, needs_label=part in WITH_LABELS)
             except ValueError as error:
                 faults.append(f'"{part}" entry {number}: {error}')
                 continue
@@ -349,7 +351,7 @@ def read_data_list(data_dir: str, json_list: str | None, fold: int) -> DataList:
     split = (named["training"], named["validation"], named["test"])
     return DataList(
         path, folder, *split, meaning.labels, frozenset(folds), modalities,
-        meaning.ignore, meaning.regions, meaning.output, named["unlabelled"],
+        meaning.ignore, meaning.regions, meaning.output, named["unlabelled"], meaning.also_called,
     )  # fmt: skip
 
 
@@ -395,9 +397,7 @@ def _distinct_names(parts: dict[str, list[Scan]], folder: Path) -> dict[str, lis
     return {part: [replace(scan, name=name(scan)) for scan in scans] for part, scans in parts.items()}
 
 
-def _read_entry(
-    entry: Any, folder: Path, meaning: LabelMeaning, also_called: Mapping[str, Sequence[str]], needs_label: bool
-) -> tuple[Scan, int | None]:
+def _read_entry(entry: Any, folder: Path, meaning: LabelMeaning, needs_label: bool) -> tuple[Scan, int | None]:
     if isinstance(entry, str):  # the decathlon's test parts list bare file names
         entry = {"image": entry}
     if not isinstance(entry, dict) or "image" not in entry:
@@ -420,20 +420,18 @@ def _read_entry(
         raise ValueError('"image" must be one folder of a DICOM series, or files')
     not_annotated = _read_not_annotated(entry, meaning)
     name = without_endings(paths[0].name)
-    structures = _structures(label_path, meaning.labels, also_called)
+    structures = _structures(label_path, meaning)
     scan = Scan(name, files or paths, label_path, bool(files), not_annotated, structures=structures)
     return scan, fold
 
 
-def _structures(
-    label: Path | None, labels: tuple[str, ...] | None, also_called: Mapping[str, Sequence[str]]
-) -> tuple[tuple[str, ...], ...]:
+def _structures(label: Path | None, meaning: LabelMeaning) -> tuple[tuple[str, ...], ...]:
     """The names to look for in a label that is a DICOM file; none for another."""
     with suppress(OSError, InputError):  # reading it will tell
         if label is not None and is_dicom(label):
-            if labels is None:
+            if meaning.labels is None:
                 raise ValueError('"label" is a DICOM file, so the list has to name the structures under "labels"')
-            return names_by_class(labels, also_called)
+            return names_by_class(meaning.labels, meaning.also_called)
     return ()
 
 
@@ -496,10 +494,11 @@ def read_meaning(content: Mapping[str, Any]) -> LabelMeaning:
     """What label values mean, by the content of a data list or of nnU-Net's ``dataset.json``.
 
     Raises:
-        ValueError: if labels or regions can't be.
+        ValueError: if labels, regions or further names can't be.
     """
     labels, ignore = read_labels(content.get("labels"))
-    return LabelMeaning(labels, ignore, *read_regions(content, labels))
+    regions, output = read_regions(content, labels)
+    return LabelMeaning(labels, ignore, regions, output, read_also_called(content.get(ALSO_CALLED), labels))
 
 
 def read_labels(labels: Any) -> tuple[tuple[str, ...] | None, int | None]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_pict
 from utils.io.find_scans import is_volume
 from utils.io.geometry import ras_spacing, to_ras
 from utils.io.reader import LABELS, header_file, read_file, read_label
-from utils.io.scan import Volume, without_endings
+from utils.io.scan import Volume, is_dicom, without_endings
+from utils.io.structures import names_by_class
 from utils.system.errors import InputError
 from utils.system.files import fitting_name
 from utils.system.text import few_names
@@ -49,11 +50,13 @@ class Classes:
         names: of the values 0, 1, …
         ignore: the value of voxels that nobody judged, if there may be some.
         regions: unions of values, which are scored too.
+        also_called: further names that structures have in DICOM labels.
     """
 
     names: tuple[str, ...]
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
+    also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -176,8 +179,8 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
     number = len(classes.names)
     prediction = read_file(pair.prediction)
     mask = read_label(pair.prediction, pair.prediction, prediction, number)
-    structures = [(), *((name,) for name in classes.names[1:])]  # a DICOM label's, by their names
-    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore, structures)
+    names = _dicom_names(pair.label, classes)
+    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore, names)
     volume = prediction
     if pair.image is not None:
         volume = read_file(pair.image)
@@ -199,6 +202,23 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
         "remarks": [*prediction.remarks],
         "organs": organs,
     }
+
+
+def _dicom_names(label: Path, classes: Classes) -> tuple[tuple[str, ...], ...]:
+    """The names that each class may have in a label that is a DICOM file; none for another.
+
+    Raises:
+        InputError: if two classes have one name.
+    """
+    try:
+        if not is_dicom(label):
+            return ()
+    except (OSError, InputError):  # reading it will tell
+        return ()
+    try:
+        return names_by_class(classes.names, classes.also_called)
+    except ValueError as error:
+        raise InputError(f"{label}: {error} in DICOM labels. Give them different names.") from error
 
 
 def picture_file(folder: Path, name: str) -> Path:

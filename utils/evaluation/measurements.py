@@ -34,11 +34,10 @@ def measure(mask: np.ndarray, volume: Volume, structures: Mapping[str, Sequence[
         has its ``labels``.
     """
     boxes = ndimage.find_objects(mask, max_label=max(label for labels in structures.values() for label in labels))
-    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
     measured = {}
     for name, labels in structures.items():
         box = _common_box([boxes[label - 1] for label in labels])
-        measured[name] = _measure_one(mask, volume, labels, box, voxel_ml)
+        measured[name] = _measure_one(mask, volume, labels, box)
         measured[name] |= {"labels": list(labels)} if len(labels) > 1 else {}
     return measured
 
@@ -51,7 +50,7 @@ def _common_box(boxes: Sequence[tuple[slice, slice, slice] | None]) -> tuple[sli
 
 
 def _measure_one(
-    mask: np.ndarray, volume: Volume, labels: Sequence[int], box: tuple[slice, ...] | None, voxel_ml: float
+    mask: np.ndarray, volume: Volume, labels: Sequence[int], box: tuple[slice, ...] | None
 ) -> dict[str, Any]:
     if box is None:
         return {"volume_ml": 0.0, "mean": None, "std": None, "bounding_box_mm": None, "touches_edge": False}
@@ -61,7 +60,7 @@ def _measure_one(
     ends = [(axis.start - 0.5, axis.stop - 0.5) for axis in box]
     corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]]) @ volume.affine.T
     return {
-        "volume_ml": float(inside.sum() * voxel_ml),
+        "volume_ml": float(inside.sum() * volume.voxel_ml),
         "mean": float(values.mean()),
         "std": float(values.std()),
         "bounding_box_mm": [corners[:, :3].min(0).tolist(), corners[:, :3].max(0).tolist()],

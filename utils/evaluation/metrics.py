@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.data.overlap import dice_of, joint_counts
 from utils.io.scan import IGNORED
 
 TOLERANCE_MM = 2.0  # of the normalised surface Dice, unless somebody asks for another
@@ -43,13 +44,12 @@ def dice_per_structure(
     judged = label != IGNORED
     if not judged.all():
         prediction, label = prediction[judged], label[judged]
-    pairs = label.long().flatten() * num_classes + prediction.long().flatten()
-    counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).double().cpu()
-    sizes = counts.sum(0) + counts.sum(1)
-    dice = []
-    for labels in map(list, structures):
-        overlap = 2 * counts[labels][:, labels].sum() / sizes[labels].sum()  # 0 / 0 is NaN: in neither map
-        dice.append(overlap.item() if is_annotated(labels, not_annotated) else math.nan)
+    return dice_of_counts(joint_counts(label, prediction, num_classes), structures, not_annotated)
+
+
+def dice_of_counts(counts: Tensor, structures: Iterable[Sequence[int]], not_annotated: Sequence[int]) -> Tensor:
+    """What :func:`dice_per_structure` returns, from the :func:`joint_counts` of label and prediction."""
+    dice = [dice_of(counts, labels) if is_annotated(labels, not_annotated) else math.nan for labels in structures]
     return torch.tensor(dice, dtype=torch.float64)
 
 

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from utils.data.channels import CLASSES, Channels
+from utils.data.overlap import dice_of, joint_counts
 
 NEGLIGIBLE = 0.05
 
@@ -53,10 +55,8 @@ class CertaintyCollector:
 
     def certainty(self) -> Certainty:
         """What the networks so far tell."""
-        found = {
-            name: agreement([_is_in(mask, labels) for mask in self.masks]) for name, labels in self.structures.items()
-        }
-        return Certainty({name: list(values) for name, values in self.soft_dice.items()}, found)
+        by_name = {name: list(values) for name, values in self.soft_dice.items()}
+        return Certainty(by_name, agreement(self.masks, self.structures))
 
 
 def _is_in(mask: Tensor, labels: Sequence[int]) -> Tensor:
@@ -84,20 +84,19 @@ def soft_dice(probability: Tensor, mask: Tensor) -> float:
     return 2 * both / (float(probability.sum(dtype=torch.float64)) + size)
 
 
-def agreement(masks: Sequence[Tensor]) -> float:
-    """How much masks of one scan agree: 2 Σ |A ∩ B| / Σ (|A| + |B|) over all pairs A, B of them.
+def agreement(masks: Sequence[Tensor], structures: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """How much masks of one scan agree on each structure: 2 Σ |A ∩ B| / Σ (|A| + |B|) over all pairs A, B of them.
 
     That is Dice for more than two masks (Crum et al. 2006, doi 10.1109/TMI.2006.880587). NaN of a single mask, or if
-    all are empty.
+    none has the structure.
 
     Args:
-        masks: each (D, H, W), of booleans.
+        masks: label maps (D, H, W).
+        structures: by name, the label of an organ, or the labels of a region.
     """
-    if len(masks) < 2:
-        return math.nan
-    votes = torch.zeros(masks[0].shape, dtype=torch.int16, device=masks[0].device)  # (D, H, W)
-    for mask in masks:
-        votes += mask
-    # a voxel with n votes is in the common part of n (n - 1) / 2 pairs
-    single, paired = int(votes.sum()), int((votes * (votes - 1)).sum())
-    return paired / (single * (len(masks) - 1)) if single else math.nan
+    labels = {label for of_one in structures.values() for label in of_one}
+    values = 1 + max([*labels, *(int(mask.max()) for mask in masks)])
+    counts = torch.zeros(values, values, dtype=torch.float64)
+    for first, second in combinations(masks, 2):
+        counts += joint_counts(first, second, values)
+    return {name: dice_of(counts, of_one) for name, of_one in structures.items()}

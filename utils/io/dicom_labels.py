@@ -1,26 +1,26 @@
 """Labels that are DICOM files: RTSTRUCT, with contours, and SEG, with voxels."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydicom import Dataset
 from pydicom.filereader import read_file_meta_info
 
 from utils.io.dicom_series import quiet_pydicom, read_dicom
 from utils.io.rtstruct import RtStruct
 from utils.io.scan import Volume
 from utils.io.segments import Segmentation
-from utils.io.structures import match_structures
+from utils.io.structures import DicomLabel, match_structures
 from utils.system.errors import InputError, first_line
 from utils.system.text import few_names
 
-LABEL_CLASSES: dict[str, type[RtStruct] | type[Segmentation]] = {
+LABEL_CLASSES: dict[str, Callable[[Path, Dataset], DicomLabel]] = {
     "1.2.840.10008.5.1.4.1.1.481.3": RtStruct,
     "1.2.840.10008.5.1.4.1.1.66.4": Segmentation,
     "1.2.840.10008.5.1.4.1.1.66.7": Segmentation,  # a label map
 }
 LARGE_OVERLAP = 0.05  # of the smaller of two structures
-DicomLabel = RtStruct | Segmentation
 
 
 @quiet_pydicom()

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
+from typing_extensions import override
 
 from utils.io.contours import fill_contours
 from utils.io.geometry import FARTHEST_MM, LPS_TO_RAS
 from utils.io.scan import Volume
-from utils.io.structures import Structure
+from utils.io.structures import DicomLabel, Structure
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
@@ -19,16 +20,11 @@ CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 FEW_POINTS = "fewer than three points"
 
 
-class RtStruct:
+class RtStruct(DicomLabel):
     """A structure set.
 
     Args:
         dataset: the whole file.
-
-    Attributes:
-        structures: what it names.
-        series: identifiers of the series that it was drawn on.
-        frames: the same of their frames of reference.
 
     Raises:
         InputError: if it isn't complete.
@@ -59,12 +55,8 @@ class RtStruct:
         is_drawn = any(kind in CLOSED for kind in kinds)
         return Structure(number, one_line(name) or f"structure {number}", is_drawn, ", ".join(left_out))
 
+    @override
     def mask(self, structures: Iterable[Structure], image: Volume) -> tuple[np.ndarray, list[str]]:
-        """The voxels of some structures on the grid of their scan, (X, Y, Z), and remarks, a sentence each.
-
-        Raises:
-            InputError: if a contour isn't sound, or its structure was drawn in another frame of reference.
-        """
         mask = np.zeros(image.shape, bool, order="F")
         remarks = []
         to_index = np.linalg.inv(image.affine) @ LPS_TO_RAS

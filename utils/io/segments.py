@@ -8,27 +8,25 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import RLELossless
+from typing_extensions import override
 
 from utils.io.dicom_series import DECODED_HERE, Plane, planes_of, stored_pixels
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.scan import Volume
-from utils.io.structures import Structure
+from utils.io.structures import DicomLabel, Structure
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
 ON_GRID = 0.2  # voxels by which a segment's grid may lie beside its scan's
 
 
-class Segmentation:
+class Segmentation(DicomLabel):
     """A segmentation: binary, of fractions, of which half and more counts, or a label map.
+
+    Its segments are its structures. Each counts as drawn, also one without a voxel.
 
     Args:
         dataset: the whole file.
-
-    Attributes:
-        structures: its segments. Each counts as drawn, also one without a voxel.
-        series: identifiers of the series that it was made from.
-        frames: the same of the frame of reference.
 
     Raises:
         InputError: if it isn't complete.
@@ -48,12 +46,8 @@ class Segmentation:
         self.frames = {str(dataset.get("FrameOfReferenceUID") or "")}
         self.series = {str(one.get("SeriesInstanceUID") or "") for one in dataset.get("ReferencedSeriesSequence") or ()}
 
+    @override
     def mask(self, structures: Iterable[Structure], image: Volume) -> tuple[np.ndarray, list[str]]:
-        """The voxels of some structures on the grid of their scan, (X, Y, Z), and remarks, a sentence each.
-
-        Raises:
-            InputError: if the file isn't sound, or its voxels aren't those of the scan.
-        """
         wanted = {one.number: one.name for one in structures}
         mask = np.zeros(image.shape, bool, order="F")
         to_index = np.linalg.inv(image.affine) @ LPS_TO_RAS

@@ -1,8 +1,14 @@
 """Structures of DICOM labels, which are told by their names."""
 
 import re
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.io.scan import Volume
 
 LONGEST = 64  # letters of a name in DICOM
 PASSED_OVER = re.compile(r"[\s_\-]+")
@@ -23,6 +29,29 @@ class Structure:
     name: str
     is_drawn: bool
     left_out: str = ""
+
+
+class DicomLabel(ABC):
+    """A DICOM file that says where structures are in a scan.
+
+    Attributes:
+        structures: what it names.
+        series: identifiers of the series that it was drawn on, or made from.
+        frames: the same of their frames of reference.
+    """
+
+    path: Path
+    structures: list[Structure]
+    series: set[str]
+    frames: set[str]
+
+    @abstractmethod
+    def mask(self, structures: Iterable[Structure], image: Volume) -> tuple[np.ndarray, list[str]]:
+        """The voxels of some structures on the grid of their scan, (X, Y, Z), and remarks, a sentence each.
+
+        Raises:
+            InputError: if the file isn't sound, or doesn't fit the scan.
+        """
 
 
 def name_key(name: str) -> str:

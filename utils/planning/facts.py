@@ -91,7 +91,6 @@ def _measure(
     channels = [channel for _, part in parts for channel in part.voxels]
     axes = _Axes(volume.affine)
     spacing = np.array(volume.spacing)
-    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
     shape = np.array(volume.shape)[axes.order]
     labelled = label > 0
     return ScanFacts(
@@ -104,7 +103,7 @@ def _measure(
         # both arrays transposed: a file's x runs fastest in memory, and numpy goes through the last axis fastest
         labelled_quantiles=tuple(_quantiles(channel.T[labelled.T]) for channel in channels) if boxes else (),
         structures={
-            value: _structure(label[box] == value, box, label.shape, spacing, voxel_ml, axes)
+            value: _structure(label[box] == value, box, label.shape, spacing, volume.voxel_ml, axes)
             for value, box in boxes.items()
         },
         remarks=tuple(_without_folders(scan, remark) for remark in remarks),

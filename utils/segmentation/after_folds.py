@@ -1,23 +1,25 @@
 """What the out-of-fold masks of a cross-validation tell: which postprocessing helps, and how far a mask is right."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing
+from utils.data.overlap import joint_counts
 from utils.distributed.process import Process
 from utils.evaluation.calibration import Gain, fit_dice_model, gain, rank_correlation
-from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
+from utils.evaluation.metrics import dice_of_counts, nan_mean, nan_to_none
 from utils.io.reader import read_file, read_label
-from utils.io.scan import Scan
+from utils.io.scan import IGNORED, Scan
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.masks import keep_largest_component
 from utils.system.text import one_line
 
-Records = Mapping[str, Mapping[str, Any]]
+Records = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class ScannedFold:
     """A fold's validation scans with their results, by a network that saw none of them.
 
     Attributes:
-        job: what ``test.py`` did with them.
+        run: the folder of the network's run.
+        job: what ``test.py`` did with the scans.
         records: by the scan's name.
         mirrored: the same with mirrored passes, if these were tried.
     """
 
+    number: int
+    run: Path
     scans: Sequence[Scan]
     job: SegmentationJob
     records: Records
@@ -100,18 +105,23 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     mirrored = _judge_mirrored(folds)
     is_mirrored = mirrored is not None and mirrored.helps
     if is_mirrored:
-        folds = [ScannedFold(fold.scans, *fold.mirrored) for fold in folds if fold.mirrored is not None]
-    records = [fold.records[scan.name] for fold in folds for scan in fold.scans]
-    components = _judge_components(folds, records, process)
+        folds = [_of_mirrored(fold) for fold in folds]
+    pairs = [(scan, fold) for fold in folds for scan in fold.scans]
+    masks = [_count(scan, fold) for scan, fold in process.bar(pairs, "largest components")]
+    organs = folds[0].job.organs
+    components = _judge_components(masks, organs)
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
-    masks = [record["organs"] for record in records]
-    if helping:  # what is predicted is the Dice of the masks that test.py will make
-        scans = process.bar(_scans_of(folds), "chosen postprocessing")
-        masks = [
-            _with_largest_components(scan, job, helping, mask) for (scan, job), mask in zip(scans, masks, strict=True)
-        ]
-    models, correlation = _fit_models(folds[0].job.structures, masks)
+    # what is predicted is the Dice of the masks that test.py will make
+    to_come = [mask.organs_with(helping) if helping else mask.organs for mask in masks]
+    models, correlation = _fit_models(folds[0].job.structures, to_come)
     return Findings(mirrored, components, FromFolds(Postprocessing(helping, is_mirrored), models), correlation)
+
+
+def _of_mirrored(fold: ScannedFold) -> ScannedFold:
+    """The fold with the results of its mirrored passes."""
+    assert fold.mirrored is not None
+    job, records = fold.mirrored
+    return replace(fold, job=job, records=records, mirrored=None)
 
 
 def _judge_mirrored(folds: Sequence[ScannedFold]) -> Gain | None:
@@ -126,24 +136,13 @@ def _judge_mirrored(folds: Sequence[ScannedFold]) -> Gain | None:
     return gain(before, after)
 
 
-def _judge_components(
-    folds: Sequence[ScannedFold], records: Sequence[Mapping[str, Any]], process: Process
-) -> dict[int, Gain | None]:
+def _judge_components(masks: Sequence["_CountedMask"], organs: Mapping[int, str]) -> dict[int, Gain | None]:
     """By label, what keeping its largest component alone does to its Dice."""
-    scans = process.bar(_scans_of(folds), "largest components")
-    organs = folds[0].job.organs
-    alone = [
-        _with_largest_components(scan, job, list(organs), record["organs"])
-        for (scan, job), record in zip(scans, records, strict=True)
-    ]
+    alone = [mask.organs_with(organs) for mask in masks]
     return {
-        label: gain([one["organs"][organ]["dice"] for one in records], [one[organ]["dice"] for one in alone])
+        label: gain([one.organs[organ]["dice"] for one in masks], [one[organ]["dice"] for one in alone])
         for label, organ in organs.items()
     }
-
-
-def _scans_of(folds: Sequence[ScannedFold]) -> list[tuple[Scan, SegmentationJob]]:
-    return [(scan, fold.job) for fold in folds for scan in fold.scans]
 
 
 def _fit_models(names: Iterable[str], masks: Sequence[Mapping[str, Any]]) -> tuple[dict[str, DiceModel], float | None]:
@@ -171,29 +170,61 @@ def _mean_dice(record: Mapping[str, Any]) -> float:
     return float(nan_mean([organ["dice"] for organ in record["organs"].values()]))
 
 
-def _with_largest_components(
-    scan: Scan, job: SegmentationJob, labels: Iterable[int], organs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a finished scan's record would say of its organs if the mask kept some labels' largest components alone.
+@dataclass(frozen=True)
+class _CountedMask:
+    """How a finished scan's mask overlaps its label, from which follows what any largest components would do to it.
 
-    Args:
-        organs: what it says. Dice (on the scan's own grid) and volume are made anew.
+    Attributes:
+        organs: what the scan's record says.
+        structures: labels by name.
+        not_annotated: labels that nobody drew.
+        whole: :func:`joint_counts` of label and mask. Voxels that are :data:`IGNORED` make up the last row.
+        largest: the same if each organ's largest component alone is kept.
+        voxel_ml: the volume of a voxel.
+    """
+
+    organs: Mapping[str, Any]
+    structures: Mapping[str, Sequence[int]]
+    not_annotated: Sequence[int]
+    whole: Tensor
+    largest: Tensor
+    voxel_ml: float
+
+    def organs_with(self, labels: Iterable[int]) -> dict[str, Any]:
+        """What the record would say of its organs if the mask kept some labels' largest components alone.
+
+        Dice, on the scan's own grid, and volume are made anew.
+        """
+        counts, chosen = self.whole.clone(), list(labels)
+        counts[:, chosen] = self.largest[:, chosen]
+        counts[:, 0] += (self.whole - self.largest)[:, chosen].sum(1)  # what goes becomes background
+        dice = dice_of_counts(counts[:-1, :-1], self.structures.values(), self.not_annotated).tolist()
+        voxels = counts.sum(0)
+        return {
+            name: {
+                **self.organs[name],
+                "dice": nan_to_none(one),
+                "volume_ml": float(voxels[list(of)].sum()) * self.voxel_ml,
+            }
+            for (name, of), one in zip(self.structures.items(), dice, strict=True)
+        }
+
+
+def _count(scan: Scan, fold: ScannedFold) -> _CountedMask:
+    """Read a finished scan's mask and label, and count their voxels.
 
     Raises:
-        InputError: if mask or label can't be read.
+        InputError: if one can't be read.
     """
     assert scan.label is not None, "validation scans have labels"
-    path, classes = job.mask_file(scan.name), len(job.labels)
+    path, classes = fold.job.mask_file(scan.name), len(fold.job.labels)
     volume = read_file(path)
     mask = read_label(path, path, volume, classes)
-    label = read_label(scan.label, path, volume, classes, scan.ignore, scan.structures)
-    for value in labels:
+    label = torch.from_numpy(read_label(scan.label, path, volume, classes, scan.ignore, scan.structures))
+    label[label == IGNORED] = classes
+    whole = joint_counts(label, torch.from_numpy(mask), classes + 1)
+    for value in fold.job.organs:
         keep_largest_component(mask, value)
-    maps, structures = (torch.from_numpy(mask), torch.from_numpy(label)), job.structures
-    dice = dice_per_structure(*maps, structures.values(), classes, scan.not_annotated).tolist()
-    voxels = np.bincount(mask.ravel(), minlength=classes)
-    voxel_ml = abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-    return {
-        name: {**organs[name], "dice": nan_to_none(one), "volume_ml": float(voxels[list(of)].sum() * voxel_ml)}
-        for (name, of), one in zip(structures.items(), dice, strict=True)
-    }
+    largest = joint_counts(label, torch.from_numpy(mask), classes + 1)
+    organs = fold.records[scan.name]["organs"]
+    return _CountedMask(organs, fold.job.structures, scan.not_annotated, whole, largest, volume.voxel_ml)

@@ -14,10 +14,21 @@ from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.resume import require_continuable, resume_state
 from utils.checkpoints.save import save_checkpoint
+from utils.checkpoints.schema import EPOCH
 from utils.evaluation.pictures import curves, pixels, save_picture
 from utils.evaluation.validation import Validation
-from utils.system.errors import DamagedError, InputError, TrainingError, WriteError
-from utils.system.files import UNFINISHED, lock, make_folder, remove, writable_folder, write_json, write_text
+from utils.system.errors import DamagedError, InputError, TrainingError, WriteError, first_line
+from utils.system.files import (
+    UNFINISHED,
+    lock,
+    make_folder,
+    open_regular,
+    parse_json,
+    remove,
+    writable_folder,
+    write_json,
+    write_text,
+)
 from utils.training.tensorboard import EventFile
 
 Say = Callable[[str], None]
@@ -192,6 +203,23 @@ def claim_group(name: str) -> Iterator[Path]:
         yield path
     finally:
         os.close(descriptor)
+
+
+def training_seconds(path: Path) -> float | None:
+    """How long a run's training steps took; None if its folder doesn't tell.
+
+    Raises:
+        InputError: if ``metrics.jsonl`` can't be read.
+    """
+    metrics = path / "metrics.jsonl"
+    if not metrics.exists():
+        return None
+    try:
+        with open_regular(metrics) as file:
+            epochs = [EPOCH.validate_python(parse_json(line)) for line in file.read().decode().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{metrics}: isn't what main.py writes ({first_line(error)}). Remove it.") from error
+    return round(sum(epoch["seconds"] for epoch in epochs), 1)
 
 
 def remove_run(path: Path) -> None:
