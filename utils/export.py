@@ -1,7 +1,8 @@
 """Write a trained network for other programs: ``python -m utils.export runs/NAME/model.pt --format onnx``.
 
-TorchScript and ONNX hold the network itself, a bare state dict holds its weights under the published names. Each also
-holds ``unetr.json``, a JSON text with what inference has to know: labels, spacing, window, intensities.
+TorchScript and ONNX hold the network itself; a bare state dict and a safetensors file hold its weights under the
+published names. Each also holds ``unetr.json``, a JSON text with what inference has to know: labels, spacing, window,
+intensities.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,12 @@ from utils.system.errors import InputError, one_line_errors
 from utils.system.files import atomic_write, writable_folder
 
 TOLERANCE = 1e-4
-ENDINGS = {"torchscript": "_torchscript.pt", "onnx": ".onnx", "state_dict": "_state_dict.pth"}
+ENDINGS = {
+    "torchscript": "_torchscript.pt",
+    "onnx": ".onnx",
+    "state_dict": "_state_dict.pth",
+    "safetensors": ".safetensors",
+}
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -132,6 +139,21 @@ def _write_state_dict(path: Path, network: nn.Module, windows: Tensor, metadata:
     with open(path, "wb") as file:
         save_tensors(dict(network.state_dict()), file)
     add_metadata(path, metadata)
+    return _read_back(path)
+
+
+def _write_safetensors(path: Path, network: nn.Module, windows: Tensor, metadata: str) -> Forward:
+    # safetensors takes no tensors that share memory, nor others than contiguous ones
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()
+    }
+    # other programs look for "format" to know that a file is torch's. Given a path, safetensors hides a full disk
+    path.write_bytes(safetensors.torch.save(weights, {"format": "pt", METADATA: metadata}))
+    return _read_back(path)
+
+
+def _read_back(path: Path) -> Forward:
+    """The network of a file of weights that describe themselves."""
     content = read_checkpoint(path)
     description = describe(content)
     assert description is not None
@@ -142,6 +164,7 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
     "torchscript": _write_torchscript,
     "onnx": _write_onnx,
     "state_dict": _write_state_dict,
+    "safetensors": _write_safetensors,
 }
 
 
