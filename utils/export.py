@@ -2,7 +2,8 @@
 
 TorchScript and ONNX hold the network itself; a bare state dict and a safetensors file hold its weights under the
 published names. Each also holds ``unetr.json``, a JSON text with what inference has to know: labels, spacing, window,
-intensities. A bundle is a folder that MONAI runs on scans.
+intensities. A bundle is a folder that MONAI runs on scans. A zip archive holds all networks of a run,
+and ``test.py`` takes it as an ensemble.
 """
 
 import argparse
@@ -24,11 +25,13 @@ from utils.checkpoints.description import METADATA, Description, describe
 from utils.checkpoints.load import build_with_weights
 from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
+from utils.checkpoints.task import write_task
 from utils.config.messages import name_flags
 from utils.config.parser import Parser
-from utils.inference.bundle import SCRIPT, WEIGHTS, write_bundle
+from utils.inference.bundle import LICENSE, SCRIPT, WEIGHTS, write_bundle
 from utils.system.errors import InputError, WriteError, one_line_errors
 from utils.system.files import atomic_write, writable_folder
+from utils.training.run_folder import BEST, LATEST
 
 TOLERANCE = 1e-4
 ENDINGS = {
@@ -37,7 +40,8 @@ ENDINGS = {
     "state_dict": "_state_dict.pth",
     "safetensors": ".safetensors",
 }
-BUNDLE = "bundle"
+BUNDLE, TASK = "bundle", "zip"
+OF_A_TASK = ("plan.args", "postprocessing.json", "crossval.csv", "crossval.json")
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -231,14 +235,44 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
 }
 
 
-FORMATS = (*WRITERS, BUNDLE)
+FORMATS = (*WRITERS, BUNDLE, TASK)
+
+
+def export_task(run: Path, output: Path) -> int:
+    """Write the networks of a run of ``main.py`` or ``utils.crossval`` into one archive, with what is known of them.
+
+    Of a cross-validation these are the folds' latest networks, whose scores it has; of a single run the best one.
+
+    Returns:
+        How many networks.
+
+    Raises:
+        InputError: if the folder has no network, or one can't be read.
+        WriteError: if the archive can't be written.
+    """
+    networks = {path.parent.name: path for path in sorted(run.glob(f"fold*/{LATEST}"))}
+    if not networks:
+        networks = {path.stem: path for path in (run / BEST, run / LATEST) if path.is_file()}
+        networks = dict(list(networks.items())[:1])
+    if not networks:
+        raise InputError(f"{run}: holds no {BEST}, {LATEST} or fold*/{LATEST}. Give the folder of a run.")
+    write_task(output, networks, [path for name in OF_A_TASK if (path := run / name).is_file()] + [LICENSE])
+    return len(networks)
 
 
 def main(args: argparse.Namespace) -> None:
     """Export, and print the file's size and accuracy."""
     weights = Path(args.weights)
+    if args.format == TASK and not weights.is_dir():
+        raise InputError(f"{weights}: is no folder. Give that of a run: --format {TASK} takes all its networks.")
     if args.model_name is not None:
         find_architecture(args.model_name)  # its checkpoints can be read after that
+    if args.format == TASK:
+        output = weights.with_name(f"{weights.resolve().name}.zip") if args.output is None else Path(args.output)
+        writable_folder(output.parent, "--output")
+        count = export_task(weights, output)
+        print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB; networks: {count}")
+        return
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. Give a checkpoint of main.py: its runs hold model.pt.")
     ending = f"_{BUNDLE}" if args.format == BUNDLE else ENDINGS[args.format]
@@ -259,7 +293,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
-    parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt")
+    parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt; for zip the folder: runs/NAME")
     parser.add_argument("--format", choices=FORMATS, default="torchscript", help=", ".join(FORMATS))
     parser.add_argument("--output", metavar="FILE", help="the file or folder to write (default: beside the checkpoint)")
     parser.add_argument(
