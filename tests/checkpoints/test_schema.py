@@ -444,6 +444,22 @@ def test_safetensors_that_claim_more_than_they_have_are_refused(make: Callable[[
             read(path)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in BOMBS if kind.startswith("an unetr.json")])
+def test_what_safetensors_say_of_themselves_is_checked(kind: str, tmp_path: Path) -> None:
+    make, words = BOMBS[kind]
+    make(tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        text = archive.read("model/extra/unetr.json").decode()
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(WHOLE["state_dict"], path, {"unetr.json": text})
+    for read in (read_checkpoint, read_vit):
+        with pytest.raises(DamagedError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert words in str(error.value)
+        assert str(error.value).isprintable()
+
+
 def test_safetensors_are_read_as_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file(WHOLE["state_dict"], path)

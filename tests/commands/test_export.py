@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
+import safetensors
 import torch
 from packaging.version import Version
 from torch import nn
@@ -20,9 +21,10 @@ from networks.registry import find_architecture
 from tests.checkpoints.conftest import CONFIG, DESCRIPTION, NETWORK_FILE
 from tests.conftest import REPOSITORY
 from utils import export
+from utils.checkpoints import load_network
 from utils.checkpoints.description import describe
 from utils.checkpoints.progress import Progress
-from utils.checkpoints.read import read_checkpoint
+from utils.checkpoints.read import read_checkpoint, read_vit
 from utils.checkpoints.save import save_checkpoint
 from utils.data.preprocessing import Preprocessing
 from utils.system.errors import InputError
@@ -107,6 +109,38 @@ def test_a_bare_state_dict_has_the_published_names_and_describes_itself_to_us_al
         assert archive.testzip() is None
         assert told(archive.read("archive/extra/unetr.json").decode()) == EXPECTED
     assert describe(read_checkpoint(tmp_path / "bare.pth")) == DESCRIPTION
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_safetensors_file_has_the_published_names_and_describes_itself(variant: str, tmp_path: Path) -> None:
+    weights, network = saved(tmp_path, **VARIANTS[variant])
+    path = tmp_path / "model.safetensors"
+    assert export.export(weights, "safetensors", path) == 0
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata, bare = file.metadata(), {name: torch.from_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    assert metadata["format"] == "pt"
+    assert told(metadata["unetr.json"]) == EXPECTED
+    loaded, description = load_network(path)
+    state = network.state_dict()
+    assert bare.keys() == loaded.state_dict().keys() <= state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in bare.items())
+    changes = {name: value for name, value in VARIANTS[variant].items() if name != "deep_supervision"}
+    assert description == replace(DESCRIPTION, config=replace(CONFIG, **changes))
+    with torch.no_grad():
+        volume = windows(network, 2)
+        assert torch.equal(loaded(volume), network(volume))
+    assert export.export(path, "torchscript", tmp_path / "script.pt") <= 1e-4
+
+
+def test_a_safetensors_file_is_known_by_its_content_too(tmp_path: Path) -> None:
+    weights, network = saved(tmp_path)
+    export.export(weights, "safetensors", tmp_path / "exported")
+    loaded, description = load_network(tmp_path / "exported")
+    assert description == DESCRIPTION
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    vit = read_vit(tmp_path / "exported")
+    assert vit["labels"] == list(DESCRIPTION.labels)
+    assert vit["state_dict"].keys() == network.state_dict().keys()
 
 
 def test_an_export_can_be_exported(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def config_from(architecture: Architecture, settings: Mapping[str, Any], preproc
         raise InputError(f"{error}.") from error
 
 
-def refuse_contradictions(path: Path, given: Mapping[str, Any], recorded: Mapping[str, Any], remedy: str) -> None:
+def refuse_contradictions(path: Path | str, given: Mapping[str, Any], recorded: Mapping[str, Any], remedy: str) -> None:
     """Compare settings with those that a checkpoint records.
 
     Raises:

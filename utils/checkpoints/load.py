@@ -1,6 +1,6 @@
 """Load trained networks: one for a notebook, or an ensemble for testing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from utils.checkpoints.description import (
 from utils.checkpoints.foreign_weights import Transfer, interpolate_positions, load_weights, predicted_logits
 from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
 from utils.checkpoints.resume import kind_of
+from utils.checkpoints.task import is_task, networks_of
 from utils.data.channels import RegionChannels
 from utils.data.data_list import DataList, unlisted
 from utils.system.errors import InputError, size_text
@@ -53,7 +54,7 @@ def load_network(
     :func:`networks.layers.optimize_for_cpu` makes it faster.
 
     Args:
-        path: a checkpoint of ``main.py``, or a bare state dict.
+        path: a checkpoint of ``main.py``, a bare state dict, or the archive of a task with one network.
         network_file: the Python file of a network of one's own. It is code, and is run.
         settings: what a bare state dict doesn't say, by the names of the flags: ``out_channels=3, roi_x=64``.
 
@@ -61,7 +62,9 @@ def load_network(
         InputError: if the file can't be read, or isn't of such a network.
     """
     given = settings if network_file is None else {"model_name": str(network_file), **settings}
-    network, description, _ = load_for_testing(LoadSettings(given=given), Path(path), unlisted(None))
+    (network, description), *others = load_ensemble(LoadSettings(given=given), [Path(path)], unlisted(None))[0]
+    if others:
+        raise InputError(f"{path}: holds {len(others) + 1} networks. Read them by load_ensemble.")
     return network.eval(), description
 
 
@@ -84,7 +87,7 @@ def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
 def load_ensemble(
     settings: LoadSettings, paths: Sequence[Path], data: DataList
 ) -> tuple[list[tuple[nn.Module, Description]], str]:
-    """The networks of some weights files, which have to agree in preprocessing, channels and labels.
+    """The networks of weights files and archives of tasks, which have to agree in preprocessing, channels and labels.
 
     Returns:
         Each network with its description, and lines about where the weights are from.
@@ -94,8 +97,8 @@ def load_ensemble(
     """
     members: list[tuple[nn.Module, Description]] = []
     lines = []
-    for path in paths:
-        network, description, line = load_for_testing(settings, path, data)
+    found = (one for path in paths for one in _networks_in(settings, path, data))
+    for place, network, description, line in found:
         lines.append(line)
         if members:
             first = members[0][1]
@@ -109,9 +112,25 @@ def load_ensemble(
                 }
                 for one in (first, description)
             )
-            refuse_contradictions(path, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
+            refuse_contradictions(place, given, theirs, f"Only networks with the preprocessing of {paths[0]} fit it.")
         members.append((network, description))
     return members, "\n".join(lines)
+
+
+def _networks_in(
+    settings: LoadSettings, path: Path, data: DataList
+) -> Iterator[tuple[str, nn.Module, Description, str]]:
+    """Each network of a file: where it is, and what :func:`load_for_testing` gives. No code in an archive is run."""
+    if not is_task(path):
+        yield (str(path), *load_for_testing(settings, path, data))
+        return
+    for name, in_memory in networks_of(path):
+        place = f"{path} ({name})"
+        try:
+            network, description, line = load_for_testing(replace(settings, format="ckpt"), in_memory, data)
+        except InputError as error:
+            raise type(error)(str(error).replace(str(in_memory), place)) from error
+        yield place, network, description, line.replace(str(in_memory), place)
 
 
 def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tuple[nn.Module, Description, str]:

@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         DamagedError: if the file is damaged or holds something else.
         InputError: if there is no such file, it can't be read now, or a newer version made it.
     """
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         content: Any = _load_safetensors(path)
     else:
         content = _load(path, if_torchscript="Give `resume_jit`, or to test.py `saved_checkpoint`=torchscript")
@@ -73,9 +73,10 @@ def read_vit(path: Path) -> dict[str, Any]:
         DamagedError: if the file is damaged or holds something else.
         InputError: if there is no such file, it can't be read now, or a newer version made it.
     """
-    if path.suffix == ".safetensors":
-        return {"state_dict": _load_safetensors(path)}
-    content = _load(path, if_torchscript="Save its state_dict() alone")
+    if _is_safetensors(path):
+        content: Any = {"state_dict": _load_safetensors(path)}
+    else:
+        content = _load(path, if_torchscript="Save its state_dict() alone")
     if not isinstance(content, Mapping):
         raise DamagedError(f"{path}: holds no weights: neither a checkpoint nor a state dict.")
     content = {**_metadata(path), **content}
@@ -118,6 +119,15 @@ def _load(path: Path, if_torchscript: str) -> Any:
     return content
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is in the format of safetensors by its name, or by its beginning: a length and a JSON object."""
+    if path.suffix == ".safetensors":
+        return True
+    _require_file(path)
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     _require_file(path)
     try:
@@ -128,28 +138,47 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The description that :func:`utils.checkpoints.save.add_metadata` added, else nothing.
+    """The description that ``utils.export`` adds to weights, else nothing.
 
     Raises:
         DamagedError: if it is no JSON object, or too long to be one of ours.
     """
-    if not is_zip(path):
-        return {}  # torch before 1.6 wrote no zip files
-    with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if member.filename.endswith(f"/extra/{METADATA}")]
-        if not members:
+    fault = f"{path}: its {METADATA} isn't what this program writes"
+    remedy = "Export the network again."
+    try:
+        texts = _descriptions(path)
+        if not texts:
             return {}
-        fault = f"{path}: its {METADATA} isn't what this program writes"
-        remedy = "Export the network again."
-        if len(members) > 1 or members[0].file_size > MOST_METADATA:
+        if None in texts or len(texts) > 1:
             raise DamagedError(f"{fault}: there are several, or it is longer than {MOST_METADATA:,} bytes. {remedy}")
-        try:
-            found = parse_json(archive.read(members[0]).decode("utf-8-sig"))
-        except ValueError as error:
-            raise DamagedError(f"{fault}: {first_line(error)}. {remedy}") from error
+        found = parse_json(str(texts[0]))
+    except DamagedError:
+        raise
+    except ValueError as error:
+        raise DamagedError(f"{fault}: {first_line(error)}. {remedy}") from error
     if not isinstance(found, dict) or not describes_itself(found):
         raise DamagedError(f"{fault}. {remedy}")
     return found
+
+
+def _descriptions(path: Path) -> list[str | None]:
+    """All texts of the name :data:`METADATA` in a file that was read; None for one that is too long.
+
+    Raises:
+        ValueError: if one isn't UTF-8.
+    """
+    if _is_safetensors(path):
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA)
+        return [] if text is None else [text if len(text) <= MOST_METADATA else None]
+    if not is_zip(path):
+        return []  # torch before 1.6 wrote no zip files
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(f"/extra/{METADATA}")]
+        return [
+            archive.read(member).decode("utf-8-sig") if member.file_size <= MOST_METADATA else None
+            for member in members
+        ]
 
 
 def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
