@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from networks.registry import find_architecture
 from utils.checkpoints.description import METADATA, Description, describe
-from utils.checkpoints.load import build_with_weights
+from utils.checkpoints.load import build_with_weights, refuse_encoder
 from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata, save_tensors
 from utils.checkpoints.task import write_task
@@ -122,6 +122,7 @@ def _trained(weights: Path) -> Trained:
     description = describe(content, weights)
     if description is None:
         raise InputError(f"{weights}: doesn't describe its network. Give a checkpoint of main.py.")
+    refuse_encoder(description, weights)
     supervised = description.options.get("deep_supervision", False)
     if supervised:  # only training needs the outputs at coarser resolutions
         config: Any = description.config

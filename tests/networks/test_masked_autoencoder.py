@@ -9,6 +9,7 @@ import torch
 
 from networks import NETWORKS, build_network
 from networks.masked_autoencoder import autoencoder_of
+from utils import export
 from utils.checkpoints.description import Description, describe
 from utils.checkpoints.load import load_network
 from utils.checkpoints.progress import Progress
@@ -120,6 +121,8 @@ def test_an_encoder_alone_segments_nothing(tmp_path: Path) -> None:
     assert describe({**torch.load(path, weights_only=True)}) == description("primus")
     with pytest.raises(InputError, match="holds a pre-trained encoder, which segments nothing yet"):
         load_network(path)
+    with pytest.raises(InputError, match="holds a pre-trained encoder, which segments nothing yet"):
+        export.export(path, "state_dict", tmp_path / "exported.pth")
 
 
 def test_a_network_without_an_encoder_is_not_pre_trained() -> None:

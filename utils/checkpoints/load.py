@@ -164,11 +164,7 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         labels = data.label_names(config.out_channels)
         description = Description(config, preprocessing, labels, amp=True, output=data.output)
     else:
-        if description.network in AUTOENCODERS:
-            raise InputError(
-                f"{path}: holds a pre-trained encoder, which segments nothing yet. Train a network from it by "
-                "`vit_weights`, and give that network's checkpoint."
-            )
+        refuse_encoder(description, path)
         if module is None:
             description, content, note = _at_window(description, content, given, path)
         remedy = "Leave these flags out, or give the weights that they describe."
@@ -185,6 +181,19 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         return module, replace(description, amp=False), f"{path} (TorchScript), which computes in float32{note}"
     network, transfer = build_with_weights(description, content, path)
     return network, description, transfer.line() + note
+
+
+def refuse_encoder(description: Description, path: Path) -> None:
+    """Check that a checkpoint isn't one of ``utils.pretrain``.
+
+    Raises:
+        InputError: if it is.
+    """
+    if description.network in AUTOENCODERS:
+        raise InputError(
+            f"{path}: holds a pre-trained encoder, which segments nothing yet. Train a network from it by "
+            "`vit_weights`, and give that network's checkpoint."
+        )
 
 
 def _at_window(
