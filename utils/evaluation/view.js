@@ -18,6 +18,7 @@ const hiddenOrgans = new Set(); // by name, so that they stay hidden from scan t
 const panes = {}; // NiiVue by "prediction" or "label", made when first needed
 let scan = null; // what showScan was given last
 let loading = null; // the script of the chosen scan
+let moving = false; // while panes are moved, they tell each other of it
 let queue = Promise.resolve(); // scans are shown one after the other
 
 function fail(text) {
@@ -100,7 +101,7 @@ async function makePane(name) {
   });
   await pane.attachToCanvas(byId(name).querySelector("canvas"), false);
   if (!pane.gl) throw new Error("this browser has no WebGL 2");
-  pane.onLocationChange = () => moveTo(slicesOf(pane), pane);
+  pane.onLocationChange = () => moving || moveTo(slicesOf(pane), pane);
   panes[name] = pane;
   // turning the volume, and zooming
   const all = Object.values(panes);
@@ -114,11 +115,13 @@ const opacity = () => byId("opacity").value / 100;
 
 // Moves all panes and sliders to a voxel, but not the pane that is there already.
 function moveTo(voxel, from = null) {
+  moving = true;
   for (const pane of filled()) {
     if (pane === from) continue;
     pane.scene.crosshairPos = pane.vox2frac(voxel);
     pane.drawScene();
   }
+  moving = false;
   voxel.forEach((slice, axis) => {
     const slider = byId(`slice${axis}`);
     slider.value = slice;

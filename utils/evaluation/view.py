@@ -126,7 +126,7 @@ def _reduced(
     """What the page needs of a scan whose axes run to Right, Anterior and Superior, ready for JSON."""
     small = {name: np.maximum(_middles(mask, factors), 0) for name, mask in masks.items()}
     counts = [np.bincount(mask.ravel(), minlength=len(labels)) for mask in small.values()]
-    found = 1 + np.flatnonzero(np.sum(counts, axis=0)[1:])
+    found: list[int] = (1 + np.flatnonzero(np.sum(counts, axis=0)[1:])).tolist()
     numbers = np.zeros(len(labels), np.min_scalar_type(len(found)))  # 1, 2, … for the labels that are there
     numbers[found] = np.arange(1, len(found) + 1)
     colours = label_colours(labels)
