@@ -35,6 +35,7 @@ from utils.evaluation.measurements import save_measurements, scores_of
 from utils.evaluation.metrics import TOLERANCE_MM
 from utils.evaluation.report import write_report
 from utils.evaluation.tables import save_scores, scan_table
+from utils.evaluation.view import PAGE, view_file
 from utils.io.scan import without_endings
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import make_folder, writable_folder
@@ -110,9 +111,10 @@ def write_results(folder: Path, records: list[dict[str, Any]], classes: Classes,
     save_scores(folder, scores, {**facts, "grid": "scan"})
     save_measurements(folder, records, facts)
     pictures = {record["scan"]: picture_file(folder, record["scan"]) for record in records}
-    write_report(folder / "report.html", records, pictures, facts)
+    views = {record["scan"]: view_file(folder, record["scan"]) for record in records}
+    write_report(folder / "report.html", records, pictures, facts, views)
     print(f"Dice on the scan's own grid\n{scan_table(scores)}")
-    print(f"{folder} holds measurements.csv, measurements.json, scores.csv, scores.json and report.html")
+    print(f"{folder} holds measurements.csv, measurements.json, scores.csv, scores.json, report.html and {PAGE}")
 
 
 def _scored(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) -> dict[str, Any] | str:

@@ -120,12 +120,13 @@ def _changed_record(random: Random, path: Path) -> str:
 
 def _planted(random: Random, sandbox: Sandbox) -> tuple[str, bool]:
     """Plant a link, a folder or a pipe where results are written. Returns what, and whether no scan can do without."""
-    everywhere = ("records", "records/.lock")
+    everywhere = ("records", "records/.lock", "view")
     name = random.choice((
         *("report.html", "report.html.part", "measurements.csv", "measurements.csv.part", "measurements.json.part"),
         *("a.nii.gz", "a.nii.gz.part", "b.nii.gz", "b.nii.gz.part", "a", "b", "a_probabilities.nii.gz.part"),
         *("records/a.json", "records/a.json.part", "records/b.json", "records/b.json.part", "records/b.png"),
         *("records/a.png.part", "records/b.png.part", "scores.csv", "labels.txt", "errors.log", *everywhere),
+        *("view.html", "view/a.scan.js", "view/b.scan.js.part"),
     ))  # fmt: skip
     path = sandbox.out / name
     if path.is_dir() and not path.is_symlink():

@@ -53,9 +53,23 @@ def test_a_new_scan_gets_a_mask_on_its_own_grid_with_tables_and_report(
         assert rows[organ]["dice"] == ""
     assert {path.name for path in out.iterdir()} == {
         *("img0007.nii.gz", "measurements.csv", "measurements.json", "report.html", "records"),
-        *("labels_slicer.ctbl", "labels_itksnap.txt"),
+        *("view.html", "view", "labels_slicer.ctbl", "labels_itksnap.txt"),
     }
+    assert {path.name for path in (out / "view").iterdir()} == {
+        *("img0007.scan.js", "niivue.js", "view.js", "LICENSE"),
+    }
+    assert 'href="view.html#img0007"' in (out / "report.html").read_text()
     assert not list(out.rglob("*.part"))
+
+
+def test_a_finished_scan_whose_view_is_missing_gets_it_again(segment: Any, phantoms: Path) -> None:
+    out = segment(f"--data_dir={phantoms}", "--split=validation")
+    view, mask = out / "view" / "img0005.scan.js", out / "img0005.nii.gz"
+    content, written = view.read_bytes(), mask.stat().st_mtime_ns
+    view.unlink()
+    segment(f"--data_dir={phantoms}", "--split=validation")
+    assert view.read_bytes() == content
+    assert mask.stat().st_mtime_ns == written
 
 
 def test_labels_are_scored_on_both_grids(segment: Any, phantoms: Path, trained: Path) -> None:

@@ -12,10 +12,11 @@ from utils.data.channels import Region
 from utils.data.regions import scored_structures
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
+from utils.evaluation.view import view_file, write_view
 from utils.io.find_scans import is_volume
 from utils.io.geometry import ras_spacing, to_ras
 from utils.io.reader import LABELS, header_file, read_file, read_label
-from utils.io.scan import Volume, is_dicom, without_endings
+from utils.io.scan import is_dicom, without_endings
 from utils.io.structures import names_by_class
 from utils.system.errors import InputError
 from utils.system.files import fitting_name
@@ -170,11 +171,11 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
 
     Args:
         nsd_mm: tolerance of the surface Dice in mm.
-        folder: for the picture.
+        folder: for the picture and the view.
 
     Raises:
         InputError: if a file can't be read, the two lie on different grids, or have values without a name.
-        WriteError: if the picture can't be written.
+        WriteError: if one of these can't be written.
     """
     number = len(classes.names)
     prediction = read_file(pair.prediction)
@@ -191,7 +192,13 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
         organs[name] |= scores[name]
         if pair.image is None:
             organs[name] |= {"mean": None, "std": None}
-    save_picture(pixels(_picture(pair, mask, label, volume, classes)), picture_file(folder, pair.name))
+    image = volume.voxels[0] if pair.image is not None else np.zeros(mask.shape, np.float32)
+    window = NO_IMAGE if pair.image is None else grey_window(to_ras(image, volume.affine))
+    seen, turned, reference = (to_ras(one, volume.affine) for one in (image, mask, label))
+    picture = orthogonal(seen, turned, reference, classes.names, ras_spacing(volume.affine), window, pair.name)
+    save_picture(pixels(picture), picture_file(folder, pair.name))
+    masks = {"prediction": mask, "label": label}
+    write_view(view_file(folder, pair.name), image, masks, volume.affine, classes.names, window)
     return {
         "scan": pair.name,
         "source": str(pair.prediction),
@@ -224,14 +231,6 @@ def _dicom_names(label: Path, classes: Classes) -> tuple[tuple[str, ...], ...]:
 def picture_file(folder: Path, name: str) -> Path:
     """The picture of a pair."""
     return folder / PICTURES / fitting_name(name, ".png")
-
-
-def _picture(pair: MaskPair, mask: np.ndarray, label: np.ndarray, volume: Volume, classes: Classes) -> Any:
-    image = to_ras(volume.voxels[0], volume.affine)
-    window = NO_IMAGE if pair.image is None else grey_window(image)
-    turned, reference = (to_ras(one, volume.affine) for one in (mask, label))
-    background = np.zeros_like(turned) if pair.image is None else image
-    return orthogonal(background, turned, reference, classes.names, ras_spacing(volume.affine), window, pair.name)
 
 
 def with_annotation(pairs: Sequence[MaskPair], not_annotated: Mapping[str, tuple[int, ...]]) -> Iterator[MaskPair]:

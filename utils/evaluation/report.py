@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from utils.evaluation.metrics import nan_mean
 from utils.evaluation.pages import box_plot, data_uri, decimals, label_axis, render, scans_in_words, svg_uri
 from utils.evaluation.tables import NOT_DRAWN
+from utils.evaluation.view import view_address, write_viewer
 from utils.system.files import write_text
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
@@ -32,9 +33,15 @@ FAR = 3.5
 
 
 def write_report(
-    path: Path, records: Sequence[Mapping[str, Any]], pictures: Mapping[str, Path], facts: Mapping[str, str]
+    path: Path,
+    records: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, Path],
+    facts: Mapping[str, str],
+    views: Mapping[str, Path] | None = None,
 ) -> None:
     """Write an HTML page that holds all it needs: it opens from the disk and loads nothing from the network.
+
+    Beside it lies ``view.html``, with the scans slice by slice, to which it links.
 
     Args:
         records: one for each scan: ``scan`` (its name), ``source``, ``shape`` (voxels), ``spacing_mm``, ``remarks`` and
@@ -44,6 +51,7 @@ def write_report(
             ``annotated`` then denies. ``predicted_dice`` is there where a cross-validation tells.
         pictures: each scan's PNG file, by name.
         facts: lines for the top of the page, by name.
+        views: scripts of :func:`utils.evaluation.view.write_view`, by scan; a scan without its file gets no link.
 
     Raises:
         FileNotFoundError: if a picture is missing.
@@ -54,6 +62,11 @@ def write_report(
     plots = {"Volume by organ": _volume_plot(records, organs)}
     if "dice" in scores:
         plots = {"Dice by organ, on the scan's own grid": _dice_plot(records, organs), **plots}
+    ranked = worst_first(records)
+    files = views or {}
+    shown = {name: files[name] for record, _ in ranked if (name := record["scan"]) in files and files[name].is_file()}
+    if shown:
+        write_viewer(path.parent, shown)
     content = render(
         TEMPLATE,
         facts=facts,
@@ -64,7 +77,7 @@ def write_report(
         summary_means=[_mean_over_scans(records, score) for score in scores],
         plots={title: svg_uri(figure) for title, figure in plots.items()},
         order=_order_in_words(records),
-        scans=[_scan_section(record, reasons, pictures) for record, reasons in worst_first(records)],
+        scans=[_scan_section(record, reasons, pictures, shown) for record, reasons in ranked],
     )
     write_text(path, content)
 
@@ -215,7 +228,9 @@ def _mean_over_scans(records: Sequence[Mapping[str, Any]], score: str) -> str:
     return decimals(float(nan_mean([_scan_mean(record, score) for record in records])), SCORES[score][1])
 
 
-def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: Mapping[str, Path]) -> dict[str, Any]:
+def _scan_section(
+    record: Mapping[str, Any], reasons: Sequence[str], pictures: Mapping[str, Path], views: Mapping[str, Path]
+) -> dict[str, Any]:
     scores = [score for score in SCORES if _has_score(record, score)]
     return {
         "name": record["scan"],
@@ -223,6 +238,7 @@ def _scan_section(record: Mapping[str, Any], reasons: Sequence[str], pictures: M
         "shape": " × ".join(f"{size}" for size in record["shape"]),
         "spacing": " × ".join(f"{step:.3g}" for step in record["spacing_mm"]),
         "reasons": [*reasons, *record["remarks"]],
+        "view": view_address(record["scan"]) if record["scan"] in views else None,
         "picture": data_uri("image/png", pictures[record["scan"]].read_bytes()),
         "heads": [SCORES[score][0] for score in scores],
         "organs": [_organ_row(organ, values, scores) for organ, values in record["organs"].items()],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from utils.system.errors import size_text
 
@@ -25,6 +25,12 @@ def ras_spacing(affine: np.ndarray) -> tuple[float, float, float]:
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     x, y, z = (float(steps[axis]) for axis in np.argsort(io_orientation(affine)[:, 0]))
     return x, y, z
+
+
+def ras_affine(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The affine (4, 4) of :func:`to_ras` of a volume with this affine and shape."""
+    turned: np.ndarray = affine @ inv_ornt_aff(io_orientation(affine), shape)
+    return turned
 
 
 def affine_faults(path: Path, affine: np.ndarray) -> list[str]:

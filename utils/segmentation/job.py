@@ -10,6 +10,7 @@ from utils.checkpoints.postprocessing import DiceModel, Postprocessing
 from utils.data.channels import CLASSES, Channels, Region
 from utils.data.preprocessing import Preprocessing
 from utils.data.regions import scored_structures
+from utils.evaluation.view import view_file
 from utils.io.find_scans import folder_around
 from utils.io.scan import Scan
 from utils.system.errors import InputError
@@ -70,6 +71,10 @@ class SegmentationJob:
         """The picture of a scan for the report."""
         return self.folder / RECORDS / fitting_name(_stem(name), ".png")
 
+    def view_file(self, name: str) -> Path:
+        """The script of a scan for ``view.html``."""
+        return view_file(self.folder, _stem(name))
+
     def probability_file(self, name: str) -> Path:
         """The probabilities of classes, or of regions, in a scan."""
         return self.folder / fitting_name(_stem(name), "_probabilities.nii.gz")
@@ -93,7 +98,7 @@ class SegmentationJob:
         return self.folder / "errors.log"
 
     def result_files(self, scan: Scan) -> list[Path]:
-        """All files that a scan can get, except those in the folder of records."""
+        """All files that a scan can get, except those in the folders of records and views."""
         paths = [self.mask_file(scan.name)]
         if scan.is_series:
             paths.append(self.dicom_file(scan.name))

@@ -19,7 +19,7 @@ from utils.io.find_scans import FoundScans
 from utils.io.scan import Scan
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.records import CHANGED, finished, require_replaceable, was_changed
-from utils.segmentation.steps import PreparedScan, SegmentedScan, predict, prepare, segment, write_scan
+from utils.segmentation.steps import PreparedScan, SegmentedScan, add_view, predict, prepare, segment, write_scan
 from utils.system.errors import (
     InputError,
     LostError,
@@ -80,6 +80,8 @@ def segment_scans(
                 mask = job.mask_file(scan.name)
                 if was_changed(mask, earlier):
                     process.write(f"note: {mask}: {CHANGED}; tables and report describe the mask as it was written")
+                elif not job.view_file(scan.name).is_file():
+                    add_view(scan, job)
                 continue
             if not overwrite:
                 require_replaceable(scan, job)

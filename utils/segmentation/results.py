@@ -13,6 +13,8 @@ from utils.distributed.process import Process
 from utils.evaluation.measurements import predictions_of, save_measurements, scores_of
 from utils.evaluation.report import write_report
 from utils.evaluation.tables import save_scores, scan_table, volume_table
+from utils.evaluation.view import FOLDER as VIEWS
+from utils.evaluation.view import PAGE
 from utils.segmentation.job import RECORDS, SegmentationJob
 from utils.segmentation.masks import write_label_tables
 from utils.segmentation.pipeline import Outcome
@@ -30,12 +32,14 @@ def claim_results(job: SegmentationJob) -> None:
         WriteError: if the log of an earlier launch can't be removed.
     """
     writable_folder(job.folder, "`output_dir`")
-    if (job.folder / RECORDS).is_symlink():
-        raise InputError(
-            f"`output_dir` {job.folder}: {job.folder / RECORDS} is a link, and results are written below the folder "
-            "alone. Remove it, or give another folder."
-        )
+    for inner in (job.folder / RECORDS, job.folder / VIEWS):
+        if inner.is_symlink():
+            raise InputError(
+                f"`output_dir` {job.folder}: {inner} is a link, and results are written below the folder alone. Remove "
+                "it, or give another folder."
+            )
     records = writable_folder(job.folder / RECORDS, "`output_dir`")
+    writable_folder(job.folder / VIEWS, "`output_dir`")
     lock(
         records,
         f"`output_dir` {job.folder}: another program is writing there. Wait for its end, or give another folder.",
@@ -87,7 +91,7 @@ def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spe
     records = list(outcome.records.values())
     facts = _facts(outcome, job, engine, spell)
     folder = job.folder
-    written = ["masks", "measurements.csv", "measurements.json", "report.html"]
+    written = ["masks", "measurements.csv", "measurements.json", "report.html", PAGE]
     scores = scores_of(records, tuple(job.structures), "dice_network_grid")
     if scores is not None:
         save_scores(folder, scores, {**facts, "grid": "network"})
@@ -98,7 +102,8 @@ def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spe
     save_measurements(folder, records, facts)
     write_label_tables(folder, job.organs)
     pictures = {record["scan"]: job.picture_file(record["scan"]) for record in records}
-    write_report(folder / "report.html", records, pictures, {name: str(fact) for name, fact in facts.items()})
+    views = {record["scan"]: job.view_file(record["scan"]) for record in records}
+    write_report(folder / "report.html", records, pictures, {name: str(fact) for name, fact in facts.items()}, views)
     return written
 
 

@@ -15,6 +15,7 @@ from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
 from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_picture
+from utils.evaluation.view import write_view
 from utils.inference.confidence import Certainty
 from utils.inference.scan_grid import class_on_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
@@ -180,8 +181,24 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
     if job.dice_models:
         record["predicted_dice"] = nan_to_none(float(nan_mean([one["predicted_dice"] for one in organs.values()])))
     save_picture(pixels(_picture(prepared, mask, job)), job.picture_file(scan.name))
+    _write_view(scan, volume, mask, prepared.label, job)
     write_json(job.record_file(scan.name), record)  # last: it says that the scan is finished
     return record
+
+
+def add_view(scan: Scan, job: SegmentationJob) -> None:
+    """Write the view of a finished scan from its files: earlier versions wrote none.
+
+    Raises:
+        InputError: if the scan, its mask or its label can't be read.
+        WriteError: if it can't be written.
+    """
+    volume, number = read_scan(scan, job.in_channels), len(job.labels)
+    mask = read_label(job.mask_file(scan.name), scan.image[0], volume, number)
+    label = None
+    if scan.label is not None:
+        label = read_label(scan.label, scan.image[0], volume, number, scan.ignore, scan.structures)
+    _write_view(scan, volume, mask, label, job)
 
 
 def _confidence(certainty: Certainty, name: str, volume: float, job: SegmentationJob) -> dict[str, float | None]:
@@ -202,9 +219,22 @@ def _on_scan(prepared: PreparedScan, probabilities: Tensor, job: SegmentationJob
 
 def _picture(prepared: PreparedScan, mask: np.ndarray, job: SegmentationJob) -> Figure:
     """Image, mask and label in three directions, with the scan's axes turned to Right, Anterior and Superior."""
-    volume, settings = prepared.volume, job.preprocessing
+    volume = prepared.volume
     image = to_ras(volume.voxels[0], volume.affine)
     label = None if prepared.label is None else to_ras(prepared.label, volume.affine)
-    window = (settings.a_min, settings.a_max) if settings.intensity == "ct" else grey_window(image)
     turned, spacing = to_ras(mask, volume.affine), ras_spacing(volume.affine)
-    return orthogonal(image, turned, label, job.labels, spacing, window, prepared.scan.name)
+    return orthogonal(image, turned, label, job.labels, spacing, _window(volume, job), prepared.scan.name)
+
+
+def _write_view(scan: Scan, volume: Volume, mask: np.ndarray, label: np.ndarray | None, job: SegmentationJob) -> None:
+    masks = {"prediction": mask, "label": label}
+    path, window = job.view_file(scan.name), _window(volume, job)
+    write_view(path, volume.voxels[0], masks, volume.affine, job.labels, window)
+
+
+def _window(volume: Volume, job: SegmentationJob) -> tuple[float, float]:
+    """The intensities that are drawn black and white."""
+    settings = job.preprocessing
+    if settings.intensity == "ct":
+        return settings.a_min, settings.a_max
+    return grey_window(to_ras(volume.voxels[0], volume.affine))
