@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from utils.system.text import one_line
+
 LONGEST = 64  # letters of a name in DICOM
 PASSED_OVER = re.compile(r"[\s_\-]+")
 
@@ -25,9 +27,14 @@ class Structure:
     left_out: str = ""
 
 
+def dicom_name(name: str) -> str:
+    """A label's name as a DICOM file can have it: in one line, without backslashes, which part values, and not long."""
+    return one_line(name).replace("\\", "/")[:LONGEST]
+
+
 def name_key(name: str) -> str:
     """What two names share that mean one structure: letters, without blanks, underscores, hyphens and capitals."""
-    return PASSED_OVER.sub("", name.replace("\\", "/")[:LONGEST]).casefold()  # a backslash is none in DICOM
+    return PASSED_OVER.sub("", dicom_name(name)).casefold()
 
 
 def names_by_class(labels: Sequence[str], also_called: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
