@@ -109,7 +109,9 @@ def _contours(
 
 def _coordinates(points: np.ndarray) -> RawDataElement:
     """Points (N, 3) in mm as ContourData, in bytes: pydicom would make an object of each number."""
-    rounded = points.round(DECIMALS) + 0.0  # no -0.0
+    # plastimatch takes a last point that differs from the first in z alone for the first again, and drops it
+    across = np.linalg.norm((points - np.roll(points, 1, axis=0))[:, :2], axis=1)
+    rounded = np.roll(points, -int(across.argmax()), axis=0).round(DECIMALS) + 0.0  # no -0.0
     text = "\\".join(map(str, rounded.ravel().tolist()))
     data = text.encode() + b" " * (len(text) % 2)
     return RawDataElement(CONTOUR_DATA, "DS", len(data), data, 0, is_implicit_VR=True, is_little_endian=True)
