@@ -59,6 +59,12 @@ def main(process: Process, args: argparse.Namespace) -> None:
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
     if args.engine != "torch":
         process.say(f"engine: {engine}")
+    others = sum(not scan.is_series for scan in found.scans)
+    if args.rtstruct and others:
+        verbs = ("is", "gets") if others == 1 else ("are", "get")
+        process.say(
+            f"note: {others} of {len(found.scans)} scans {verbs[0]} no DICOM series, and {verbs[1]} no RTSTRUCT"
+        )
     if args.tta and description.flips is None:
         process.say("note: the weights don't say how crops were flipped in training; --tta takes the flips of 2021")
     if done := job.postprocessing.in_words(job.labels, len(mirrorings)):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
+from tests.io.series import write_series
 from tests.training.test_training import train
 from utils.segmentation import steps
 from utils.system.errors import WriteError
@@ -40,6 +41,19 @@ def segment(run_test: Run, trained: Path, in_tmp: Path) -> Any:
 
 def scan_of(phantoms: Path, number: int = 7) -> Path:
     return phantoms / "imagesTr" / f"img{number:04d}.nii.gz"
+
+
+def series(folder: Path, phantoms: Path, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Write :func:`scan_of` as a DICOM series, and give its voxels and affine.
+
+    Args:
+        changes: those of ``write_series``.
+    """
+    values = voxels(scan_of(phantoms)).astype(np.int16)
+    affine = np.diag([-10.0, -10.0, 12.0, 1.0])  # DICOM's own way: columns run to the Left, rows to Posterior
+    affine[:3, 3] = (120, 90, -300)
+    write_series(folder, values, affine, **changes)
+    return values, affine
 
 
 def load(path: Path | str) -> Any:

@@ -12,19 +12,22 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
 from tests.conftest import REPOSITORY, TINY, Run
-from tests.io.series import write_series
-from tests.segmentation.conftest import failure, load, scan_of, voxels
+from tests.io.series import only_series
+from tests.segmentation.conftest import failure, load, scan_of, series, voxels
 from utils.checkpoints.postprocessing import Postprocessing
 from utils.data.preprocessing import Preprocessing
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
 from utils.inference.confidence import Certainty
 from utils.inference.sliding_window import Ensemble, Predictor
+from utils.io.dicom_series import read_series
+from utils.io.rtstruct import RtStruct
 from utils.io.scan import Scan
 from utils.phantom import LABELS
 from utils.segmentation import pipeline
@@ -99,13 +102,8 @@ def test_a_scan_of_a_data_list_needs_no_label(segment: Any, phantoms: Path, caps
 def test_a_dicom_series_gets_the_mask_of_the_same_scan_as_nifti(
     segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = load(scan_of(phantoms))
-    affine = np.diag([-10.0, -10.0, 12.0, 1.0])  # DICOM's own way: columns run to the Left, rows to Posterior
-    affine[:3, 3] = (120, 90, -300)
-    values = np.asarray(image.dataobj).astype(np.int16)
+    values, affine = series(Path("scans/ct"), phantoms)
     nib.save(nib.Nifti1Image(values, affine), "series.nii.gz")
-    datasets = write_series(Path("scans/ct"), values, affine)
-    assert datasets
     out = segment("--input", "series.nii.gz", "scans")
     first, second = out / "series.nii.gz", out / "ct.nii.gz"
     assert np.array_equal(voxels(first), voxels(second))
@@ -114,6 +112,26 @@ def test_a_dicom_series_gets_the_mask_of_the_same_scan_as_nifti(
     segments = sitk.ReadImage(str(out / "ct.dcm"))
     assert segments.GetSize()[:2] == values.shape[:2]
     assert "ct" in capsys.readouterr().out
+
+
+def test_a_dicom_series_gets_contours(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series(Path("scans/ct"), phantoms)
+    out = segment("--input", str(scan_of(phantoms)), "scans", "--rtstruct")
+    assert capsys.readouterr().out.count("note: 1 of 2 scans is no DICOM series, and gets no RTSTRUCT\n") == 1
+    assert [path.name for path in out.glob("*_rtstruct.dcm")] == ["ct_rtstruct.dcm"]
+    mask, names = voxels(out / "ct.nii.gz"), {name: value for value, name in enumerate(LABELS)}
+    volume = read_series(only_series(Path("scans/ct")))
+    dataset = pydicom.dcmread(out / "ct_rtstruct.dcm")
+    drawn = RtStruct(out / "ct_rtstruct.dcm", dataset)
+    assert {names[one.name] for one in drawn.structures} == set(np.unique(mask)) - {0}
+    for one in drawn.structures:
+        expected = mask == names[one.name]
+        seen = expected.any((0, 1))  # what reads contours fills a slice without them between two that have some
+        assert np.array_equal(drawn.mask([one], volume)[0][..., seen], expected[..., seen])
+    table = (out / "labels_slicer.ctbl").read_text().splitlines()
+    for roi in dataset.ROIContourSequence:  # the colours of the table: value, name, red, green, blue, opacity
+        assert table[1 + roi.ReferencedROINumber].split()[2:5] == [str(value) for value in roi.ROIDisplayColor]
+    assert not list(segment(f"--input={scan_of(phantoms)}", "--overwrite").glob("img0007_rtstruct.dcm"))
 
 
 def test_flags_that_choose_what_is_written(segment: Any, phantoms: Path) -> None:

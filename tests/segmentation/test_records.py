@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.segmentation.conftest import failure, full_disk, load, scan_of, voxels
+from tests.segmentation.conftest import failure, full_disk, load, scan_of, series, voxels
 
 
 def test_finished_scans_are_not_done_again_unless_something_changed(
@@ -131,6 +131,55 @@ def test_a_missing_result_of_a_finished_scan_is_made_again(segment: Any, phantom
     (out / "img0007_probabilities.nii.gz").unlink()
     segment(*flags)
     assert all(np.array_equal(voxels(path), before) for path, before in files.items())
+
+
+def test_contours_are_remembered(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series(Path("in/ct"), phantoms)
+    shutil.copy2(scan_of(phantoms), "in")
+
+    def finished(*flags: str) -> str:
+        capsys.readouterr()
+        segment("--input=in", *flags)
+        screen = capsys.readouterr().out
+        return next((line for line in screen.splitlines() if "finished before" in line), "none")[:14]
+
+    contours = Path("out/ct_rtstruct.dcm")
+    assert finished() == "none"
+    assert not contours.exists()
+    assert finished("--rtstruct") == "1 of 2 scans w"  # the other one is no series, and would get none
+    assert contours.exists()
+    assert finished("--rtstruct") == "2 of 2 scans w"
+    assert finished() == "1 of 2 scans w"
+    assert not contours.exists()
+
+
+def test_a_series_that_can_not_have_contours_is_finished_without(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series(Path("in/ct"), phantoms, FrameOfReferenceUID=None)
+    segment("--input=in", "--rtstruct")
+    screen = capsys.readouterr().out
+    assert "note: out/ct.dcm: the series' headers don't allow a DICOM segmentation" in screen
+    assert "has no FrameOfReferenceUID, which contours have to refer to" in screen
+    segment("--input=in", "--rtstruct")
+    assert "1 of 1 scans were finished before" in capsys.readouterr().out
+
+
+def test_contours_of_an_unfinished_command_are_removed_and_those_of_others_stay(
+    segment: Any, phantoms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    series(Path("in/ct"), phantoms)
+    with full_disk(monkeypatch, "save_picture"):
+        failure(lambda: segment("--input=in", "--rtstruct"), capsys)
+    contours = Path("out/ct_rtstruct.dcm")
+    assert contours.exists()
+    segment("--input=in")
+    assert not contours.exists()
+    contours.write_text("somebody else's")
+    with full_disk(monkeypatch, "write_structure_set"):
+        failure(lambda: segment("--input=in", "--rtstruct"), capsys)
+    segment("--input=in")
+    assert contours.read_text() == "somebody else's"
 
 
 def test_results_of_an_unfinished_command_are_removed(

@@ -316,6 +316,8 @@ def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--largest_component", type=names, metavar="ORGANS",
                        help="organs of which only the largest component stays, or all")  # fmt: skip
     group.add_argument("--save_probabilities", action="store_true", help="also write the classes' probabilities")
+    rare(group.add_argument("--rtstruct", action="store_true",
+                            help="also write RTSTRUCT, for planning systems, if scans are DICOM series"))  # fmt: skip
     rare(group.add_argument("--no_postprocessing", action="store_true",
                             help="leave out what utils.crossval found to help and wrote into the weights"))  # fmt: skip
     rare(group.add_argument("--nsd_mm", type=positive, default=TOLERANCE_MM, metavar="MM",

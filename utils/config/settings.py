@@ -169,4 +169,5 @@ def job_from_args(
         },
         regions=description.regions,
         output=description.output,
+        rtstruct=args.rtstruct,
     )

@@ -14,6 +14,7 @@ from pydicom.valuerep import DA, TM
 
 from utils import __version__
 from utils.io.dicom_series import Plane, planes_of, quiet_pydicom, stack_planes
+from utils.io.structures import dicom_name
 from utils.system.errors import InputError, first_line
 from utils.system.files import atomic_write
 
@@ -102,7 +103,7 @@ def write_segmentation(path: Path, mask: np.ndarray, labels: Mapping[int, str], 
 
 
 def _segment(number: int, name: str) -> hd.seg.SegmentDescription:
-    text = name.replace("\\", "/")[:64]  # DICOM's limits for a label
+    text = dicom_name(name)
     kind, side = SNOMED.get(name, (Code(name, PRIVATE_SCHEME, text), None))
     segment = hd.seg.SegmentDescription(
         segment_number=number,
@@ -141,7 +142,7 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[Plane]) -> list[Datas
         # a new data set: copy.copy would share its elements with the series' header
         source = FileDataset(dataset.filename, dict(dataset.items()), file_meta=dataset.file_meta)
         for keyword in MAY_BE_EMPTY:
-            if keyword in source and not _is_standard(keyword, source[keyword].value):
+            if keyword in source and not is_standard(keyword, source[keyword].value):
                 del source[keyword]
             source.setdefault(keyword, None)
         if first.frame is None:
@@ -155,8 +156,8 @@ def _sources(datasets: Sequence[Dataset], planes: Sequence[Plane]) -> list[Datas
     return sources
 
 
-def _is_standard(keyword: str, value: Any) -> bool:
-    """Whether a value keeps to the standard, as far as highdicom insists on it."""
+def is_standard(keyword: str, value: Any) -> bool:
+    """Whether a value of ``MAY_BE_EMPTY`` keeps to the standard, as far as highdicom insists on it."""
     kinds = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
     if keyword == "PatientSex":
         return value in (None, "", "M", "F", "O")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.io.scan import Volume
+from utils.system.text import one_line
 
 LONGEST = 64  # letters of a name in DICOM
 PASSED_OVER = re.compile(r"[\s_\-]+")
@@ -54,9 +55,14 @@ class DicomLabel(ABC):
         """
 
 
+def dicom_name(name: str) -> str:
+    """A label's name as a DICOM file can have it: in one line, without backslashes, which part values, and not long."""
+    return one_line(name).replace("\\", "/")[:LONGEST]
+
+
 def name_key(name: str) -> str:
     """What two names share that mean one structure: letters, without blanks, underscores, hyphens and capitals."""
-    return PASSED_OVER.sub("", name.replace("\\", "/")[:LONGEST]).casefold()  # a backslash is none in DICOM
+    return PASSED_OVER.sub("", dicom_name(name)).casefold()
 
 
 def names_by_class(labels: Sequence[str], also_called: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:

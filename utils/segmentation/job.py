@@ -37,6 +37,7 @@ class SegmentationJob:
         made_with: weights and settings, ready for JSON. A scan that was finished with others is done again.
         regions: unions of labels, which are measured and scored too.
         output: what the channels of the network's output are.
+        rtstruct: whether a DICOM series also gets contours.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class SegmentationJob:
     made_with: Mapping[str, Any]
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
+    rtstruct: bool = False
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -83,6 +85,10 @@ class SegmentationJob:
         """The DICOM segmentation of a series."""
         return self.folder / fitting_name(_stem(name), ".dcm")
 
+    def rtstruct_file(self, name: str) -> Path:
+        """The contours of a series."""
+        return self.folder / fitting_name(_stem(name), "_rtstruct.dcm")
+
     def organ_folder(self, name: str) -> Path:
         """The folder with one mask per organ of a scan."""
         return self.folder / fitting_name(_stem(name))
@@ -102,11 +108,17 @@ class SegmentationJob:
         paths = [self.mask_file(scan.name)]
         if scan.is_series:
             paths.append(self.dicom_file(scan.name))
+        if self.writes_rtstruct(scan):
+            paths.append(self.rtstruct_file(scan.name))
         if self.save_probabilities:
             paths.append(self.probability_file(scan.name))
         if self.one_file_per_organ:
             paths += [self.organ_file(scan.name, organ) for organ in self.organs.values()]
         return paths
+
+    def writes_rtstruct(self, scan: Scan) -> bool:
+        """Whether a scan gets contours, if its headers allow them."""
+        return self.rtstruct and scan.is_series
 
     def require_no_scan_replaced(self, scans: Sequence[Scan], searched: Sequence[str] = ()) -> None:
         """Check that no result would replace a scan, a label or another result, or lie in a folder of scans.

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import cc3d
@@ -88,18 +88,22 @@ def write_probabilities(
             file.write(values.tobytes(order="F"))
 
 
+def label_rgb(labels: Collection[int]) -> dict[int, list[int]]:
+    """The colour of each label in the report's pictures: red, green and blue from 0 to 255."""
+    colours = label_colours([""] * (max(labels) + 1))
+    return {label: [round(255 * channel) for channel in colours[label][:3]] for label in labels}
+
+
 def write_label_tables(folder: Path, labels: Mapping[int, str]) -> None:
     """Write ``labels_slicer.ctbl`` for 3D Slicer and ``labels_itksnap.txt`` for ITK-SNAP, a line for each label.
-
-    The colours are those of the pictures in the report.
 
     Raises:
         WriteError: if they can't be written.
     """
-    colours = label_colours([""] * (max(labels) + 1))
+    colours = label_rgb(labels)
     slicer, snap = "", ""
     for label, name in labels.items():
-        r, g, b = (round(255 * channel) for channel in colours[label][:3])
+        r, g, b = colours[label]
         name = one_line(name)
         slicer += f"{label} {name.replace(' ', '_')} {r} {g} {b} 255\n"
         quoted = name.replace('"', "'")

@@ -53,6 +53,7 @@ class _MadeWith(TypedDict):
     network: Annotated[list[Any], Len(2, 2)]
     one_file_per_organ: NotRequired[bool]
     save_probabilities: NotRequired[bool]
+    rtstruct: NotRequired[bool]
 
 
 @with_config(STRICT)
@@ -74,8 +75,9 @@ RECORD = TypeAdapter(_Record)
 
 def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     """The record of a scan whose results are complete and made by this very job, else None."""
-    # the DICOM segmentation can be impossible, so its absence means nothing
-    needed = {*job.result_files(scan), job.picture_file(scan.name)} - {job.dicom_file(scan.name)}
+    # DICOM's own files can be impossible, so their absence means nothing
+    of_dicom = {job.dicom_file(scan.name), job.rtstruct_file(scan.name)}
+    needed = {*job.result_files(scan), job.picture_file(scan.name)} - of_dicom
     if not all(path.is_file() and not path.is_symlink() for path in needed):
         return None
     record = read_record(job.record_file(scan.name))
@@ -162,8 +164,9 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
             organs=dict(enumerate(single, start=1)),
             one_file_per_organ=record["made_with"].get("one_file_per_organ", False),
             save_probabilities=record["made_with"].get("save_probabilities", False),
+            rtstruct=record["made_with"].get("rtstruct", False),
         )
-        earlier = {*earlier_job.result_files(scan), job.dicom_file(scan.name)}
+        earlier = set(earlier_job.result_files(replace(scan, is_series=True)))  # it may have been one
     if folder.is_symlink():
         earlier = {result for result in earlier if result.parent != folder}
     to_come = {result for result in job.result_files(scan) if not result.exists()}
@@ -178,7 +181,8 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
 def _begun(scan: Scan, job: SegmentationJob) -> Iterator[Path]:
     """The files that the record of an unfinished scan lists, as far as this program can have made them."""
     names = _read_json(job.record_file(scan.name)).get(IN_PROGRESS)
-    own = {job.mask_file(scan.name), job.dicom_file(scan.name), job.probability_file(scan.name)}
+    files = (job.mask_file, job.dicom_file, job.rtstruct_file, job.probability_file)
+    own = {file(scan.name) for file in files}
     folder = job.organ_folder(scan.name)
     for name in names if isinstance(names, list) else []:
         if not isinstance(name, str) or "\0" in name:
@@ -197,6 +201,8 @@ def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:
         content |= {"not_annotated": scan.not_annotated, "ignore": scan.ignore}
     if scan.structures:
         content["structures"] = scan.structures
+    if job.writes_rtstruct(scan):
+        content["rtstruct"] = True
     as_json: dict[str, Any] = json.loads(json.dumps(content))  # tuples become lists
     return as_json
 

@@ -19,12 +19,13 @@ from utils.evaluation.view import write_view
 from utils.inference.confidence import Certainty
 from utils.inference.scan_grid import class_on_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
+from utils.io.dicom_rtstruct import write_structure_set
 from utils.io.dicom_seg import write_segmentation
 from utils.io.geometry import ras_spacing, to_ras
 from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan, Volume
 from utils.segmentation.job import SegmentationJob
-from utils.segmentation.masks import write_mask, write_probabilities
+from utils.segmentation.masks import label_rgb, write_mask, write_probabilities
 from utils.segmentation.records import provenance, source_of, start_record
 from utils.segmentation.volumes import make_mask, on_network_grid, predict_probabilities
 from utils.system.errors import InputError
@@ -147,10 +148,15 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
     if modality not in (None, "CT") and job.preprocessing.intensity == "ct":
         remarks.append(f"{source_of(scan)}: is {modality}, but the network knows the intensities of CT.")
     if volume.datasets:
-        try:
-            write_segmentation(job.dicom_file(scan.name), mask, job.organs, volume.datasets)
-        except InputError as error:
-            remarks.append(str(error))  # the headers don't allow one; the other files are complete
+        files = [partial(write_segmentation, job.dicom_file(scan.name), mask, job.organs)]
+        if job.rtstruct:
+            path, colours = job.rtstruct_file(scan.name), label_rgb(job.organs)
+            files.append(partial(write_structure_set, path, mask, job.organs, colours))
+        for write in files:
+            try:
+                write(volume.datasets)
+            except InputError as error:
+                remarks.append(str(error))  # the headers don't allow one; the other files are complete
     if job.one_file_per_organ:
         for label, name in job.organs.items():
             path = job.organ_file(scan.name, name)
