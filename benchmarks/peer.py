@@ -21,6 +21,7 @@ from utils.io.scan import Scan
 from utils.system.errors import InputError
 
 CROPS_PER_SCAN = 4
+ENCODER_PARTS = ("rotary", "swiglu", "attn_norm", "qv_bias", "layer_scale")
 
 
 def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -38,7 +39,9 @@ def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str
         raise InputError("MONAI's UNETR has patches of 16 voxels only. Give weights of such a network.")
     if theirs.pop("conv_stem", False):
         raise InputError("MONAI's UNETR has no convolutional stem. Give weights of a network without one.")
-    for ours_only in ("drop_path_rate", "deep_supervision", "spacing"):
+    if any(theirs.pop(name, False) for name in ENCODER_PARTS):
+        raise InputError("MONAI's UNETR has a plain ViT. Give weights of a network with one.")
+    for ours_only in ("drop_path_rate", "deep_supervision", "spacing", "scaled_init"):
         theirs.pop(ours_only, None)
     network = nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)
     if weights is not None:

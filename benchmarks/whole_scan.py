@@ -49,9 +49,10 @@ GROWTH = [
 PIECES = {
     "utils.checkpoints.load": ("load_ensemble",),
     "utils.segmentation.pipeline": ("predict",),
+    "utils.segmentation.volumes": ("to_network_grid", "to_scan_grid"),
     "utils.segmentation.steps": (
-        *("read_scan", "to_network_grid", "to_scan_grid", "write_mask", "measure"),
-        *("_picture", "pixels", "save_picture"),
+        *("read_scan", "write_mask", "measure"),
+        *("_picture", "pixels", "save_picture", "write_view"),
     ),
     "utils.segmentation.results": ("write_report",),
 }

@@ -69,7 +69,7 @@ def test_kill_9_of_one_of_two_processes_within_an_epoch_three_times_in_a_run(tra
 
 
 def test_segmentations_are_killed_and_stopped_and_fill_the_disk(segmentation: SegmentationInjector) -> None:
-    check(segmentation.signals(signal.SIGKILL, 3), 3)
+    check(segmentation.signals(signal.SIGKILL, 5), 5)  # of fewer, all may hit the first scan
     check(segmentation.signals(signal.SIGTERM, 2), 2)
     outcome = segmentation.full_disks(2)
     assert (outcome.problems, outcome.lost) == ([], 0)

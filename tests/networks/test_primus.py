@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from networks import build_network
 from networks.primus import decoder_channels
 from networks.vit import rotate, rotations
-from tests.conftest import Run
+from tests.conftest import REPOSITORY, Run
 from tests.training.test_blocks import training_step, use_backend
+from tests.weights.make_primus import numbers
 from utils import export
 from utils.checkpoints.description import Description
 from utils.checkpoints.foreign_weights import load_weights
@@ -36,28 +37,14 @@ LAST_LAYERS = {"attn.out_proj": "attn.proj", "mlp.linear2": "mlp.fc2"}
 
 
 @pytest.fixture(scope="module")
-def primus() -> Any:
-    """The module ``dynamic_network_architectures.architectures.primus``."""
-    # torchvision, which timm imports, doesn't import beside a torch of another build without these
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from dynamic_network_architectures.architectures import primus
-
-    return primus
+def theirs() -> dict[str, Any]:
+    """What dynamic-network-architectures 0.4.4 computes, by ``tests/weights/make_primus.py``."""
+    found: dict[str, Any] = torch.load(REPOSITORY / "tests" / "weights" / "primus.pt", weights_only=True)
+    return found
 
 
-def randomised(network: nn.Module) -> Any:
-    """Random numbers also where a fresh network has 0, 1 or a constant."""
-    torch.manual_seed(3)
-    for name, tensor in network.named_parameters():
-        if tensor.ndim == 1:
-            nn.init.normal_(tensor, float(name.endswith("weight")), 0.2)
-    return network.eval()
-
-
-def test_sizes_have_as_many_parameters_as_theirs(primus: Any) -> None:
-    sizes = {
+def test_sizes_have_as_many_parameters_as_theirs(theirs: dict[str, Any]) -> None:
+    sizes: dict[str, dict[str, int]] = {
         "PrimusV2S": {},
         "PrimusV2B": {"hidden_size": 792, "mlp_dim": 2112, "num_heads": 12},
         "PrimusV2M": {"hidden_size": 864, "mlp_dim": 2304, "num_heads": 12, "num_layers": 16},
@@ -65,14 +52,12 @@ def test_sizes_have_as_many_parameters_as_theirs(primus: Any) -> None:
     with torch.device("meta"):
         for name, settings in sizes.items():
             ours = build_network("primus", img_size=WINDOW, out_channels=5, **settings)
-            theirs = getattr(primus, name)(1, 5, (8, 8, 8), WINDOW)
-            assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters()), name
+            assert sum(p.numel() for p in ours.parameters()) == theirs["parameters"][name], name
 
 
-def test_rotations_are_those_of_timm(primus: Any) -> None:
-    theirs = primus.PrimusS(1, 5, (8, 8, 8), WINDOW).eva.rope.get_embed()  # sines and cosines, each twice: (N, 2 · 66)
-    sines, cosines = theirs[:, :66:2], theirs[:, 66::2]
-    torch.testing.assert_close(rotations((2, 3, 4), 66), torch.stack([cosines, sines]), rtol=0, atol=1e-6)
+def test_rotations_are_those_of_timm(theirs: dict[str, Any]) -> None:
+    sines, cosines = theirs["rope"][:, :66:2], theirs["rope"][:, 66::2]
+    torch.testing.assert_close(rotations((4, 3, 2), 66), torch.stack([cosines, sines]), rtol=0, atol=1e-6)
 
 
 def test_a_rotated_product_depends_on_the_distance_alone() -> None:
@@ -93,25 +78,24 @@ def test_the_first_pair_turns_by_one_radian_a_patch() -> None:
     assert torch.equal(turned[0, 0, 0], x[0, 0, 0])
 
 
-def test_initial_weights_are_as_wide_as_theirs(primus: Any) -> None:
+def test_initial_weights_are_as_wide_as_theirs(theirs: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    theirs = primus.PrimusV2S(1, 5, (8, 8, 8), WINDOW)
     ours: Any = build_network("primus", img_size=WINDOW, out_channels=5)
+    deviations = theirs["deviations"]
     for number in (0, 5, 11):
         for our_name, their_name in LAST_LAYERS.items():
-            our_std = ours.vit.blocks[number].get_submodule(our_name).weight.std().item()
-            their_std = theirs.eva.blocks[number].get_submodule(their_name).weight.std().item()
-            assert our_std == pytest.approx(their_std, rel=0.03)
-            assert our_std == pytest.approx(0.02 / math.sqrt(2 * (number + 1)), rel=0.03)
+            deviation = ours.vit.blocks[number].get_submodule(our_name).weight.std().item()
+            assert deviation == pytest.approx(deviations[f"eva.blocks.{number}.{their_name}.weight"], rel=0.03)
+            assert deviation == pytest.approx(0.02 / math.sqrt(2 * (number + 1)), rel=0.03)
     assert ours.vit.blocks[3].scale1.gamma.eq(0.1).all()
-    pairs: list[tuple[Tensor, Tensor]] = [
-        (ours.vit.blocks[7].attn.qkv.weight, theirs.eva.blocks[7].attn.q_proj.weight),
-        (ours.vit.patch_embedding.position_embeddings, theirs.eva.pos_embed),
-        (ours.vit.patch_embedding.patch_embeddings.proj.weight, theirs.down_projection.final_proj.weight),
-        (ours.decoder[0].weight, theirs.up_projection.decode[0][0].weight),
-    ]
-    for our_weight, their_weight in pairs:
-        assert our_weight.std().item() == pytest.approx(their_weight.std().item(), rel=0.03)
+    pairs: dict[str, Tensor] = {
+        "eva.blocks.7.attn.q_proj.weight": ours.vit.blocks[7].attn.qkv.weight,
+        "eva.pos_embed": ours.vit.patch_embedding.position_embeddings,
+        "down_projection.final_proj.weight": ours.vit.patch_embedding.patch_embeddings.proj.weight,
+        "up_projection.decode.0.0.weight": ours.decoder[0].weight,
+    }
+    for name, weight in pairs.items():
+        assert weight.std().item() == pytest.approx(deviations[name], rel=0.03), name
 
 
 def test_drop_path_rises_to_the_last_block() -> None:
@@ -124,38 +108,37 @@ def test_the_decoder_has_the_channels_of_theirs() -> None:
     assert decoder_channels(396, 5, 3) == [396, 120, 32, 5]
 
 
-def transposed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kernels of a network that reads z, y, x instead of x, y, z."""
-    return {name: tensor.permute(0, 1, 4, 3, 2) if tensor.ndim == 5 else tensor for name, tensor in state.items()}
+def with_decoder_of(ours: Any, state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if name.startswith("up_projection.decode."):
+            stage, *rest = name.removeprefix("up_projection.decode.").split(".")
+            # theirs: a convolution (0), a norm (1) and an activation in each stage, the last a convolution alone
+            place = {"0": "0", "1": "1.norm"}.get(rest[0], "0")
+            layer = ours.decoder.get_submodule(f"{3 * int(stage) + int(place[0])}{place[1:]}")
+            # kernels of a network that reads z, y, x
+            layer.get_parameter(rest[-1]).data = tensor.permute(0, 1, 4, 3, 2) if tensor.ndim == 5 else tensor
 
 
-def with_decoder_of(ours: Any, theirs: Any) -> None:
-    for name, tensor in transposed(dict(theirs.up_projection.state_dict())).items():
-        _, stage, *rest = name.split(".")
-        # theirs: a convolution (0), a norm (1) and an activation in each stage, the last a convolution alone
-        place = {"0": "0", "1": "1.norm"}.get(rest[0], "0")
-        ours.get_submodule(f"decoder.{3 * int(stage) + int(place[0])}{place[1:]}").get_parameter(rest[-1]).data = tensor
-
-
-@pytest.mark.parametrize(("name", "pos_embed"), [("PrimusV2S", "residual"), ("PrimusS", "conv")])
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "pos_embed", "channels"), [("PrimusV2", "residual", 1), ("PrimusV2", "residual", 2), ("Primus", "conv", 1)]
+)
 def test_weights_of_theirs_give_the_same_tokens_and_logits(
-    primus: Any, name: str, pos_embed: str, channels: int
+    theirs: dict[str, Any], name: str, pos_embed: str, channels: int
 ) -> None:
-    theirs = randomised(getattr(primus, name)(channels, 5, (8, 8, 8), WINDOW[::-1]))  # z, y, x
-    ours: Any = build_network("primus", img_size=WINDOW, in_channels=channels, out_channels=5, pos_embed=pos_embed)
-    state = {"network_weights": {f"encoder.{name}": tensor for name, tensor in theirs.state_dict().items()}}
-    text, notes = load_vit_weights(ours.eval(), state, "file.pth")
+    found = theirs["networks"][f"{name}, {channels}"]
+    state = {name: numbers(name, shape) for name, shape in found["shapes"].items()}
+    settings: dict[str, Any] = {"hidden_size": 24, "num_heads": 2, "mlp_dim": 64, "num_layers": 3, "out_channels": 5}
+    ours: Any = build_network("primus", img_size=WINDOW, in_channels=channels, pos_embed=pos_embed, **settings)
+    nested = {"network_weights": {f"encoder.{name}": tensor for name, tensor in state.items()}}
+    text, notes = load_vit_weights(ours.eval(), nested, "file.pth")
     assert text.startswith("its encoder from file.pth (a ViT of volumes with names of nnssl below network_weights.enc")
     assert notes == ["its axes z, y, x became x, y, z; its decoder is left out"]
-    with_decoder_of(ours, theirs)
-    volume = torch.randn(2, channels, *WINDOW)
+    with_decoder_of(ours, state)
+    volume = numbers("volume", (1, channels, *WINDOW[::-1])).permute(0, 1, 4, 3, 2)  # z, y, x -> x, y, z
     with torch.no_grad():
-        turned = volume.permute(0, 1, 4, 3, 2)  # (B, C, x, y, z) -> (B, C, z, y, x)
-        embedded = theirs.down_projection(turned).flatten(2).transpose(1, 2)  # (B, N, E)
-        tokens = theirs.eva(embedded)[0].unflatten(1, (4, 3, 2)).permute(0, 3, 2, 1, 4).flatten(1, 3)
-        torch.testing.assert_close(ours.vit(volume)[0], tokens, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(ours(volume), theirs(turned).permute(0, 1, 4, 3, 2), atol=1e-5, rtol=1e-5)
+        tokens = ours.vit(volume)[0].unflatten(1, (2, 3, 4)).permute(0, 3, 2, 1, 4).flatten(1, 3)
+        torch.testing.assert_close(tokens, found["tokens"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(volume).permute(0, 1, 4, 3, 2), found["logits"], atol=1e-5, rtol=1e-5)
 
 
 def described(*flags: str) -> Description:

@@ -209,7 +209,7 @@ wrong: int = found.remarks
 
 def test_types_are_known_in_a_users_file(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER)
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(tmp_path / "user.py")]
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "user.py")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert len(errors) == 1, done.stdout

@@ -241,8 +241,8 @@ def _adapted(
         elif lies_in(name, outputs) and theirs.ndim == ours.ndim and theirs.shape[0] != ours.shape[0]:
             task[name] = ours
             transfer.new[name] = f"{theirs.shape[0]} classes became {ours.shape[0]}"
-        elif lies_in(name, outputs) and theirs.ndim == ours.ndim and theirs.shape != ours.shape:
-            task[name] = ours  # of a layer before the last, whose width follows from the number of classes
+        elif lies_in(name, outputs) and theirs.shape != ours.shape and _is_transposed(network, name):
+            task[name] = ours  # its second axis has the outputs
             transfer.new[name] = f"{tuple(theirs.shape)} became {tuple(ours.shape)}"
         elif name == positions and theirs.ndim == 3 and theirs.shape[::2] == ours.shape[::2]:
             patch_size: int = config.patch_size  # type: ignore[attr-defined]
@@ -265,6 +265,11 @@ def _adapted(
         if name not in wanted and lies_in(name, (*inputs, *outputs))
     }
     return task
+
+
+def _is_transposed(network: nn.Module, tensor: str) -> bool:
+    """Whether a tensor is of a transposed convolution."""
+    return isinstance(network.get_submodule(tensor.rpartition(".")[0]), nn.ConvTranspose3d)
 
 
 def interpolate_positions(embeddings: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
