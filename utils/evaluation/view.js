@@ -30,6 +30,7 @@ function choose() {
   const wanted = location.hash.slice(1);
   const index = Math.max(0, scans.findIndex((each) => each.hash === wanted));
   byId("scan").selectedIndex = index;
+  document.body.dataset.ready = ""; // until the chosen scan is shown
   if (loading) loading.remove();
   loading = document.createElement("script");
   loading.src = scans[index].script;
