@@ -14,7 +14,6 @@ from utils.config.flags import parse_test
 from utils.config.messages import name_flags
 from utils.config.settings import job_from_args, launch_settings, load_settings
 from utils.data.data_list import DataList, read_data_list, unlisted
-from utils.data.mirroring import Mirroring, trained_mirrorings
 from utils.distributed.launch import launch
 from utils.distributed.process import Process
 from utils.inference.engines import place_networks
@@ -42,9 +41,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     description = members[0][1]
     settings = description.preprocessing
     job = job_from_args(args, files, [one for _, one in members])
-    mirrored = job.postprocessing.mirrored
-    mirrorings = trained_mirrorings(description.flips, description.labels) if mirrored else (Mirroring(),)
-    mirrorings = tuple(map(description.output.mirrored, mirrorings))
+    mirrorings = description.mirrorings(job.postprocessing.mirrored)
     process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
     found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
 

@@ -18,7 +18,7 @@ from networks.tokenizer import ResidualTokenizer
 
 NUM_LAYERS = 12
 PATCH_SIZES = (16, 8)
-ROTARY_PERIOD = 10_000  # of the slowest rotation, in patches / 2π: that of Su et al., arXiv 2104.09864
+ROTARY_BASE = 10_000  # of the speeds of rotary embeddings, as in Su et al., arXiv 2104.09864
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def rotations(grid: tuple[int, int, int], head_size: int) -> Tensor:
         (2, N, head_size / 2).
     """
     bands = head_size // 6
-    speeds = ROTARY_PERIOD ** -(torch.arange(bands, dtype=torch.float32, device="cpu") / bands)
+    speeds = ROTARY_BASE ** -(torch.arange(bands, dtype=torch.float32, device="cpu") / bands)
     axes = [torch.arange(patches, dtype=torch.float32, device="cpu") for patches in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # (d, h, w, 3)
     angles = (places[..., None] * speeds).flatten(3).flatten(0, 2)  # (d, h, w, 3, bands) -> (N, head_size / 2)
@@ -348,7 +348,12 @@ class ViT(nn.Module):
         return self.transform(self.patch_embedding(volume), self.rotation)
 
     def transform(self, tokens: Tensor, rotation: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """All blocks, for tokens of some or all patches, (B, N, E), and the rotations that go with these."""
+        """What all blocks make of tokens: see :meth:`forward`.
+
+        Args:
+            tokens: of all patches, or of some, (B, N, E).
+            rotation: of the same patches, as :func:`rotate` takes it.
+        """
         hidden_states: list[Tensor] = []
         for block in self.blocks:
             tokens = block(tokens, rotation)

@@ -86,9 +86,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     precision = choose_precision(process.device, description.amp, description.config)
     scaler = precision.scaler()
     groups = [{"params": list(network.parameters())}]
-    optimizer = build_optimizer(
-        args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum, args.betas
-    )  # fmt: skip
+    optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum, args.betas)
     start.restore(network, None, optimizer, scaler)
     progress = start.progress
     sizes = (len(data.training), process.world_size, args.batch_size, args.accumulate)

@@ -51,6 +51,7 @@ from utils.checkpoints.postprocessing import FromFolds, from_folds
 from utils.checkpoints.schema import check_metadata, describes_itself
 from utils.data.channels import CLASSES, Channels, Region
 from utils.data.data_list import clean_labels
+from utils.data.mirroring import Mirroring, trained_mirrorings
 from utils.data.preprocessing import Preprocessing
 from utils.data.regions import read_regions, regions_as_json, scored_structures
 from utils.system.errors import DamagedError, InputError
@@ -104,6 +105,15 @@ class Description:
         """Network and preprocessing by the names of their flags."""
         own = {name: value for name, value in self.options.items() if name not in OF_THE_WINDOW}
         return {"model_name": self.architecture.title, **own, **preprocessing_settings(self.preprocessing)}
+
+    def mirrorings(self, mirrored: bool) -> tuple[Mirroring, ...]:
+        """How the passes of a window are mirrored: as crops were in training, or not at all; the first one isn't.
+
+        Raises:
+            InputError: if crops were not flipped in training.
+        """
+        found = trained_mirrorings(self.flips, self.labels) if mirrored else (Mirroring(),)
+        return tuple(map(self.output.mirrored, found))
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""

@@ -288,10 +288,15 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
                             help="epochs between saves of model_final.pt"))  # fmt: skip
 
 
-def _add_cost_flags(parser: argparse.ArgumentParser) -> None:
+def _add_recomputing_flag(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory and time")
     rare(group.add_argument("--activation_checkpointing", action="store_true",
                             help="recompute activations in the backward pass: less memory, longer steps"))  # fmt: skip
+
+
+def _add_cost_flags(parser: argparse.ArgumentParser) -> None:
+    _add_recomputing_flag(parser)
+    group = parser.add_argument_group("memory and time")
     rare(group.add_argument("--compile", action="store_true",
                             help="train with torch.compile: a long first step, then perhaps shorter ones"))  # fmt: skip
     graph = group.add_mutually_exclusive_group()
@@ -423,9 +428,7 @@ def pretrain_parser(architecture: Architecture | None = None) -> Parser:
     _add_further_augmentation_flags(parser)
     _add_machine_flags(parser)
     _add_caching_flags(parser)
-    group = parser.add_argument_group("memory and time")
-    rare(group.add_argument("--activation_checkpointing", action="store_true",
-                            help="recompute activations in the backward pass: less memory, longer steps"))  # fmt: skip
+    _add_recomputing_flag(parser)
     _add_several_machines_flags(parser)
     for action in parser._actions:
         if action.dest == "save_checkpoint":  # it always holds
@@ -498,7 +501,7 @@ def test_parser(architecture: Architecture | None) -> Parser:
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the flags of ``main.py``; a fault ends the program with one line."""
-    return _parsed(train_parser, argv)[0]
+    return _parsed(train_parser, argv, _train_faults)[0]
 
 
 def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -507,7 +510,7 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
     Returns:
         The flags by name, and as a command line those that ``main.py`` gets for every fold.
     """
-    args, given, parser = _parsed(crossval_parser, argv)
+    args, given, parser = _parsed(crossval_parser, argv, _train_faults)
     faults = []
     if args.fold is not None:
         faults.append("--fold is for one run of main.py; give --folds, or leave it out for all of them")
@@ -526,7 +529,7 @@ def parse_crossval(argv: Sequence[str] | None = None) -> tuple[argparse.Namespac
 
 
 def _parsed(
-    make: Callable[[Architecture], Parser], argv: Sequence[str] | None, find_faults: FindFaults | None = None
+    make: Callable[[Architecture], Parser], argv: Sequence[str] | None, find_faults: FindFaults
 ) -> tuple[argparse.Namespace, list[str], Parser]:
     """The flags by name, as a command line without files, and the parser for the network that they name."""
     plain = make(NETWORKS["unetr"])
@@ -537,7 +540,7 @@ def _parsed(
     except InputError as error:
         plain.error(_in_flags(error))
     args = parser.parse_args(given)
-    faults = (find_faults or _train_faults)(args, architecture)
+    faults = find_faults(args, architecture)
     if faults:
         parser.error("; ".join(faults))
     return args, given, parser

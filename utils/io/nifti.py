@@ -117,13 +117,7 @@ def read_nifti(path: Path, head: bytes) -> Volume:
         raise
     except (ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: can't be read as NIfTI ({first_line(error)}). Copy or convert it again.") from error
-    if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
-        voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
-    affine, remark = _affine(image, np.abs(pixdim))
-    volume = volume_from_array(path, voxels, affine, image.header)
-    if remark is not None:
-        volume.remarks.append(f"{path}: {remark}")
-    return volume
+    return _placed(path, image, voxels, np.abs(pixdim))
 
 
 def volume_from_nibabel(image: Any, source: Path) -> Volume:
@@ -138,9 +132,19 @@ def volume_from_nibabel(image: Any, source: Path) -> Volume:
     voxels = np.asanyarray(image.dataobj)
     if not isinstance(image.header, nib.Nifti1Header):
         return volume_from_array(source, voxels, image.affine)
+    return _placed(source, image, voxels, np.abs(np.asarray(image.header["pixdim"][1:4], float)))
+
+
+def _placed(source: Path, image: Any, voxels: np.ndarray, spacing: np.ndarray) -> Volume:
+    """The volume of an image of nibabel.
+
+    Args:
+        voxels: the image's, as numbers.
+        spacing: what ``pixdim`` says, without signs.
+    """
     if voxels.dtype == np.float64 and image.get_data_dtype().kind in "iu":
-        voxels = voxels.astype(np.float32)
-    affine, remark = _affine(image, np.abs(np.asarray(image.header["pixdim"][1:4], float)))
+        voxels = voxels.astype(np.float32)  # whole numbers with a scale, which networks take as float32 anyway
+    affine, remark = _affine(image, spacing)
     volume = volume_from_array(source, voxels, affine, image.header)
     if remark is not None:
         volume.remarks.append(f"{source}: {remark}")

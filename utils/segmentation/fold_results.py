@@ -8,7 +8,6 @@ from typing import Any
 from utils.checkpoints.description import Description
 from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.save import write_from_folds
-from utils.data.mirroring import trained_mirrorings
 from utils.distributed.process import Process
 from utils.evaluation.measurements import scores_of
 from utils.evaluation.metrics import FoldScores
@@ -72,10 +71,9 @@ def knows_mirrored_scans(description: Description) -> bool:
     if description.flips == "none":
         return False
     try:
-        found = [description.output.mirrored(one) for one in trained_mirrorings(description.flips, description.labels)]
+        return len(description.mirrorings(mirrored=True)) > 1
     except InputError:  # a region whose mirror image is no region
         return False
-    return len(found) > 1
 
 
 def postprocess(folds: Sequence[ScannedFold], group: Path, process: Process) -> None:

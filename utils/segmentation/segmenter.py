@@ -14,7 +14,6 @@ import numpy as np
 from utils.checkpoints.load import LoadSettings, load_ensemble
 from utils.checkpoints.postprocessing import Postprocessing, common
 from utils.data.data_list import unlisted
-from utils.data.mirroring import Mirroring, trained_mirrorings
 from utils.data.preprocessing import OnNetworkGrid, intensity_remarks
 from utils.data.regions import scored_structures
 from utils.distributed.launch import choose_device
@@ -120,13 +119,11 @@ class Segmenter:
         found = common([one.from_folds for _, one in members], [one.flips for _, one in members])
         chosen = found if postprocessing else Postprocessing()
         self._postprocessing = replace(chosen, mirrored=tta or chosen.mirrored)
-        mirrorings: tuple[Mirroring, ...] = (Mirroring(),)
-        if self._postprocessing.mirrored:
-            mirrorings = trained_mirrorings(description.flips, description.labels)
+        mirrorings = description.mirrorings(self._postprocessing.mirrored)
         self._output, self._settings = description.output, description.preprocessing
         self._process = Process(choose_device(device))
         networks, _ = place_networks("torch", members, amp, self._process)
-        self._ensemble = Ensemble(networks, tuple(map(self._output.mirrored, mirrorings)))
+        self._ensemble = Ensemble(networks, mirrorings)
         self._predictor = Predictor(
             self._settings.roi, self._settings.padding, overlap, 1, self._process.device, _silent, self._output
         )

@@ -101,9 +101,8 @@ def predict(
             bar.update(windows)
             process.stop.raise_if_requested()
 
-        return predict_probabilities(
-            prepared.scan.image[0], image, ensemble, predictor, job.structures, progress
-        )  # fmt: skip
+        source = prepared.scan.image[0]
+        return predict_probabilities(source, image, ensemble, predictor, job.structures, progress)
 
 
 def segment(
