@@ -22,8 +22,8 @@ ANISOTROPIC = 3.0
 ANISOTROPIC_PERCENTILE = 10  # of the spacing along such an axis; nnU-Net v2 takes the same
 # nnU-Net v2's lowres_creation_threshold: a window that holds less of the median scan sees too little around it
 SMALLEST_SHARE = 0.25
-# how often a run should show each place of the body, in whichever scans: with fewer steps, windows have to hold more of
-# it (docs/planning.md)
+# how often a run should show each place of the body, over all scans: with fewer steps, windows have to hold more of it
+# (docs/planning.md)
 SHOWN_TIMES = 2_000
 # nnU-Net v2 makes voxels longer by this factor until the window holds that share
 COARSER = 1.03
