@@ -128,6 +128,15 @@ def test_a_contour_encloses_the_area_of_its_voxels(tmp_path: Path) -> None:
         assert min(areas) > 0.95
 
 
+@pytest.mark.parametrize(("order", "signs"), [((0, 2, 1), (1, 1, 1)), ((2, 0, 1), (1, 1, -1))])
+def test_the_ends_of_a_contour_differ_in_x_or_y(tmp_path: Path, order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    """plastimatch takes them for one point otherwise, which cost each contour of coronal slices a corner."""
+    written(tmp_path, turned(order, signs))
+    for roi in pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence:
+        for contour in roi.ContourSequence:
+            assert np.abs(np.subtract(contour.ContourData[:2], contour.ContourData[-3:-1])).max() > 0.3
+
+
 def test_names_colours_and_references(tmp_path: Path) -> None:
     volume = written(tmp_path, AXIAL)
     read = pydicom.dcmread(tmp_path / "rt.dcm")
