@@ -177,7 +177,8 @@ def _preprocessing(settings: Preprocessing) -> list[dict[str, Any]]:
     }
     standardise = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
     return [
-        {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader", "ensure_channel_first": True},
+        {"_target_": "LoadImaged", "keys": "image", "reader": "NibabelReader"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},  # MONAI Deploy leaves LoadImaged out, and needs this one
         {"_target_": "Orientationd", "keys": "image", "axcodes": settings.orientation, "labels": None},
         {"_target_": "Spacingd", "keys": "image", "pixdim": list(settings.spacing), "mode": "bilinear"},
         *([window, crop] if settings.intensity == "ct" else [crop, standardise]),
