@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
@@ -17,6 +18,7 @@ import hubconf
 from tests.conftest import REPOSITORY
 from tests.io.series import write_series
 from tests.segmentation.conftest import load, scan_of, voxels
+from utils.export import export_bundle, export_task
 from utils.phantom import LABELS
 from utils.segmentation import Segmenter
 from utils.system.errors import InputError
@@ -78,6 +80,32 @@ def test_a_folder_with_a_dicom_series(segmenter: Segmenter, phantoms: Path, tmp_
     assert max((mask == of_array).mean(), (mask == of_array[..., ::-1]).mean()) > 0.999
 
 
+def test_a_dicom_series_gets_test_pys_seg_and_rtstruct(
+    segmenter: Segmenter, segment: Any, phantoms: Path, tmp_path: Path
+) -> None:
+    image = load(scan_of(phantoms))
+    array = np.asarray(image.dataobj).astype(np.int16)
+    (series, *_) = write_series(tmp_path / "series", array, image.affine)
+    out = segment(f"--input={tmp_path / 'series'}", "--device=cpu", "--rtstruct")
+    found = segmenter(tmp_path / "series")
+    found.write_dicom_seg(tmp_path / "seg.dcm")
+    found.write_rtstruct(tmp_path / "contours.dcm")
+
+    seg, expected = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(out / "series.dcm")
+    assert seg.PixelData == expected.PixelData
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == [one.SegmentLabel for one in expected.SegmentSequence]
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == series.SeriesInstanceUID
+    contours, expected = pydicom.dcmread(tmp_path / "contours.dcm"), pydicom.dcmread(out / "series_rtstruct.dcm")
+    assert contours.ROIContourSequence == expected.ROIContourSequence
+    assert contours.FrameOfReferenceUID == series.FrameOfReferenceUID
+
+    of_nifti = segmenter(scan_of(phantoms))
+    for write in (of_nifti.write_dicom_seg, of_nifti.write_rtstruct):
+        with pytest.raises(InputError, match="was no DICOM series"):
+            write(tmp_path / "none.dcm")
+    assert not (tmp_path / "none.dcm").exists()
+
+
 def test_probabilities_lead_to_the_mask(segmenter: Segmenter, phantoms: Path) -> None:
     found = segmenter(scan_of(phantoms), probabilities=True)
     assert found.probabilities is not None
@@ -130,11 +158,18 @@ ARRAY[5:15, 5:15, 5:15] = 100
         ((ARRAY,), "`affine`: an array needs one"),
         ((ARRAY, np.eye(3)), "`affine`: must be (4, 4), not 3 × 3"),
         ((ARRAY, np.zeros((4, 4))), "its affine can't place voxels in space"),
-        ((ARRAY[0], np.eye(4)), "the scan has 2 dimensions"),
+        (((ARRAY, np.zeros((4, 4))),), "its affine can't place voxels in space"),
+        ((ARRAY[0], np.eye(4)), "the scan has the shape 20 × 20. Give (X, Y, Z)"),
+        ((ARRAY[:0], np.eye(4)), "the scan has the shape 0 × 20 × 20. Give (X, Y, Z)"),
+        ((np.array(3.0), np.eye(4)), "the scan has no dimensions"),
         ((np.stack([ARRAY, ARRAY]), np.eye(4)), "has 2 channels, and the network takes 1"),
+        ((ARRAY[..., None], np.eye(4)), "An array with channels is (C, X, Y, Z)."),
+        ((ARRAY.tolist(), np.eye(4)), "the scan is a list. Give a path, an array of NumPy"),
+        (("a.nii.gz", np.eye(4)), "`affine`: is for arrays, and a.nii.gz knows its own"),
         ((np.full((20, 20, 20), np.nan), np.eye(4)), "has NaN or infinite voxels"),
         ((np.ones((20, 20, 20)), np.eye(4)), "every voxel is 1"),
-        ((np.array([["a"]]), np.eye(4)), "the scan has 2 dimensions"),
+        ((np.full((3, 3, 3), "a"), np.eye(4)), "has colours or other compound voxels"),
+        ((np.tile(ARRAY, (6, 6, 6)), np.diag([60.0, 60.0, 60.0, 1.0])), "is 7.2 m long by its header"),
         ((3,), "the scan is a int. Give a path"),
         (("missing.nii.gz",), "missing.nii.gz"),
     ],
@@ -150,7 +185,8 @@ def test_what_is_no_scan_is_an_error_in_one_line(segmenter: Segmenter, scan: tup
     ("options", "words"),
     [
         ({"weights": []}, "names no file"),
-        ({"weights": "missing.pt"}, "missing.pt"),
+        ({"weights": "missing.pt"}, "missing.pt: no such file. Mend its path."),
+        ({"network_file": "missing.py"}, "`network_file` missing.py"),
         ({"device": "tpu"}, "`device` tpu"),
         ({"overlap": 1.0}, "`overlap` must be at least 0 and below 1"),
     ],
@@ -159,6 +195,65 @@ def test_what_cannot_be_loaded_is_an_error_in_one_line(trained: Path, options: d
     with pytest.raises(InputError) as error:
         Segmenter(**{"weights": trained / "model.pt", **options})
     assert words in str(error.value)
+
+
+def test_weights_of_unlike_tasks_are_an_error_in_one_line(trained: Path, tmp_path: Path) -> None:
+    abdomen, hippocampus = trained / "model.pt", REPOSITORY / "pretrained_models" / "hippocampus" / "fold0.pt"
+    bundle, archive = tmp_path / "bundle", tmp_path / "task.zip"
+    export_bundle(abdomen, bundle)
+    export_task(trained, archive)
+    for weights in (abdomen, bundle / "models" / "model.ts", archive):
+        with pytest.raises(InputError, match="`labels` background, anterior, posterior contradicts") as error:
+            Segmenter([hippocampus, weights], device="cpu")
+        assert str(error.value).startswith(f"{weights}")
+        assert "\n" not in str(error.value)
+
+
+def test_a_scan_that_memory_does_not_hold_is_an_error_in_one_line(
+    segmenter: Segmenter, phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: object) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segmenter._predictor, "_averaged", allocate)
+        with pytest.raises(InputError, match=r"img0007\.nii\.gz: this machine has no memory for it"):
+            segmenter(scan_of(phantoms))
+    # each of the network's voxels takes 2 + 1.25 + 14 + 0.5 numbers of 4 bytes: image, weights, 14 classes, a mask
+    large = ARRAY, np.diag([100.0, 100.0, 100.0, 1.0])
+    needed = 4 * (2000**3 / np.prod(segmenter.spacing) * 17.75 + 2 * 20**3)
+    for memory, words in ((needed * 0.99, "memory doesn't hold"), (needed * 1.01, "can't allocate memory")):
+        with monkeypatch.context() as patched:
+            patched.setattr("utils.data.preprocessing.available_memory", lambda memory=memory: memory)
+            patched.setattr("utils.segmentation.volumes.to_network_grid", allocate)
+            with pytest.raises(InputError, match=words):
+                segmenter(*large)
+
+
+def test_a_file_that_nibabel_reads_late_is_an_error_in_one_line(segmenter: Segmenter, tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(ARRAY, np.eye(4)), tmp_path / "whole.nii")
+    (tmp_path / "cut.nii").write_bytes((tmp_path / "whole.nii").read_bytes()[:20_000])
+    with pytest.raises(InputError, match=r"the scan: can't be read \(Expected 32000 bytes, got \d+ bytes"):
+        segmenter(nib.load(tmp_path / "cut.nii"))
+
+
+def test_errors_and_remarks_call_a_scan_by_its_name(segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "x.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(InputError, match=r"^upload 7: is no volume"):
+        segmenter(tmp_path / "x.nii.gz", name="upload 7")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^upload 8: holds no scan"):
+        segmenter(tmp_path / "empty", name="upload 8")
+    with pytest.raises(InputError, match=r"^upload 9"):
+        segmenter(tmp_path / "missing.nii", name="upload 9")
+
+
+@pytest.mark.parametrize("scans", ["/scans/a.nii.gz", Path("/scans/a.nii.gz"), ARRAY])
+def test_one_scan_is_no_batch(segmenter: Segmenter, scans: Any) -> None:
+    with pytest.raises(InputError, match="Give a list of scans"):
+        segmenter.batch(scans)
 
 
 PROGRAM = """

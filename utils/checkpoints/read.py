@@ -209,10 +209,7 @@ def _require_file(path: Path) -> None:
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         there = [] if path.is_dir() else sorted(file.name for file in path.parent.glob("*.pt*"))
         what += f", but there are {', '.join(there[:6])}" if there else ""
-        raise InputError(
-            f"{path}: {what}. Mend its path (`pretrained_dir` and `pretrained_model_name`, or `checkpoint` or "
-            "`vit_weights` of main.py)."
-        )
+        raise InputError(f"{path}: {what}. Mend its path.")
     require_regular(path)
 
 

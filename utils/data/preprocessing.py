@@ -97,7 +97,7 @@ def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -
 
 
 def size_fault(
-    path: Path, shape: Sequence[int], affine: np.ndarray, settings: Preprocessing, volumes: int
+    path: Path, shape: Sequence[int], affine: np.ndarray, settings: Preprocessing, volumes: float
 ) -> str | None:
     """A sentence if a scan would be longer than a person, or take more memory than there is, else None.
 

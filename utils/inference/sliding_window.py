@@ -58,6 +58,15 @@ class Ensemble:
         """How often each window is predicted."""
         return len(self.members) * len(self.mirrorings)
 
+    def volumes(self, in_channels: int, out_channels: int) -> float:
+        """How many volumes in float32 a prediction holds at once.
+
+        These are the image as it is and padded, the sum of the windows' weights and which of them are 0, the channels
+        of a pass and of each average that passes are added to, and the networks' masks in 16 bits.
+        """
+        averages = (len(self.mirrorings) > 1) + (len(self.members) > 1)
+        return 2 * in_channels + 1.25 + out_channels * (1 + averages) + len(self.members) / 2
+
 
 @dataclass
 class Predictor:

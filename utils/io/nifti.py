@@ -15,6 +15,7 @@ Where headers leave a choice, training and testing make the same one:
 
 import gzip
 import itertools
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,12 @@ def volume_from_nibabel(image: Any, source: Path) -> Volume:
         source: what messages call it.
 
     Raises:
-        InputError: if it is no 3D volume, or can't be placed in space.
+        InputError: if it is no 3D volume, can't be placed in space, or its file can't be read.
     """
-    voxels = np.asanyarray(image.dataobj)
+    try:
+        voxels = np.asanyarray(image.dataobj)  # nibabel may read the file only now
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{source}: can't be read ({first_line(error)}). Copy it again.") from error
     if not isinstance(image.header, nib.Nifti1Header):
         return volume_from_array(source, voxels, image.affine)
     return _placed(source, image, voxels, np.abs(np.asarray(image.header["pixdim"][1:4], float)))

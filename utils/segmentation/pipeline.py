@@ -28,6 +28,7 @@ from utils.system.errors import (
     WriteError,
     first_line,
     is_out_of_memory,
+    no_memory,
 )
 from utils.system.signals import StopRequest
 from utils.system.text import one_line, shortened
@@ -100,7 +101,7 @@ def segment_scans(
         SuccessiveThreads() as writer,
     ):
         previous: tuple[Scan, Future[dict[str, Any]]] | None = None
-        for scan, reading in _prepared(todo, job, read_ahead):
+        for scan, reading in _prepared(todo, job, ensemble, read_ahead):
             process.stop.raise_if_requested()
             segmented = None
             with _faults_noted(outcome, scan, job, process):
@@ -139,12 +140,14 @@ def gather_outcomes(outcome: Outcome, found: FoundScans, process: Process) -> Ou
     )
 
 
-def _prepared(scans: Iterable[Scan], job: SegmentationJob, ahead: bool) -> Iterator[tuple[Scan, Future[PreparedScan]]]:
+def _prepared(
+    scans: Iterable[Scan], job: SegmentationJob, ensemble: Ensemble, ahead: bool
+) -> Iterator[tuple[Scan, Future[PreparedScan]]]:
     """Each scan with its :func:`prepare`, which runs in a thread; ``ahead``: the next one has begun by then."""
     waiting: deque[tuple[Scan, Future[PreparedScan]]] = deque()
     with SuccessiveThreads() as reader:
         for scan in scans:
-            waiting.append((scan, reader.submit(prepare, scan, job)))
+            waiting.append((scan, reader.submit(prepare, scan, job, ensemble)))
             if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
@@ -173,7 +176,7 @@ def _fault(scan: Scan, error: Exception) -> str:
     if isinstance(error, InputError | WriteError):
         text = str(error)
     elif is_out_of_memory(error):
-        text = f"{scan.path}: this machine has no memory for it. Free some, or take a larger machine."
+        text = no_memory(scan.path)
     else:
         text = f"{scan.path}: failed ({type(error).__name__}: {first_line(error)}). See the log for where."
     return shortened(one_line(text), LONGEST_FAULT)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -22,12 +23,14 @@ from utils.evaluation.measurements import measure
 from utils.inference.engines import place_networks
 from utils.inference.scan_grid import class_on_scan_grid
 from utils.inference.sliding_window import OVERLAP, Ensemble, Predictor
+from utils.io.dicom_rtstruct import write_structure_set
+from utils.io.dicom_seg import write_segmentation
 from utils.io.find_scans import find_scans
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.nifti import volume_from_nibabel
 from utils.io.reader import content_faults, read_scan
 from utils.io.scan import Volume, volume_from_array
-from utils.segmentation.masks import mask_image
+from utils.segmentation.masks import label_rgb, mask_image
 from utils.segmentation.volumes import make_mask, on_network_grid, predict_probabilities
 from utils.system.errors import InputError, size_text
 
@@ -48,6 +51,7 @@ class Segmented:
         measurements: by organ or region its ``volume_ml``, ``mean`` and ``std`` and so on, as ``test.py`` writes them,
             where asked for.
         remarks: what a person should know about the scan, a sentence each.
+        dicom_headers: those of the series' files, as pydicom's datasets; empty for a scan of another format.
     """
 
     mask: Any
@@ -56,6 +60,30 @@ class Segmented:
     probabilities: np.ndarray | None = None
     measurements: dict[str, dict[str, Any]] | None = None
     remarks: list[str] = field(default_factory=list)
+    dicom_headers: Sequence[Any] = ()
+
+    def write_dicom_seg(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask as a DICOM SEG that refers to the scan's series.
+
+        Raises:
+            InputError: if the scan was no DICOM series, or its headers don't allow a SEG.
+            WriteError: if the file can't be written.
+        """
+        write_segmentation(Path(path), self.array, self.labels, self._headers())
+
+    def write_rtstruct(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask's contours as a DICOM RTSTRUCT that refers to the scan's series.
+
+        Raises:
+            InputError: if the scan was no DICOM series, or its headers don't allow contours.
+            WriteError: if the file can't be written.
+        """
+        write_structure_set(Path(path), self.array, self.labels, label_rgb(self.labels), self._headers())
+
+    def _headers(self) -> Sequence[Any]:
+        if not self.dicom_headers:
+            raise InputError("the scan was no DICOM series, so DICOM can't refer to it. Give a series' folder.")
+        return self.dicom_headers
 
 
 @dataclass(frozen=True)
@@ -114,7 +142,8 @@ class Segmenter:
         if not 0 <= overlap < 1:
             raise InputError(f"`overlap` must be at least 0 and below 1, not {overlap}.")
         given = {} if network_file is None else {"model_name": str(network_file)}
-        members, _ = load_ensemble(LoadSettings(format="any", given=given, same_flips=tta), paths, unlisted(None))
+        with _spelled({"`model_name`": "`network_file`"}):
+            members, _ = load_ensemble(LoadSettings(format="any", given=given, same_flips=tta), paths, unlisted(None))
         description = members[0][1]
         found = common([one.from_folds for _, one in members], [one.flips for _, one in members])
         chosen = found if postprocessing else Postprocessing()
@@ -142,21 +171,28 @@ class Segmenter:
         probabilities: bool = False,
         measurements: bool = False,
         progress: Progress | None = None,
+        name: str | None = None,
     ) -> Segmented:
         """Segment a scan.
 
         Args:
             scan: a path (of a file, or of a folder with one DICOM series), an image of nibabel or SimpleITK, or an
-                array (X, Y, Z), or (C, X, Y, Z) with several channels.
+                array (X, Y, Z), or (C, X, Y, Z) with several channels; a tuple is an array with its affine.
             affine: of an array: (4, 4), from voxel indices to mm; x runs to the Right, y to Anterior, z to Superior.
             probabilities: whether to give these too.
             measurements: whether to measure the organs.
             progress: called with the number of windows that are done, and of all.
+            name: what errors and remarks call the scan, in the place of its path.
 
         Raises:
             InputError: if the scan can't be used.
         """
-        return self._segmented(self._read(scan, affine), probabilities, measurements, progress)
+        place = str(scan) if isinstance(scan, str | os.PathLike) else str(GIVEN)
+        with _spelled({} if name is None else {place: name}):
+            found = self._segmented(self._read(scan, affine), probabilities, measurements, progress)
+        if name is not None:
+            found.remarks[:] = [remark.replace(place, name) for remark in found.remarks]
+        return found
 
     def batch(
         self, scans: Iterable[Any], *, probabilities: bool = False, measurements: bool = False
@@ -164,19 +200,20 @@ class Segmenter:
         """Segment scan after scan; while one is predicted, the next is read.
 
         Args:
-            scans: each as for a call, or an array with its affine in a tuple.
+            scans: each as for a call.
 
         Raises:
             InputError: at the first scan that can't be used.
         """
+        if isinstance(scans, str | os.PathLike | np.ndarray):
+            raise InputError(f"`scans`: is one {type(scans).__name__}. Give a list of scans.")
+        return self._batch(scans, probabilities, measurements)
 
-        def read(scan: Any) -> _Read:
-            return self._read(*scan) if isinstance(scan, tuple) else self._read(scan, None)
-
-        with ThreadPoolExecutor(1) as reader:
+    def _batch(self, scans: Iterable[Any], probabilities: bool, measurements: bool) -> Iterator[Segmented]:
+        with ThreadPoolExecutor(1) as reader, _spelled({}):
             waiting = None
             for scan in scans:
-                following = reader.submit(read, scan)
+                following = reader.submit(self._read, scan, None)
                 if waiting is not None:
                     yield self._segmented(waiting.result(), probabilities, measurements, None)
                 waiting = following
@@ -184,8 +221,10 @@ class Segmenter:
                 yield self._segmented(waiting.result(), probabilities, measurements, None)
 
     def _read(self, scan: Any, affine: np.ndarray | None) -> _Read:
+        if isinstance(scan, tuple) and len(scan) == 2 and affine is None:
+            scan, affine = scan
         source = Path(scan) if isinstance(scan, str | os.PathLike) else GIVEN
-        if affine is not None and not isinstance(scan, np.ndarray):
+        if affine is not None and isinstance(scan, str | os.PathLike | nib.spatialimages.SpatialImage):
             raise InputError(f"`affine`: is for arrays, and {source} knows its own. Leave it out.")
         if isinstance(scan, np.ndarray):
             volume = _volume_of_array(scan, affine)
@@ -203,15 +242,18 @@ class Segmenter:
             volume = _volume_of_itk(scan)
         else:
             raise InputError(
-                f"the scan is a {type(scan).__name__}. Give a path, an array with its affine, or an image of nibabel "
-                "or SimpleITK."
+                f"the scan is a {type(scan).__name__}. Give a path, an array of NumPy with its affine, or an image of "
+                "nibabel or SimpleITK."
             )
         if faults := content_faults(source, volume):
             raise InputError(faults[0])
         if len(volume.voxels) != self.in_channels:
-            raise InputError(f"{source}: has {len(volume.voxels)} channels, and the network takes {self.in_channels}.")
-        channels = len(self._output.names(self._names))
-        grid = on_network_grid(source, volume, None, self._settings, channels)
+            order = " An array with channels is (C, X, Y, Z)." if isinstance(scan, np.ndarray) else ""
+            raise InputError(
+                f"{source}: has {len(volume.voxels)} channels, and the network takes {self.in_channels}.{order}"
+            )
+        volumes = self._ensemble.volumes(self.in_channels, len(self._output.names(self._names)))
+        grid = on_network_grid(source, volume, None, self._settings, volumes)
         volume.remarks.extend(intensity_remarks(source, volume.voxels, self._settings))
         return _Read(source, scan, volume, grid)
 
@@ -245,7 +287,7 @@ class Segmenter:
             image = _itk_mask(mask, read.given)
         elif not isinstance(read.given, np.ndarray):
             image = mask_image(mask, volume, self.labels)
-        return Segmented(image, mask, self.labels, on_scan, measured, list(volume.remarks))
+        return Segmented(image, mask, self.labels, on_scan, measured, list(volume.remarks), volume.datasets)
 
 
 def _volume_of_array(voxels: np.ndarray, affine: np.ndarray | None) -> Volume:
@@ -253,10 +295,9 @@ def _volume_of_array(voxels: np.ndarray, affine: np.ndarray | None) -> Volume:
         raise InputError("`affine`: an array needs one, (4, 4), from voxel indices to mm.")
     if np.shape(affine) != (4, 4):
         raise InputError(f"`affine`: must be (4, 4), not {size_text(np.shape(affine)) or 'a number'}.")
-    if voxels.ndim not in (3, 4):
-        raise InputError(
-            f"the scan has {voxels.ndim} dimensions. Give (X, Y, Z), or (C, X, Y, Z) with several channels."
-        )
+    if voxels.ndim not in (3, 4) or voxels.size == 0:
+        shape = f"the shape {size_text(voxels.shape)}" if voxels.ndim else "no dimensions"
+        raise InputError(f"the scan has {shape}. Give (X, Y, Z), or (C, X, Y, Z) with several channels.")
     channels_last = np.moveaxis(voxels, 0, -1) if voxels.ndim == 4 else voxels
     return volume_from_array(GIVEN, channels_last, affine)
 
@@ -280,6 +321,18 @@ def _itk_mask(mask: np.ndarray, scan: Any) -> Any:
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(mask.transpose(2, 1, 0)))  # (X, Y, Z) -> (Z, Y, X)
     image.CopyInformation(scan)
     return image
+
+
+@contextmanager
+def _spelled(names: Mapping[str, str]) -> Iterator[None]:
+    """Put a caller's words into errors, in the place of those of the command line or of a path."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error).replace("`input` ", "")
+        for word, name in names.items():
+            text = text.replace(word, name)
+        raise InputError(text) from error
 
 
 def _silent(_: str) -> None:

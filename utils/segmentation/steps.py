@@ -67,8 +67,11 @@ class SegmentedScan:
     seconds: float
 
 
-def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
+def prepare(scan: Scan, job: SegmentationJob, ensemble: Ensemble) -> PreparedScan:
     """Read a scan and bring it to the network's grid.
+
+    Args:
+        ensemble: what will predict it, which takes memory too.
 
     Raises:
         InputError: if the scan or its label can't be used.
@@ -78,8 +81,9 @@ def prepare(scan: Scan, job: SegmentationJob) -> PreparedScan:
     label = None
     if scan.label is not None:
         label = read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore, scan.structures)
-    source, channels = scan.image[0], len(job.output.names(job.labels))
-    preprocessed = on_network_grid(source, volume, label, job.preprocessing, channels)
+    source = scan.image[0]
+    volumes = ensemble.volumes(job.in_channels, len(job.output.names(job.labels)))
+    preprocessed = on_network_grid(source, volume, label, job.preprocessing, volumes)
     volume.remarks.extend(intensity_remarks(source, volume.voxels, job.preprocessing))
     return PreparedScan(scan, made_with, volume, label, preprocessed)
 

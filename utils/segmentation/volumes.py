@@ -14,17 +14,17 @@ from utils.inference.scan_grid import to_scan_grid
 from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.scan import Volume
 from utils.segmentation.masks import keep_largest_component
-from utils.system.errors import InputError, first_line
+from utils.system.errors import InputError, first_line, is_out_of_memory, no_memory
 
 
 def on_network_grid(
-    source: Path, volume: Volume, label: np.ndarray | None, settings: Preprocessing, channels: int
+    source: Path, volume: Volume, label: np.ndarray | None, settings: Preprocessing, volumes: float
 ) -> OnNetworkGrid:
     """Bring a volume, and its label (X, Y, Z) where it has one, to the network's grid.
 
     Args:
         source: where it is from, for messages.
-        channels: of the network's output, each of which takes memory.
+        volumes: how many in float32 there will be at once on the network's grid.
 
     Raises:
         InputError: if there is nothing to see in it, or it would take more memory than there is.
@@ -34,7 +34,6 @@ def on_network_grid(
         raise InputError(f"{source}: every voxel is {low:g}; there is nothing to see in it.")
     if (fault := window_fault(source, low, high, settings)) is not None:
         raise InputError(fault)
-    volumes = len(volume.voxels) + channels  # the image, and each channel's probability
     if (fault := size_fault(source, volume.shape, volume.affine, settings, volumes)) is not None:
         raise InputError(fault)
     try:
@@ -63,11 +62,16 @@ def predict_probabilities(
         progress: called with a number of windows when they are done.
 
     Raises:
-        InputError: if they aren't finite, or the GPU has no room.
+        InputError: if they aren't finite, or the memory has no room for them.
     """
     collector = CertaintyCollector(structures, predictor.output)
-    # to the CPU, which does the rest while the GPU works on the next scan
-    probabilities = predictor(ensemble, image[None], progress, collector).cpu()  # (C, …) -> (1, C, …)
+    try:
+        # to the CPU, which does the rest while the GPU works on the next scan
+        probabilities = predictor(ensemble, image[None], progress, collector).cpu()  # (C, …) -> (1, C, …)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(no_memory(source)) from error
     # NaN or +inf in one class: the softmax gives NaN for all
     if (probabilities[0] if predictor.output.exclusive else probabilities).isnan().any():
         raise InputError(f"{source}: the network's output isn't finite. Give `noamp`, or weights that are sound.")

@@ -68,6 +68,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
+def no_memory(path: object) -> str:
+    """What to say of a scan that the machine's memory doesn't hold."""
+    return f"{path}: this machine has no memory for it. Free some, or take a larger machine."
+
+
 def size_text(numbers: Sequence[int]) -> str:
     """A shape for messages: 96 × 96 × 96."""
     return " × ".join(map(str, numbers))

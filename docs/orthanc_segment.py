@@ -1,0 +1,119 @@
+"""Segment each new series of an Orthanc, and store the mask there as DICOM SEG and RTSTRUCT (docs/deploy.md).
+
+python docs/orthanc_segment.py http://localhost:8042 runs/NAME/model.pt
+
+It follows Orthanc's list of changes. What it has done is kept in a file, so that it goes on there after a restart. A
+user and a password for Orthanc are read from ORTHANC_USER and ORTHANC_PASSWORD.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.segmentation import Segmenter
+from utils.system.errors import InputError, WriteError
+from utils.system.files import atomic_write
+
+
+class Orthanc:
+    """The few calls of Orthanc's REST API that are needed."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        login = f"{os.environ.get('ORTHANC_USER', '')}:{os.environ.get('ORTHANC_PASSWORD', '')}"
+        self.headers = {} if login == ":" else {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+
+    def get(self, path: str) -> bytes:
+        """What Orthanc has at a path."""
+        return self._answer(urllib.request.Request(self.address + path, headers=self.headers))
+
+    def post(self, path: str, content: bytes) -> bytes:
+        """Send a file."""
+        return self._answer(urllib.request.Request(self.address + path, content, self.headers))
+
+    def _answer(self, request: urllib.request.Request) -> bytes:
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            content: bytes = answer.read()
+            return content
+
+
+def segment_series(orthanc: Orthanc, series: str, segmenter: Segmenter) -> str:
+    """Segment a series, store SEG and RTSTRUCT, and return a line about it."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "series")
+        with zipfile.ZipFile(io.BytesIO(orthanc.get(f"/series/{series}/archive"))) as archive:
+            archive.extractall(files)
+        found = segmenter(files, name="its files")
+        results = [Path(folder, "seg.dcm"), Path(folder, "rtstruct.dcm")]
+        found.write_dicom_seg(results[0])
+        found.write_rtstruct(results[1])
+        for path in results:
+            orthanc.post("/instances", path.read_bytes())
+    organs = [name for value, name in found.labels.items() if (found.array == value).any()]
+    return f"{', '.join(organs) or 'no organ'} found" + "".join(f"; {remark}" for remark in found.remarks)
+
+
+def follow(orthanc: Orthanc, segmenter: Segmenter, modality: str, state: Path) -> None:
+    """Segment series after series, as they are complete."""
+    last = int(state.read_text()) if state.exists() else 0
+    while True:
+        try:
+            answer: dict[str, Any] = json.loads(orthanc.get(f"/changes?since={last}&limit=100"))
+            for change in answer["Changes"]:
+                if change["ChangeType"] == "StableSeries":  # none of its files came for a minute (Orthanc's StableAge)
+                    handle(orthanc, change["ID"], segmenter, modality)
+                last = change["Seq"]
+                with atomic_write(state) as temporary:
+                    temporary.write_text(str(last))
+        except urllib.error.URLError as error:
+            print(f"error: {orthanc.address}: {error}. Tried again in 10 seconds.", file=sys.stderr, flush=True)
+            time.sleep(10)
+            continue
+        if answer["Done"]:
+            time.sleep(1)
+
+
+def handle(orthanc: Orthanc, series: str, segmenter: Segmenter, modality: str) -> None:
+    """Segment a series if it is of the modality; one that can't be segmented, or was deleted, costs a line."""
+    try:
+        tags = json.loads(orthanc.get(f"/series/{series}"))["MainDicomTags"]
+        if tags.get("Modality") == modality:
+            print(f"{tags['SeriesInstanceUID']}: {segment_series(orthanc, series, segmenter)}", flush=True)
+    except (InputError, WriteError, zipfile.BadZipFile) as error:
+        print(f"error: series {series}: {error}", file=sys.stderr, flush=True)
+    except urllib.error.HTTPError as error:
+        if error.code == 401 or error.code >= 500:
+            raise
+        print(f"error: series {series}: Orthanc answered {error}", file=sys.stderr, flush=True)  # 404: was deleted
+
+
+def main() -> None:
+    """Read the flags, load the networks, follow the archive."""
+    parser = argparse.ArgumentParser(description="Segment each new series of an Orthanc.")
+    parser.add_argument("address", help="of Orthanc's REST API, such as http://localhost:8042")
+    parser.add_argument("weights", nargs="+", help="checkpoints, whose probabilities are averaged")
+    parser.add_argument("--modality", default="CT", help="of the series that are segmented")
+    parser.add_argument("--state", type=Path, default=Path("orthanc_state.txt"), help="file that keeps what is done")
+    args = parser.parse_args()
+    try:
+        follow(Orthanc(args.address), Segmenter(args.weights), args.modality, args.state)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
