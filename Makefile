@@ -2,6 +2,7 @@
 # make test    lint, types and all tests
 # make bench   time everything beside MONAI and write the table in docs/performance.md; with WEIGHTS=CHECKPOINT it also
 #              compares the masks
+# make pictures  take the pictures of the demo's report and view that the pages show; needs Chromium
 # Each target creates a virtual environment in .venv first.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench pictures clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m utils.phantom --output_dir $(DEMO)/phantoms --training 24 --validation 3 --test 6 \
@@ -27,6 +28,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+pictures: demo
+	$(BIN)/python -m docs.pictures runs/demo/scores
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs/demo

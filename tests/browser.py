@@ -103,10 +103,21 @@ class Browser:
             assert time.monotonic() < deadline, f"{condition} isn't true after {PATIENCE:g} s: {self.errors}"
             time.sleep(0.05)
 
+    def show(self, width: int, height: int, dark: bool = False) -> None:
+        """Give the screen another size, in pixels, and say which colours its user prefers."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        preferred = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[preferred])
+
+    def png(self) -> bytes:
+        """What is on the screen, as a PNG file."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
     def screenshot(self) -> np.ndarray:
         """The pixels (height, width, 3) of what is on the screen, 0 … 255."""
-        png = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        return np.rint(imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)
+        return np.rint(imread(io.BytesIO(self.png()))[..., :3] * 255).astype(np.uint8)
 
     def scroll(self, x: float, y: float, delta: float) -> None:
         """Turn the mouse wheel over a point."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from tests.browser import Browser
 from utils.evaluation.pictures import pixels, save_picture
 from utils.evaluation.report import worst_first, write_report
 
@@ -290,6 +291,34 @@ def test_a_browser_shows_the_report_and_asks_the_network_for_nothing(tmp_path: P
     control = tmp_path / "control.html"
     control.write_text('<img src="http://127.0.0.1:9/picture.png">')
     assert "http://127.0.0.1:9/picture.png" in requested(browse(control.as_uri(), tmp_path / "control")[1])
+
+
+def test_a_phone_in_the_dark_shows_all_of_the_report(tmp_path: Path, picture: Path, tab: Browser) -> None:
+    records = [scan("a_name_without_any_space_" * 5, liver=organ(1523.4, dice=0.95), spleen=organ(200.0, dice=0.9))]
+    tab.show(390, 844, dark=True)
+    tab.open(report(tmp_path, records, picture).as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert tab.screenshot()[2, 2].max() < 60
+    assert tab.evaluate(
+        "[...document.images].every((one) => one.alt !== '' && one.getBoundingClientRect().right <= 390)"
+    )
+    # tables are wider: each is in a region that scrolls, which a keyboard reaches
+    regions = tab.evaluate("document.querySelectorAll('.wide').length")
+    assert regions == 2
+    for _ in range(20):
+        tab.press("Tab", 9)
+        tab.evaluate("document.activeElement.reached = true")
+    reached = "[...document.querySelectorAll('.wide')].filter((one) => one.reached)"
+    assert tab.evaluate(f"{reached}.length") == regions
+    tab.evaluate(f"{reached}[1].focus()")
+    tab.press("ArrowRight", 39)
+    tab.wait_for(f"{reached}[1].scrollLeft > 0")
+    # the lines of the plots are light there
+    tab.evaluate("document.querySelector('.plots img').scrollIntoView()")
+    box = tab.evaluate("document.querySelector('.plots img').getBoundingClientRect().toJSON()")
+    plot = tab.screenshot()[round(max(box["top"], 0)) : round(box["bottom"]), round(box["left"]) : round(box["right"])]
+    assert plot.max() > 200
+    assert (plot.max(axis=-1) < 60).mean() > 0.7
 
 
 def test_scans_are_sorted_by_predicted_dice_where_a_cross_validation_tells(tmp_path: Path, picture: Path) -> None:

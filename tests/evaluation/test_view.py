@@ -3,7 +3,6 @@
 import base64
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.browser import CHROMIUM, Browser, browser
+from tests.browser import Browser
 from utils.evaluation.view import coarser, first_factors, view_address, view_file, write_view, write_viewer
 
 LABELS = ("background", "liver", "spleen", "</script><b>&\"'")
@@ -140,14 +139,6 @@ def boxes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image, prediction, label
 
 
-@pytest.fixture
-def tab(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium in PATH: nothing to open the view with")
-    with browser(tmp_path / "profile") as opened:
-        yield opened
-
-
 def coloured(tab: Browser, colour: tuple[int, int, int], pane: str = "prediction") -> int:
     """How many pixels of a canvas have about a colour."""
     box = tab.evaluate(f"document.querySelector('#{pane} canvas').getBoundingClientRect().toJSON()")
@@ -264,3 +255,19 @@ def test_a_scan_without_its_script_says_so(tmp_path: Path, tab: Browser) -> None
     tab.wait_for("!document.getElementById('fault').hidden")
     words = 'view/a.scan.js can\'t be loaded. Is the folder "view" beside this page?'
     assert tab.evaluate("document.getElementById('fault').textContent") == words
+
+
+def test_a_phone_has_the_view_above_its_controls(tmp_path: Path, tab: Browser) -> None:
+    image, prediction, label = boxes()
+    views = {"a": view_file(tmp_path, "a")}
+    write_view(views["a"], image, {"prediction": prediction, "label": label}, RAS, LABELS, (0.0, 100.0))
+    write_viewer(tmp_path, views)
+    tab.show(390, 844, dark=True)
+    tab.open((tmp_path / "view.html").as_uri())
+    tab.wait_for("document.body.dataset.ready === 'yes'")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert tab.screenshot()[2, 2].max() < 60  # dark
+    tops = [tab.evaluate(f"document.querySelector('{one}').getBoundingClientRect().top") for one in ("canvas", "form")]
+    assert tops[0] < 300 < tops[1]
+    tab.evaluate("((slider) => { slider.value = 100; slider.oninput(); })(document.getElementById('opacity'))")
+    assert coloured(tab, LIVER) > 2000
