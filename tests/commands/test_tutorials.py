@@ -78,6 +78,9 @@ def _check_tutorial(printed: str) -> None:
     liver = re.search(r"patient_a, volumes in ml.*?\nliver +(\S+) +(\S+)\n", printed, re.DOTALL)
     assert liver is not None
     assert float(liver[1]) == pytest.approx(float(liver[2]), rel=0.2)
+    assert f"liver: {liver[1]} ml" in printed
+    assert "the mask of test.py: True" in printed
+    assert "the same mask from an array: True" in printed
 
 
 def _check_lightning(printed: str) -> None:

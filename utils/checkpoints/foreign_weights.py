@@ -83,8 +83,8 @@ def load_weights(
     if not given or len(wanted.keys() & given.keys()) < len(wanted) / 2:
         raise InputError(
             f"{source}: holds the weights of another architecture: {len(given.keys() - wanted.keys())} of its "
-            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that was "
-            "asked for. Give weights of that network."
+            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the flags "
+            "describe. Give weights of that network."
         )
     given = {name: as_weights(name, tensor, wanted.get(name), source) for name, tensor in given.items()}
     task: dict[str, Tensor] = {}
@@ -202,7 +202,8 @@ def _refuse_misfits(
         if adapt is False and all(lies_in(name, ends) for name in concerned):
             remedy = "give `adapt_weights` to adapt them to the new task, or the flags that it was trained with"
         raise InputError(
-            f"{source}: {len(concerned)} of its tensors don't fit the network that was asked for; {remedy}. {listed}"
+            f"{source}: {len(concerned)} of its tensors don't fit the network that the flags describe; {remedy}. "
+            f"{listed}"
         )
 
 

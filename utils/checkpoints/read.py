@@ -22,6 +22,8 @@ from utils.system.errors import UNREADABLE, DamagedError, InputError, first_line
 from utils.system.files import parse_json, require_regular
 
 MOST_METADATA = 2**20  # bytes of the description inside files of other formats
+# the flags of all programs that name a checkpoint
+PATH_FLAGS = " (`pretrained_dir` and `pretrained_model_name`, or `checkpoint` or `vit_weights` of main.py)"
 
 
 def _number(dtype: Any, data: Any) -> Any:
@@ -209,7 +211,7 @@ def _require_file(path: Path) -> None:
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         there = [] if path.is_dir() else sorted(file.name for file in path.parent.glob("*.pt*"))
         what += f", but there are {', '.join(there[:6])}" if there else ""
-        raise InputError(f"{path}: {what}. Mend its path.")
+        raise InputError(f"{path}: {what}. Mend its path{PATH_FLAGS}.")
     require_regular(path)
 
 

@@ -121,7 +121,7 @@ def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
     """All files below a folder but hidden ones; a folder that can't be listed becomes a fault."""
 
     def note(error: OSError) -> None:
-        found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend its permissions."
+        found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend `input`."
 
     walked = {os.path.realpath(path)}  # so that links to folders are followed, but never in circles
     for folder, folders, names in os.walk(path, onerror=note, followlinks=True):

@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.checkpoints.load import LoadSettings, load_ensemble
 from utils.checkpoints.postprocessing import Postprocessing, common
+from utils.checkpoints.read import PATH_FLAGS
 from utils.data.data_list import unlisted
 from utils.data.preprocessing import OnNetworkGrid, intensity_remarks
 from utils.data.regions import scored_structures
@@ -142,7 +143,7 @@ class Segmenter:
         if not 0 <= overlap < 1:
             raise InputError(f"`overlap` must be at least 0 and below 1, not {overlap}.")
         given = {} if network_file is None else {"model_name": str(network_file)}
-        with _spelled({"`model_name`": "`network_file`"}):
+        with _spelled({"`model_name`": "`network_file`", PATH_FLAGS: ""}):
             members, _ = load_ensemble(LoadSettings(format="any", given=given, same_flips=tta), paths, unlisted(None))
         description = members[0][1]
         found = common([one.from_folds for _, one in members], [one.flips for _, one in members])
@@ -329,7 +330,8 @@ def _spelled(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        text = str(error).replace("`input` ", "")
+        text = str(error).replace("`input` ", "").replace("`input`", "its path")
+        text = text.replace("that the flags describe", "that was asked for")
         for word, name in names.items():
             text = text.replace(word, name)
         raise InputError(text) from error
