@@ -1,5 +1,5 @@
 # make demo    train a small UNETR on synthetic abdomens and test it
-# make test    lint, types and all tests
+# make test    lint, and all tests; mypy is one of them (tests/test_types.py)
 # make bench   time everything beside MONAI and write the table in docs/performance.md; with WEIGHTS=CHECKPOINT it also
 #              compares the masks
 # make pictures  take the pictures of the demo's report and view that the pages show; needs Chromium
@@ -23,7 +23,6 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/installed
@@ -40,5 +39,6 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 		f"error: python {sys.version.split()[0]} is not between 3.11 and 3.13; give another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	@# not compiled: Python compiles what is used, which is a third of it
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
 	@touch $@

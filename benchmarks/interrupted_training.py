@@ -104,7 +104,8 @@ class TrainingInjector(FaultInjector):
     def two_processes(self, name: str) -> "subprocess.Popen[str]":
         """Launch a run in two processes that torchrun restarts."""
         # kills should come within epochs: so more epochs, long steps, and only a checkpoint between epochs
-        epochs = [f"--max_epochs={2 * EPOCHS}", f"--val_every={2 * EPOCHS}", "--save_every=1", "--crops_per_scan=32"]
+        number = EPOCHS + 2 * WORKERS_KILLED
+        epochs = [f"--max_epochs={number}", f"--val_every={number}", "--save_every=1", "--crops_per_scan=32"]
         argv = [*FLAGS, *epochs, f"--data_dir={self.data}", "--workers=0", "--distributed"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         restarts = f"--max-restarts={6 * WORKERS_KILLED}"  # kills while saving come on top

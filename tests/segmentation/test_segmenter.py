@@ -288,24 +288,3 @@ def test_what_is_imported_in_functions_is_known_to_hubconf() -> None:
                 re.findall(r"^ +(?:from|import) ((?:utils|networks|optimizers)[.\w]*)", path.read_text(), re.M)
             )
     assert found == set(hubconf.LATER)
-
-
-USER = """
-import numpy as np
-from utils.segmentation import Segmented, Segmenter
-
-segmenter = Segmenter("model.pt", device="cpu")
-found: Segmented = segmenter("scan.nii.gz")
-array: np.ndarray = found.array
-names: dict[int, str] = segmenter.labels
-wrong: int = found.remarks
-"""
-
-
-def test_types_are_known_in_a_users_file(tmp_path: Path) -> None:
-    (tmp_path / "user.py").write_text(USER)
-    command = [sys.executable, "-m", "mypy", str(tmp_path / "user.py")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
-    assert len(errors) == 1, done.stdout
-    assert "user.py:9: error: Incompatible types in assignment" in errors[0]
