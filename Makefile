@@ -39,6 +39,6 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 		f"error: python {sys.version.split()[0]} is not between 3.11 and 3.13; give another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@# not compiled: Python compiles what is used, which is a third of it
+	@# not compiled here: Python does that with what is used
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
 	@touch $@
