@@ -20,6 +20,7 @@ demo: $(VENV)/installed
 		--pretrained_dir runs/demo --pretrained_model_name model.pt
 	@echo "look at runs/demo/progress.png, runs/demo/validation.png and runs/demo/scores/report.html"
 
+test: export PYTHONDONTWRITEBYTECODE :=  # or each program that a test starts compiles all modules again
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,6 +40,5 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 		f"error: python {sys.version.split()[0]} is not between 3.11 and 3.13; give another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@# not compiled here: Python does that with what is used
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
