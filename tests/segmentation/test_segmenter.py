@@ -124,6 +124,13 @@ def test_several_networks_and_mirrored_passes(trained: Path, phantoms: Path, seg
         Segmenter(trained / "model.pt", device="cpu", tta=True)
 
 
+def test_an_archive_of_a_task(trained: Path, phantoms: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+    export_task(trained, tmp_path / "task.zip")
+    of_archive = Segmenter(tmp_path / "task.zip", device="cpu")
+    assert of_archive.labels == segmenter.labels
+    assert np.array_equal(of_archive(scan_of(phantoms)).array, segmenter(scan_of(phantoms)).array)
+
+
 def test_calls_from_several_threads(segmenter: Segmenter, phantoms: Path) -> None:
     paths = [scan_of(phantoms, number) for number in (5, 6, 7)] * 2
     alone = [segmenter(path).array for path in paths[:3]] * 2
