@@ -173,6 +173,8 @@ ARRAY[5:15, 5:15, 5:15] = 100
         ((ARRAY[..., None], np.eye(4)), "An array with channels is (C, X, Y, Z)."),
         ((ARRAY.tolist(), np.eye(4)), "the scan is a list. Give a path, an array of NumPy"),
         (("a.nii.gz", np.eye(4)), "`affine`: is for arrays, and a.nii.gz knows its own"),
+        ((nib.Nifti1Image(ARRAY, np.eye(4)), np.eye(4)), "`affine`: is for arrays, and the scan knows its own"),
+        ((sitk.GetImageFromArray(ARRAY), np.eye(4)), "`affine`: is for arrays, and the scan knows its own"),
         ((np.full((20, 20, 20), np.nan), np.eye(4)), "has NaN or infinite voxels"),
         ((np.ones((20, 20, 20)), np.eye(4)), "every voxel is 1"),
         ((np.full((3, 3, 3), "a"), np.eye(4)), "has colours or other compound voxels"),

@@ -225,7 +225,8 @@ class Segmenter:
         if isinstance(scan, tuple) and len(scan) == 2 and affine is None:
             scan, affine = scan
         source = Path(scan) if isinstance(scan, str | os.PathLike) else GIVEN
-        if affine is not None and isinstance(scan, str | os.PathLike | nib.spatialimages.SpatialImage):
+        knows_its_own = isinstance(scan, str | os.PathLike | nib.spatialimages.SpatialImage)
+        if affine is not None and (knows_its_own or hasattr(scan, "GetDirection")):
             raise InputError(f"`affine`: is for arrays, and {source} knows its own. Leave it out.")
         if isinstance(scan, np.ndarray):
             volume = _volume_of_array(scan, affine)
