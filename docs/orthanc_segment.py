@@ -8,6 +8,7 @@ user and a password for Orthanc are read from ORTHANC_USER and ORTHANC_PASSWORD.
 
 import argparse
 import base64
+import http.client
 import io
 import json
 import os
@@ -65,9 +66,23 @@ def segment_series(orthanc: Orthanc, series: str, segmenter: Segmenter) -> str:
     return f"{', '.join(organs) or 'no organ'} found" + "".join(f"; {remark}" for remark in found.remarks)
 
 
+def last_change(state: Path) -> int:
+    """The number of the last change that was handled; 0 if there was none.
+
+    Raises:
+        InputError: if the file holds something else.
+    """
+    text = state.read_text(errors="replace") if state.exists() else "0"
+    if not text.strip().isdecimal():
+        raise InputError(
+            f"--state {state}: holds no number. Remove it to begin anew, or give another."
+        )
+    return int(text)
+
+
 def follow(orthanc: Orthanc, segmenter: Segmenter, modality: str, state: Path) -> None:
     """Segment series after series, as they are complete."""
-    last = int(state.read_text()) if state.exists() else 0
+    last = last_change(state)
     while True:
         try:
             answer: dict[str, Any] = json.loads(orthanc.get(f"/changes?since={last}&limit=100"))
@@ -77,7 +92,9 @@ def follow(orthanc: Orthanc, segmenter: Segmenter, modality: str, state: Path) -
                 last = change["Seq"]
                 with atomic_write(state) as temporary:
                     temporary.write_text(str(last))
-        except urllib.error.URLError as error:
+        except WriteError:
+            raise
+        except (OSError, http.client.HTTPException) as error:  # of the connection
             print(f"error: {orthanc.address}: {error}. Tried again in 10 seconds.", file=sys.stderr, flush=True)
             time.sleep(10)
             continue
@@ -107,9 +124,11 @@ def main() -> None:
     parser.add_argument("--modality", default="CT", help="of the series that are segmented")
     parser.add_argument("--state", type=Path, default=Path("orthanc_state.txt"), help="file that keeps what is done")
     args = parser.parse_args()
+    if not args.address.startswith(("http://", "https://")):
+        parser.error(f"{args.address}: is no address. Give one such as http://localhost:8042.")
     try:
         follow(Orthanc(args.address), Segmenter(args.weights), args.modality, args.state)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
