@@ -74,9 +74,7 @@ def last_change(state: Path) -> int:
     """
     text = state.read_text(errors="replace") if state.exists() else "0"
     if not text.strip().isdecimal():
-        raise InputError(
-            f"--state {state}: holds no number. Remove it to begin anew, or give another."
-        )
+        raise InputError(f"--state {state}: holds no number. Remove it to begin anew, or give another.")
     return int(text)
 
 
