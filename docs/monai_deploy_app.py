@@ -5,6 +5,7 @@ BUNDLE=runs/NAME/model_bundle python docs/monai_deploy_app.py -i DICOM_FOLDER -o
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from monai.deploy.conditions import CountCondition
@@ -69,4 +70,6 @@ class App(Application):
 
 
 if __name__ == "__main__":
+    if not Path(os.environ.get("BUNDLE", ""), "configs", "metadata.json").is_file():
+        sys.exit("error: BUNDLE names no bundle. Set it to a folder that utils.export --format bundle wrote.")
     App().run()

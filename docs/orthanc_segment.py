@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.segmentation import Segmenter
-from utils.system.errors import InputError, WriteError
+from utils.system.errors import InputError, WriteError, one_line_errors
 from utils.system.files import atomic_write
 
 
@@ -70,9 +70,12 @@ def last_change(state: Path) -> int:
     """The number of the last change that was handled; 0 if there was none.
 
     Raises:
-        InputError: if the file holds something else.
+        InputError: if the file can't be read, or holds something else.
     """
-    text = state.read_text(errors="replace") if state.exists() else "0"
+    try:
+        text = state.read_text(errors="replace") if state.exists() else "0"
+    except OSError as error:
+        raise InputError(f"--state {state}: can't be read ({error.strerror}). Give another file.") from error
     if not text.strip().isdecimal():
         raise InputError(f"--state {state}: holds no number. Remove it to begin anew, or give another.")
     return int(text)
@@ -124,12 +127,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.address.startswith(("http://", "https://")):
         parser.error(f"{args.address}: is no address. Give one such as http://localhost:8042.")
-    try:
+    with one_line_errors():
         follow(Orthanc(args.address), Segmenter(args.weights), args.modality, args.state)
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

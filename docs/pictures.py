@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.browser import Browser, browser
+from tests.browser import CHROMIUM, Browser, browser
 
 READY = "document.body.dataset.ready === 'yes'"
 
@@ -62,4 +62,9 @@ if __name__ == "__main__":
     parser.add_argument("results", type=Path, help="folder with report.html and view.html")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the pictures")
     args = parser.parse_args()
+    if CHROMIUM is None:
+        parser.error("no chromium in PATH. Install it (Debian's package chromium).")
+    for name in ("report.html", "view.html"):
+        if not (args.results / name).is_file():
+            parser.error(f"{args.results}: has no {name}. Run `make demo`, or give a folder that test.py wrote.")
     main(args.results, args.output)

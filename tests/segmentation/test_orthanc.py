@@ -11,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,18 @@ def wait_for(found: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     return answer
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A program that doesn't outlive the block, whatever happens there, and that Ctrl-C reaches."""
+    # shells let programs in the background ignore it, and what these start inherits that
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, text=True, preexec_fn=heed, **options) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 class Archive:
@@ -71,11 +85,9 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     made = Archive(tmp_path, port)
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([str(ORTHANC), str(made.settings)], **quiet) as server:
+    with running([str(ORTHANC), str(made.settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         wait_for(made.is_up)
         yield made
-        server.terminate()
 
 
 def test_a_series_that_arrives_gets_its_mask(archive: Archive, trained: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -89,8 +101,7 @@ def test_a_series_that_arrives_gets_its_mask(archive: Archive, trained: Path, ph
 
     command = [sys.executable, str(REPOSITORY / "docs" / "orthanc_segment.py"), archive.address]
     command += [str(trained / "model.pt"), f"--state={tmp_path / 'state.txt'}"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    with subprocess.Popen(command, **pipes) as script:
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as script:
         (contours,) = wait_for(lambda: archive.instances("RTSTRUCT"))
         (seg,) = wait_for(lambda: archive.instances("SEG"))
         # what it stored is a series too, which has a line of the list of changes and no mask
@@ -105,4 +116,5 @@ def test_a_series_that_arrives_gets_its_mask(archive: Archive, trained: Path, ph
     assert out.startswith(f"{series}: {', '.join(names)} found")
     assert out.count("\n") == 1
     assert [line for line in err.splitlines() if line.startswith("error: series ")] == [err.splitlines()[0]]
+    assert err.splitlines()[1:] == ["stopped by the keyboard"]
     assert script.returncode == 128 + signal.SIGINT
