@@ -1,5 +1,10 @@
 """Train a segmentation network. ``python main.py --help`` lists the flags, the README tells how to use them."""
 
+from utils.config.help_text import show_help
+
+if __name__ == "__main__":
+    show_help("main")  # before torch is imported, which takes two seconds
+
 import gc
 
 gc.disable()  # while importing: looking for garbage in what stays takes 0.7 s, and as long again at the end

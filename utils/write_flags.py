@@ -1,11 +1,17 @@
-"""Write ``docs/flags.md`` from the parsers: ``python -m utils.write_flags``; ``--check`` says whether it is stale."""
+"""Write what is made from the parsers: ``docs/flags.md`` and ``utils/config/help_text.json``.
+
+``python -m utils.write_flags --check`` says whether one of them is stale.
+"""
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from networks import NETWORKS
 from utils.config.flags import crossval_parser, pretrain_parser, test_parser, train_parser
+from utils.config.help_text import FILE as HELP_TEXT
+from utils.config.help_text import describe_parser, hash_of_sources
 from utils.config.parser import Parser
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import write_text
@@ -24,6 +30,13 @@ as many classes as the data list names labels, the background included, or 14 wh
 
 `test.py` finds network and preprocessing in a checkpoint. Their flags are for weights that describe nothing, with the
 defaults of `main.py` (1 channel, 14 classes); a flag that contradicts a checkpoint is an error."""
+
+
+def help_text() -> str:
+    """The file from which the scripts print their help, as it should be: a line for each flag."""
+    programs = {"main": describe_parser(train_parser()), "test": describe_parser(test_parser(None))}
+    text = json.dumps({"sources": hash_of_sources(), "programs": programs}, ensure_ascii=False)
+    return text.replace('{"group": ', '\n{"group": ') + "\n"
 
 
 def page() -> str:
@@ -78,16 +91,20 @@ def _text(default: object) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the page, or compare it."""
-    if not args.check:
-        write_text(PAGE, page())
-        print(f"{PAGE} written")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        raise InputError(f"{PAGE}: is stale. Run python -m utils.write_flags.")
+    """Write both files, or compare them."""
+    for path, text in ((PAGE, page()), (HELP_TEXT, help_text())):
+        if not args.check:
+            write_text(path, text)
+            print(f"{path} written")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            raise InputError(f"{path}: is stale. Run python -m utils.write_flags.")
 
 
 if __name__ == "__main__":
-    parser = Parser(prog="python -m utils.write_flags", description="Write docs/flags.md from the parsers.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is stale")
+    parser = Parser(
+        prog="python -m utils.write_flags",
+        description="Write what is made from the flags' parsers.",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if one is stale")
     with one_line_errors():
         main(parser.parse_args())
