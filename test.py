@@ -59,7 +59,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     place = f"under {args.split} of {data.path}" if listed else "of --input"
     process.say(f"{source}\nscans {place}: {len(found.scans)}, on {process.device} in {networks[0][1]}")
-    if args.engine != "torch":
+    if engine != "torch":
         process.say(f"engine: {engine}")
     others = sum(not scan.is_series for scan in found.scans)
     if args.rtstruct and others:

@@ -26,12 +26,13 @@ class ScanResBlock(UnetResBlock):
         out = self.lrelu(self.norm1(self.conv1(inp)))
         out = self.norm2(self.conv2(out))
         # without conv3 there are as many features as channels
-        residual = self._normalised_features(inp, out) if hasattr(self, "conv3") else inp
+        residual = self.normalised_features(inp, out) if hasattr(self, "conv3") else inp
         out += residual.to(out.dtype)
         result: Tensor = self.lrelu(out)
         return result
 
-    def _normalised_features(self, scan: Tensor, example: Tensor) -> Tensor:
+    def normalised_features(self, scan: Tensor, example: Tensor) -> Tensor:
+        """The residual (B, features, D, H, W) of a scan (B, C, D, H, W), in the format and layout of ``example``."""
         convolution = self.conv3.conv
         with torch.autocast(scan.device.type, enabled=False):
             scan = scan.to(convolution.weight.dtype)

@@ -15,7 +15,7 @@ from torch import nn
 from networks import NETWORKS
 from networks.precision import Precision
 from tests.conftest import REPOSITORY
-from tests.inference.conftest import CPU, DESCRIPTION, FLOAT32, PROCESS, member
+from tests.inference.conftest import CPU, DESCRIPTION, FLOAT32, member
 from utils.checkpoints.description import Description
 from utils.inference import openvino
 from utils.inference.openvino import CompiledNetwork, UnfitError, compile_network
@@ -45,8 +45,8 @@ def windows(batch: int, channels: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("norm_name", ["instance", "batch"])
 def test_logits_are_torchs(pos_embed: str, norm_name: str) -> None:
     network, description = member(pos_embed=pos_embed, norm_name=norm_name, in_channels=2)
-    made = compile_network(network, description, FLOAT32, PROCESS)
-    read = compile_network(network, description, FLOAT32, PROCESS)
+    made = compile_network(network, description, FLOAT32, print)
+    read = compile_network(network, description, FLOAT32, print)
     for batch in (3, 1):
         volume = windows(batch, channels=2)
         with torch.no_grad():
@@ -63,13 +63,13 @@ def test_logits_of_todays_encoder_are_torchs() -> None:
     description = replace(DESCRIPTION, config=NETWORKS["primus"].make_config(settings))
     torch.manual_seed(0)
     network = description.build().eval()
-    compiled = compile_network(network, description, FLOAT32, PROCESS)
+    compiled = compile_network(network, description, FLOAT32, print)
     with torch.no_grad():
         torch.testing.assert_close(compiled(windows(2)), network(windows(2)), atol=1e-4, rtol=0)
 
 
 def test_the_next_batch_leaves_logits_alone() -> None:
-    compiled = compile_network(*member(), FLOAT32, PROCESS)
+    compiled = compile_network(*member(), FLOAT32, print)
     first = compiled(windows(2))
     copy = first.clone()
     compiled(windows(2) + 1)
@@ -79,8 +79,8 @@ def test_the_next_batch_leaves_logits_alone() -> None:
 def test_bfloat16_is_close_to_float32_and_not_the_same() -> None:
     network, description = member()
     volume = windows(1)
-    exact = compile_network(network, description, FLOAT32, PROCESS)(volume)
-    rounded = compile_network(network, description, Precision(CPU, torch.bfloat16), PROCESS)(volume)
+    exact = compile_network(network, description, FLOAT32, print)(volume)
+    rounded = compile_network(network, description, Precision(CPU, torch.bfloat16), print)(volume)
     difference = (exact - rounded).square().mean().sqrt() / exact.square().mean().sqrt()
     assert difference < 0.05
     if "BF16" in openvino._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -89,10 +89,10 @@ def test_bfloat16_is_close_to_float32_and_not_the_same() -> None:
 
 SIGNAL_AFTER_TWO = """
 import signal
-from tests.inference.conftest import FLOAT32, PROCESS, member
+from tests.inference.conftest import FLOAT32, member
 from utils.inference.openvino import compile_network
 
-networks = [compile_network(*member(seed), FLOAT32, PROCESS) for seed in range(2)]
+networks = [compile_network(*member(seed), FLOAT32, print) for seed in range(2)]
 while networks:
     del networks[0]
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
@@ -109,11 +109,11 @@ def test_a_signal_is_handled_after_networks_were_freed() -> None:
 
 def test_a_network_is_compiled_once_and_then_read_from_the_cache(compilations: list[Any], cache: Path) -> None:
     one, other = member(1), member(2)
-    first = compile_network(*one, FLOAT32, PROCESS)(windows(1))
-    again = compile_network(*one, FLOAT32, PROCESS)(windows(1))
+    first = compile_network(*one, FLOAT32, print)(windows(1))
+    again = compile_network(*one, FLOAT32, print)(windows(1))
     assert torch.equal(first, again)
     assert len(compilations) == 1
-    assert not torch.equal(compile_network(*other, FLOAT32, PROCESS)(windows(1)), first)
+    assert not torch.equal(compile_network(*other, FLOAT32, print)(windows(1)), first)
     assert len(compilations) == 2
     assert len(list(cache.glob("*.openvino"))) == 2
 
@@ -123,15 +123,15 @@ def test_whatever_changes_a_compiled_network_compiles_it_again(
 ) -> None:
     network, description = member()
     with torch.no_grad():
-        compile_network(network, description, FLOAT32, PROCESS)
-        compile_network(network, description, Precision(CPU, torch.bfloat16), PROCESS)
+        compile_network(network, description, FLOAT32, print)
+        compile_network(network, description, Precision(CPU, torch.bfloat16), print)
         # the same weights in another network
         _, heads = member(num_heads=3)
-        compile_network(_with_weights(heads, network), heads, FLOAT32, PROCESS)
+        compile_network(_with_weights(heads, network), heads, FLOAT32, print)
         next(network.parameters())[0] += 1e-6
-        compile_network(network, description, FLOAT32, PROCESS)
+        compile_network(network, description, FLOAT32, print)
         monkeypatch.setattr(openvino, "content_hash", lambda path: "other code")
-        compile_network(network, description, FLOAT32, PROCESS)
+        compile_network(network, description, FLOAT32, print)
     assert len(compilations) == 5
 
 
@@ -141,7 +141,7 @@ def test_a_network_that_takes_any_window_is_compiled_for_each() -> None:
     network = description.build().eval()
     for roi in ((16, 16, 16), (16, 16, 32)):
         of_window = replace(description, preprocessing=replace(description.preprocessing, roi=roi))
-        compiled = compile_network(network, of_window, FLOAT32, PROCESS)
+        compiled = compile_network(network, of_window, FLOAT32, print)
         volume = torch.randn(1, 1, *roi)
         with torch.no_grad():
             torch.testing.assert_close(compiled(volume), network(volume), atol=1e-4, rtol=0)
@@ -156,12 +156,12 @@ def _with_weights(description: Description, network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("damage", [b"", b"not a network", None])
 def test_a_damaged_file_is_replaced(damage: bytes | None, compilations: list[Any], cache: Path) -> None:
     one = member()
-    expected = compile_network(*one, FLOAT32, PROCESS)(windows(1))
+    expected = compile_network(*one, FLOAT32, print)(windows(1))
     (path,) = cache.glob("*.openvino")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
-    assert torch.equal(compile_network(*one, FLOAT32, PROCESS)(windows(1)), expected)
+    assert torch.equal(compile_network(*one, FLOAT32, print)(windows(1)), expected)
     assert len(compilations) == 2
-    compile_network(*one, FLOAT32, PROCESS)
+    compile_network(*one, FLOAT32, print)
     assert len(compilations) == 2
 
 
@@ -169,13 +169,13 @@ def test_a_damaged_file_is_replaced(damage: bytes | None, compilations: list[Any
 def test_a_file_with_a_flipped_bit_is_replaced(place: float, compilations: list[Any], cache: Path) -> None:
     """OpenVINO doesn't notice one among the weights, and would give other masks."""
     one = member()
-    expected = compile_network(*one, FLOAT32, PROCESS)(windows(1))
+    expected = compile_network(*one, FLOAT32, print)(windows(1))
     (path,) = cache.glob("*.openvino")
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= 1
     path.unlink()  # the file is mapped where it is in use
     path.write_bytes(content)
-    assert torch.equal(compile_network(*one, FLOAT32, PROCESS)(windows(1)), expected)
+    assert torch.equal(compile_network(*one, FLOAT32, print)(windows(1)), expected)
     assert len(compilations) == 2
     assert path.read_bytes() != content
 
@@ -186,7 +186,7 @@ def test_the_cache_keeps_the_networks_used_last(cache: Path, monkeypatch: pytest
     for number in range(3):
         (cache / f"{number}.openvino").touch()
         os.utime(cache / f"{number}.openvino", (number, number))
-    compile_network(*member(), FLOAT32, PROCESS)
+    compile_network(*member(), FLOAT32, print)
     assert len(list(cache.glob("*.openvino"))) == 2
     assert (cache / "2.openvino").exists()
 
@@ -197,7 +197,7 @@ def test_without_a_cache_the_network_is_compiled_for_this_launch(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     network, description = member()
-    compiled = compile_network(network, description, FLOAT32, PROCESS)
+    compiled = compile_network(network, description, FLOAT32, print)
     with torch.no_grad():
         torch.testing.assert_close(compiled(windows(1)), network(windows(1)), atol=1e-3, rtol=0)
     assert "note: OpenVINO's compiled network can't be cached for the next launch" in capsys.readouterr().out

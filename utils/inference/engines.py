@@ -1,7 +1,11 @@
 """The engine that computes the forward passes: torch, or on a CPU OpenVINO."""
 
+import copy
+import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,59 +16,57 @@ from utils.checkpoints.description import Description
 from utils.distributed.process import Process
 from utils.inference import openvino
 from utils.inference.openvino import UnfitError, example_window
+from utils.system.files import atomic_write
 
+ENGINES = ("auto", "torch", "openvino")
 Members = tuple[tuple[nn.Module, Precision], ...]
+Say = Callable[[str], None]
+SMALL = 2**17  # voxels of a window: for fewer, what OpenVINO gains makes up for the seconds of compiling after hours
+ENDING = ".timed"
 
 
 def place_networks(
-    engine: str, members: Sequence[tuple[nn.Module, Description]], amp: bool, process: Process
+    engine: str, members: Sequence[tuple[nn.Module, Description]], amp: bool, process: Process, say: Say | None = None
 ) -> tuple[Members, str]:
     """Make the networks of an ensemble ready to predict, each with the number format that it computes in.
 
     Args:
-        engine: ``torch``, ``openvino``, or ``auto``: OpenVINO if it is faster for a window of the first network.
+        engine: ``torch``, ``openvino``, or ``auto``: OpenVINO where it is installed and faster for a window of the
+            first network. That is timed once for each machine and network.
         members: each network with its description; the networks are changed in place.
         amp: whether formats shorter than float32 are allowed.
+        say: takes what a person should know; by default the process prints it.
 
     Returns:
-        The networks, and the name of the engine, with the reason if it was chosen here.
+        The networks, and the name of the engine, with the reason if there was a choice.
 
     Raises:
         UnfitError: if ``openvino`` is asked for and can't run the networks.
     """
+    say = say or process.say
     formats = [choose_precision(process.device, amp and one.amp, one.config) for _, one in members]
     networks = [network.eval() for network, _ in members]
-    compiled: list[nn.Module] = []
-    reason_against = None
-    if engine != "torch":
+    chosen, reason = engine, ""
+    if engine == "auto":
+        chosen, reason = _faster_engine(networks, members[0][1], formats[0], process.device, say)
+    placed: list[nn.Module] = []
+    if chosen == "openvino":
         try:
             openvino.require_fit(networks, process.device)
             for (network, description), precision in zip(members, formats, strict=True):
-                compiled.append(openvino.compile_network(network, description, precision, process))
+                placed.append(openvino.compile_network(network, description, precision, say))
         except UnfitError as error:
             if engine == "openvino":
                 raise
-            reason_against = error.fault
-    if engine == "openvino":
-        return tuple(zip(compiled, formats, strict=True)), openvino.version()
-    placed = [
-        _place_for_torch(network, precision, process) for network, precision in zip(networks, formats, strict=True)
-    ]
-    if engine == "torch":
-        return tuple(zip(placed, formats, strict=True)), "torch"
-    reason = ""
-    if reason_against is None:
-        window = example_window(members[0][1])
-        openvino_seconds, torch_seconds = (
-            _seconds(network, formats[0], window) for network in (compiled[0], placed[0])
-        )
-        reason = f"a window takes OpenVINO {openvino_seconds:.3f} s and torch {torch_seconds:.3f} s"
-        reason_against = None if openvino_seconds < torch_seconds else reason
-    # all processes take the same engine: torch, if one of them has a reason for it
-    reasons_against = [other for other in process.all_gather(reason_against) if other is not None]
-    if reasons_against:
-        return tuple(zip(placed, formats, strict=True)), f"torch, since {reasons_against[0]}"
-    return tuple(zip(compiled, formats, strict=True)), f"{openvino.version()}, since {reason}"
+            chosen, reason = "torch", error.fault
+    if engine == "auto":
+        # all processes take the same engine: torch, if one of them does
+        choices = process.all_gather((chosen, reason))
+        chosen, reason = next((choice for choice in choices if choice[0] == "torch"), choices[0])
+    if chosen == "torch":
+        placed = [_place_for_torch(one, precision, process) for one, precision in zip(networks, formats, strict=True)]
+    words = openvino.version() if chosen == "openvino" else "torch"
+    return tuple(zip(placed, formats, strict=True)), f"{words}, since {reason}" if reason else words
 
 
 def _place_for_torch(network: nn.Module, precision: Precision, process: Process) -> nn.Module:
@@ -72,6 +74,54 @@ def _place_for_torch(network: nn.Module, precision: Precision, process: Process)
     placed = process.place(optimize_for_cpu(network))
     precision.convert_weights(placed)
     return placed
+
+
+def _faster_engine(
+    networks: Sequence[nn.Module], description: Description, precision: Precision, device: torch.device, say: Say
+) -> tuple[str, str]:
+    """The engine that is faster for a window of the first network, and the reason if there was a choice.
+
+    What was timed is kept in the cache of compiled networks.
+    """
+    if math.prod(description.preprocessing.roi) < SMALL or not openvino.is_possible(networks, device):
+        return "torch", ""
+    path = openvino.cache_folder() / f"{openvino.hash_of_kind(description, precision)}{ENDING}"
+    try:
+        seconds = _remembered(path)
+        if seconds is None:
+            say("note: torch and OpenVINO are timed, once for this network and machine")
+            openvino.require_fit(networks, device)
+            seconds = _time_engines(networks[0], description, precision, say)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(seconds))
+    except UnfitError as error:
+        return "torch", error.fault
+    except OSError as error:
+        return "torch", f"what was timed can't be kept ({error})"
+    faster = "openvino" if seconds["openvino"] < seconds["torch"] else "torch"
+    return faster, f"a window takes OpenVINO {seconds['openvino']:.3f} s and torch {seconds['torch']:.3f} s"
+
+
+def _remembered(path: Path) -> dict[str, float] | None:
+    """What was timed before; None if nothing was, or the file isn't as it was written."""
+    try:
+        seconds = json.loads(path.read_text())
+        return {name: float(seconds[name]) for name in ("openvino", "torch")}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _time_engines(network: nn.Module, description: Description, precision: Precision, say: Say) -> dict[str, float]:
+    """Seconds that each engine takes for a window.
+
+    Raises:
+        UnfitError: if OpenVINO can't run the network.
+    """
+    compiled = openvino.compile_network(network, description, precision, say)
+    placed = _place_for_torch(copy.deepcopy(network), precision, Process(precision.device))
+    window = example_window(description)
+    return {"openvino": _seconds(compiled, precision, window), "torch": _seconds(placed, precision, window)}
 
 
 def _seconds(network: nn.Module, precision: Precision, window: Tensor) -> float:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from networks.layers import optimize_for_cpu
 from networks.precision import Precision
 from utils.checkpoints.description import Description
-from utils.distributed.process import Process
+from utils.inference.exact_ends import BetweenEnds, ExactEnds
 from utils.system.errors import InputError, first_line
 from utils.system.files import atomic_write, content_hash
+from utils.system.hardware import instruction_set, processor
 
-NETWORK_CODE = Path(__file__).parents[2] / "networks"
+CODE = [*(Path(__file__).parents[2] / "networks").rglob("*.py"), Path(__file__).with_name("exact_ends.py")]
 INSTALL = "pip install openvino==2026.4.0"
 CACHE_SIZE = 16  # compiled networks; one of the reference network takes 355 MiB
 ENDING = ".openvino"
@@ -45,24 +47,39 @@ class CompiledNetwork(nn.Module):
 
     Args:
         compiled: an ``openvino.CompiledModel`` for windows (1, C, D, H, W) of one shape.
+        ends: the layers that torch computes, if there are any.
         memory: the memory of its weights, if OpenVINO doesn't own it.
     """
 
-    def __init__(self, compiled: Any, memory: np.ndarray | None = None) -> None:
+    def __init__(self, compiled: Any, ends: ExactEnds | None, memory: np.ndarray | None = None) -> None:
         super().__init__()
         self.compiled = compiled
+        self.ends = ends
         self.request = compiled.create_infer_request()
         self.shape = tuple(compiled.output(0).shape)
         self.memory = memory  # after the request, so that it is freed last
+        # new memory takes longer to map than to fill
+        self.features = None if ends is None else torch.empty(self.shape, dtype=torch.bfloat16)
 
     def forward(self, windows: Tensor) -> Tensor:
         """(B, C, D, H, W) in float32 -> logits (B, classes, D, H, W) in float32."""
-        logits = torch.empty(len(windows), *self.shape[1:])
-        for window, result in zip(windows.contiguous().split(1), logits.split(1), strict=True):
-            self.request.set_input_tensor(_shared(window.numpy()))
-            self.request.set_output_tensor(_shared(result.numpy()))
-            self.request.infer()
-        return logits
+        found = [self._logits(window) for window in windows.contiguous().split(1)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _logits(self, window: Tensor) -> Tensor:
+        if self.ends is None:
+            logits = torch.empty(self.shape)
+            self._infer([window], logits)
+            return logits
+        assert self.features is not None
+        self._infer(self.ends.inputs(window), self.features)
+        return self.ends.logits(self.features)
+
+    def _infer(self, inputs: Sequence[Tensor], result: Tensor) -> None:
+        for number, given in enumerate(inputs):
+            self.request.set_input_tensor(number, _as_openvinos(given))
+        self.request.set_output_tensor(_as_openvinos(result))
+        self.request.infer()
 
 
 class UnfitError(InputError):
@@ -79,23 +96,26 @@ class UnfitError(InputError):
 
 
 def compile_network(
-    network: nn.Module, description: Description, precision: Precision, process: Process
+    network: nn.Module, description: Description, precision: Precision, say: Callable[[str], None]
 ) -> CompiledNetwork:
     """Compile a network with OpenVINO, or read it from the cache if it was compiled before.
 
-    If the cache can't be used, say so and compile the network for this launch alone.
+    If the cache can't be used, ``say`` is told so and the network is compiled for this launch alone.
 
     Raises:
         UnfitError: if it can't be compiled, or its logits differ from torch's.
     """
     path = cache_folder() / f"{_key(network, description, precision)}{ENDING}"
+    optimize_for_cpu(network)
+    found = None if precision.dtype == torch.float32 else ExactEnds(network)
+    ends = None if found is None or found.out is None else found
     compiled = None
     try:
         with _locked(path.parent):
-            cached = _read(path, precision)
+            cached = _read(path, precision, ends)
             if cached is not None:
                 return cached
-            compiled = _compile(network, description, precision)
+            compiled = _compile(network, description, precision, ends)
             with atomic_write(path) as temporary:
                 content = compiled.compiled.export_model().getbuffer()
                 with open(temporary, "wb") as file:
@@ -103,13 +123,19 @@ def compile_network(
                     file.write(hashlib.sha256(content).digest())
             _remove_oldest(path.parent)
     except OSError as error:
-        process.say(f"note: OpenVINO's compiled network can't be cached for the next launch ({error})")
-    return compiled or _compile(network, description, precision)
+        say(f"note: OpenVINO's compiled network can't be cached for the next launch ({error})")
+    return compiled or _compile(network, description, precision, ends)
 
 
 def cache_folder() -> Path:
     """The folder of compiled networks."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "unetr"
+
+
+def is_possible(networks: Sequence[nn.Module], device: torch.device) -> bool:
+    """Whether there is anything to ask OpenVINO: it is installed, and these networks are none of TorchScript's."""
+    scripts = any(isinstance(network, torch.jit.ScriptModule) for network in networks)
+    return device.type == "cpu" and not scripts and importlib.util.find_spec("openvino") is not None
 
 
 def require_fit(networks: Sequence[nn.Module], device: torch.device) -> None:
@@ -169,6 +195,15 @@ def _shared(array: np.ndarray) -> Any:
     return _openvino().Tensor(array, shared_memory=True)
 
 
+def _as_openvinos(tensor: Tensor) -> Any:
+    """A tensor of torch in float32 or bfloat16, which numpy doesn't know, as one of OpenVINO's, without a copy."""
+    if tensor.dtype == torch.float32:
+        return _shared(tensor.numpy())
+    openvino = _openvino()
+    bits = tensor.view(torch.uint16).numpy()
+    return openvino.Tensor(bits, openvino.Shape(list(bits.shape)), openvino.Type.bf16)
+
+
 def _configuration(precision: Precision) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -178,15 +213,20 @@ def _configuration(precision: Precision) -> dict[str, Any]:
     }
 
 
-def _key(network: nn.Module, description: Description, precision: Precision) -> str:
-    """A hash of all that a compiled network depends on: weights, window, code, packages, format and CPU."""
-    code = [content_hash(path) for path in sorted(NETWORK_CODE.rglob("*.py"))]
+def hash_of_kind(description: Description, precision: Precision) -> str:
+    """A hash of all but the weights that a compiled network depends on: code, packages, format, network and CPU."""
+    code = [content_hash(path) for path in sorted(CODE)]
     code.append(description.architecture.sha256)  # of a network file outside the repository
     versions = [importlib.metadata.version("openvino"), torch.__version__, monai.__version__]
-    cpu = [_core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    cpu = [processor(), instruction_set(), torch.get_num_threads()]
     window = description.preprocessing.roi
     about = [code, versions, cpu, str(precision), description.network, description.config, window]
-    digest = hashlib.sha256(repr(about).encode())
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+
+
+def _key(network: nn.Module, description: Description, precision: Precision) -> str:
+    """A hash of all that a compiled network depends on."""
+    digest = hashlib.sha256(hash_of_kind(description, precision).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy())
@@ -202,7 +242,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
+def _read(path: Path, precision: Precision, ends: ExactEnds | None) -> CompiledNetwork | None:
     """The compiled network in a file, mapped into memory; None if the file is missing or isn't as it was written."""
     if path.is_symlink() or not path.is_file():
         return None
@@ -212,7 +252,8 @@ def _read(path: Path, precision: Precision) -> CompiledNetwork | None:
         content, digest = memory[:-DIGEST], memory[-DIGEST:]
         if hashlib.sha256(content.data).digest() != digest.tobytes():
             return None
-        return CompiledNetwork(_core().import_model(_shared(content), "CPU", _configuration(precision)), memory)
+        compiled = _core().import_model(_shared(content), "CPU", _configuration(precision))
+        return CompiledNetwork(compiled, ends, memory)
     except (RuntimeError, ValueError):  # ValueError: the file is empty
         return None
 
@@ -222,7 +263,9 @@ def _remove_oldest(folder: Path) -> None:
         path.unlink()
 
 
-def _compile(network: nn.Module, description: Description, precision: Precision) -> CompiledNetwork:
+def _compile(
+    network: nn.Module, description: Description, precision: Precision, ends: ExactEnds | None
+) -> CompiledNetwork:
     """Compile a network, and compare its logits with torch's.
 
     Raises:
@@ -230,14 +273,17 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
     """
     window = example_window(description)
     with torch.inference_mode():
-        with warnings.catch_warnings(action="ignore"):  # torch warns that tracing is old and fixes shapes
-            traced = torch.jit.trace(network, window, check_trace=False)
         expected = network(window)
-    try:
-        compiled = _compile_trace(traced, window, precision)
-        logits = compiled(window)
-    except (ImportError, RuntimeError) as error:
-        raise UnfitError(f"OpenVINO can't compile the network ({first_line(error)})", "Give `engine` torch") from error
+        inputs = [window] if ends is None else ends.inputs(window)
+        with warnings.catch_warnings(action="ignore"):  # torch warns that tracing is old and fixes shapes
+            traced = torch.jit.trace(network if ends is None else BetweenEnds(network, ends), inputs, check_trace=False)
+        try:
+            compiled = CompiledNetwork(_compile_trace(traced, inputs, precision), ends)
+            logits = compiled(window)
+        except (ImportError, RuntimeError) as error:
+            raise UnfitError(
+                f"OpenVINO can't compile the network ({first_line(error)})", "Give `engine` torch"
+            ) from error
     difference = (logits - expected).square().mean().sqrt()
     size = expected.square().mean().sqrt()
     if not difference <= TOLERANCE[precision.dtype] * size:
@@ -248,7 +294,7 @@ def _compile(network: nn.Module, description: Description, precision: Precision)
     return compiled
 
 
-def _compile_trace(traced: Any, window: Tensor, precision: Precision) -> CompiledNetwork:
+def _compile_trace(traced: Any, inputs: Sequence[Tensor], precision: Precision) -> Any:
     """Compile a trace, as ``openvino.convert_model`` does, but without its check, which takes most of the time."""
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
@@ -257,8 +303,10 @@ def _compile_trace(traced: Any, window: Tensor, precision: Precision) -> Compile
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced)
     model = frontend.convert(frontend.load(decoder))
-    model.reshape(openvino.PartialShape(list(window.shape)))
-    return CompiledNetwork(_core().compile_model(model, "CPU", _configuration(precision)))
+    model.reshape(
+        {place: openvino.PartialShape(list(one.shape)) for place, one in zip(model.inputs, inputs, strict=True)}
+    )
+    return _core().compile_model(model, "CPU", _configuration(precision))
 
 
 def example_window(description: Description) -> Tensor:

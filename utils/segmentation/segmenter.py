@@ -21,7 +21,7 @@ from utils.data.regions import scored_structures
 from utils.distributed.launch import choose_device
 from utils.distributed.process import Process
 from utils.evaluation.measurements import measure
-from utils.inference.engines import place_networks
+from utils.inference.engines import ENGINES, place_networks
 from utils.inference.scan_grid import class_on_scan_grid
 from utils.inference.sliding_window import OVERLAP, Ensemble, Predictor
 from utils.io.dicom_rtstruct import write_structure_set
@@ -115,6 +115,7 @@ class Segmenter:
         postprocessing: whether what a cross-validation chose is done.
         overlap: the part of a window that its neighbour covers too.
         amp: whether formats shorter than float32 are allowed.
+        engine: ``torch``, ``openvino``, or ``auto``, the faster one here.
         network_file: the Python file of a network of one's own. It is code, and is run.
 
     Attributes:
@@ -135,6 +136,7 @@ class Segmenter:
         postprocessing: bool = True,
         overlap: float = OVERLAP,
         amp: bool = True,
+        engine: str = "auto",
         network_file: str | os.PathLike[str] | None = None,
     ) -> None:
         paths = [Path(weights)] if isinstance(weights, str | os.PathLike) else [Path(one) for one in weights]
@@ -142,6 +144,8 @@ class Segmenter:
             raise InputError("`weights`: names no file. Give one or more.")
         if not 0 <= overlap < 1:
             raise InputError(f"`overlap` must be at least 0 and below 1, not {overlap}.")
+        if engine not in ENGINES:
+            raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, not {engine!r}.")
         given = {} if network_file is None else {"model_name": str(network_file)}
         with _spelled({"`model_name`": "`network_file`", PATH_FLAGS: ""}):
             members, _ = load_ensemble(LoadSettings(format="any", given=given, same_flips=tta), paths, unlisted(None))
@@ -152,7 +156,7 @@ class Segmenter:
         mirrorings = description.mirrorings(self._postprocessing.mirrored)
         self._output, self._settings = description.output, description.preprocessing
         self._process = Process(choose_device(device))
-        networks, _ = place_networks("torch", members, amp, self._process)
+        networks, _ = place_networks(engine, members, amp, self._process, _silent)
         self._ensemble = Ensemble(networks, mirrorings)
         self._predictor = Predictor(
             self._settings.roi, self._settings.padding, overlap, 1, self._process.device, _silent, self._output
@@ -339,4 +343,4 @@ def _spelled(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _silent(_: str) -> None:
-    """Predictor's messages are for a shell."""
+    """What predictor and engines say is for a shell."""

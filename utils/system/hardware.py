@@ -25,6 +25,17 @@ def processor() -> str:
     return name or "an unknown CPU"
 
 
+def instruction_set() -> str:
+    """The CPU's instructions that decide how fast matrices are multiplied."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX-512 with bfloat16"
+    if torch.cpu._is_avx512_supported():
+        return "AVX-512"
+    return "AVX2" if torch.cpu._is_avx2_supported() else platform.machine()
+
+
 def machine(gpu: bool) -> str:
     """The CPU with its number of cores; before it the GPUs, if there are some and the program uses them (``gpu``)."""
     cores = f"{os.cpu_count()} cores of {processor()}"
