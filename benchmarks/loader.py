@@ -3,6 +3,8 @@
 Both serve the same preprocessed scans from memory, in turns, while nothing trains. The scans are phantoms on the
 network's grid, a little smaller than BTCV's. That favours the loader of 2021, which copies and searches the whole scan
 for its crops.
+
+``--augment strong`` times ours alone, with worker processes.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from monai.data import list_data_collate
 from torch.utils.data import DataLoader
 
 from benchmarks.peer import CROPS_PER_SCAN, peers_crops
+from utils.config.flags import AUGMENTATIONS
 from utils.config.parser import Parser, count, whole
 from utils.data.crops import Augmentation
 from utils.data.data_list import read_data_list
@@ -101,6 +104,21 @@ def measure(folder: Path, phantoms: int, copies: int, workers: Sequence[int], pa
     )
 
 
+def measure_strong(folder: Path, phantoms: int, copies: int, workers: Sequence[int], passes: int) -> dict[int, float]:
+    """By number of workers our crops per second with strong augmentation; the arguments are those of ``measure``."""
+    settings = Preprocessing()
+    write_phantoms(folder, {"training": phantoms, "validation": 0}, seed=0, spacing=settings.spacing)
+    scans = read_data_list(str(folder), None, 0).training * copies
+    loaders = [
+        training_loader(
+            scans, settings, Augmentation(strong=True), Caching(), Process(torch.device("cpu")),
+            batch_size=1, crops_per_scan=CROPS_PER_SCAN, workers=number, seed=0,
+        )
+        for number in workers
+    ]  # fmt: skip
+    return dict(zip(workers, _rates_in_turns(loaders, passes), strict=True))
+
+
 def _rates_in_turns(loaders: Sequence[DataLoader], passes: int) -> list[float]:
     """The crops per second of each loader."""
     times: list[list[float]] = [[] for _ in loaders]
@@ -124,6 +142,12 @@ def main(args: argparse.Namespace) -> None:
     """Print a row for each number of workers, and the sizes of the caches."""
     print(f"{os.cpu_count()} cores; torch {torch.__version__}, MONAI {monai.__version__}; crops of 96³")
     with tempfile.TemporaryDirectory() as folder:
+        if args.augment == "strong":
+            rates = measure_strong(Path(folder), args.phantoms, args.copies, args.workers, args.passes)
+            print("workers  crops/s with --augment strong")
+            for number, rate in rates.items():
+                print(f"{number:>7}  {rate:>12.1f}")
+            return
         measured = measure(Path(folder), args.phantoms, args.copies, args.workers, args.passes)
     print("workers  ours crops/s  2021 crops/s  ratio")
     for row in measured.rows:
@@ -140,6 +164,7 @@ if __name__ == "__main__":
     parser.add_argument("--phantoms", type=count, default=4, help="phantoms to draw")
     parser.add_argument("--copies", type=count, default=6, help="how often each is cached")
     parser.add_argument("--workers", type=whole, nargs="+", default=[0, 2], help="worker processes, a row for each")
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="published or strong")
     parser.add_argument("--passes", type=count, default=7, help="timed passes of each loader")
     with one_line_errors():
         main(parser.parse_args())

@@ -23,7 +23,9 @@ from utils.data import loaders
 from utils.data.crops import Augmentation
 from utils.data.data_list import read_data_list
 from utils.data.loaders import Caching, EpochSampler, training_loader, validation_loader
+from utils.data.prefetch import PrefetchingLoader
 from utils.data.preprocessing import Preprocessing
+from utils.data.workers import WorkerLoader
 from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
 from utils.io.reader import read_scan
@@ -78,6 +80,21 @@ def test_crops_depend_on_seed_and_epoch_and_not_on_workers_or_history(phantoms: 
     assert same(third, epoch(fresh, 3))
     assert not same(third, epoch(fresh, 4))
     assert not same(third, epoch(other_seed, 3))
+
+
+def test_strong_augmentation_is_the_same_to_the_last_bit_for_any_number_of_processes(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops of 48³ are large enough for torch to share its sums among threads."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    settings = replace(SETTINGS, spacing=(6.0, 6.0, 6.0), roi=(48, 48, 48))
+    expected = epoch(loader(phantoms, settings=settings, crops_per_scan=4), 2)
+    for workers in (1, 2, 3):
+        batches = loader(phantoms, settings=settings, crops_per_scan=4, workers=workers)
+        assert same(expected, epoch(batches, 2))
+        assert isinstance(batches, WorkerLoader)
+        assert batches.count == workers
+    assert isinstance(loader(phantoms, workers=2, augmentation=Augmentation()), PrefetchingLoader)
 
 
 def test_cropping_leaves_the_cache_as_it_was(phantoms: Path) -> None:

@@ -117,11 +117,11 @@ def die(number: int, how: int) -> None:
     ],
 )
 def test_the_death_of_a_worker_ends_the_pass(how: signal.Signals, words: str) -> None:
-    batches = iter(loader(lambda number: die(number, how)))
-    taken = [next(batches)["name"] for _ in range(3)]
+    """A batch that it had made and was handing over is lost with it."""
+    taken: list[str] = []
     with pytest.raises(LostError) as error:
-        next(batches)
-    assert taken == ["scan0", "scan1", "scan2"]
+        taken.extend(batch["name"] for batch in loader(lambda number: die(number, how)))
+    assert taken in (["scan0"], ["scan0", "scan1", "scan2"])
     assert str(error.value) == f"{words} With `workers` 0 the main process does its work."
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from multiprocessing.util import Finalize
@@ -32,6 +32,7 @@ from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.system.errors import UNREADABLE, InputError, LostError, WriteError, first_line
 from utils.system.files import file_state, text_hash
+from utils.system.threads import single_threaded
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,9 @@ class CroppedScans(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The crops of scan ``index`` in ``epoch``, as a batch."""
         epoch, index = key
-        return self.crops(self.scans[index], np.random.default_rng((self.seed, epoch, index)))
+        random = np.random.default_rng((self.seed, epoch, index))
+        with single_threaded() if self.crops.augmentation.strong else nullcontext():
+            return self.crops(self.scans[index], random)
 
 
 class EpochSampler(DistributedSampler):
@@ -211,7 +214,8 @@ def training_loader(
     dataset = CroppedScans(cached, crops, seed)
     sampler = EpochSampler(dataset, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
     options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": _concatenate, "sampler": sampler}
-    if caching.in_memory and workers > 0:
+    # strong augmentation takes so long that several processes pay, although each batch comes through a socket
+    if caching.in_memory and workers > 0 and not augmentation.strong:
         return PrefetchingLoader(dataset, device=process.device, **_loader_options(process), **options)
     return _loader(dataset, process, workers, **options)
 

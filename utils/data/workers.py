@@ -9,6 +9,7 @@ import struct
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing.process import BaseProcess
@@ -196,7 +197,8 @@ def _serve(
     for other in inherited:
         other.close()
     torch.set_num_threads(1)  # OpenMP's threads aren't there after a fork
-    with contextlib.suppress(ConnectionError), connection.makefile("rb") as requests:
+    with contextlib.suppress(ConnectionError), connection.makefile("rb") as requests, ThreadPoolExecutor(1) as sender:
+        sent: Future[None] | None = None
         while length := requests.read(LENGTH.size):
             keys = pickle.loads(requests.read(*LENGTH.unpack(length)))
             tensors = []
@@ -207,9 +209,16 @@ def _serve(
             except Exception as error:
                 tensors = []
                 text = _pickled(error)
-            connection.sendall(LENGTH.pack(len(text)) + text)
-            for tensor in tensors:
-                connection.sendall(_bytes(tensor))
+            if sent is not None:
+                sent.result()
+            # the owner may still take the batch of another, and the next one is made meanwhile
+            sent = sender.submit(_send, connection, text, tensors)
+
+
+def _send(connection: socket.socket, text: bytes, tensors: Sequence[Tensor]) -> None:
+    connection.sendall(LENGTH.pack(len(text)) + text)
+    for tensor in tensors:
+        connection.sendall(_bytes(tensor))
 
 
 def _announced(value: Any) -> Any:

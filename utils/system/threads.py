@@ -1,8 +1,11 @@
-"""Calls in background threads."""
+"""Calls in background threads, and how many of them torch takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -38,3 +41,14 @@ def _run_after(before: ThreadPoolExecutor | None, function: Callable[..., T], *a
     if before is not None:
         before.shutdown()
     return function(*arguments)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let torch compute in this thread alone: its sums round differently for each number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
