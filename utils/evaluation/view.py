@@ -5,7 +5,6 @@ page with its volumes. The page loads that of the chosen scan only.
 """
 
 import base64
-import gzip
 import io
 import json
 import math
@@ -17,6 +16,7 @@ from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from matplotlib.colors import to_hex
 
 from utils.evaluation.pages import render
@@ -189,7 +189,7 @@ def _nifti(voxels: np.ndarray, affine: np.ndarray, slope: float = 1.0, intercept
     file = io.BytesIO()
     header.write_to(file)
     file.write(voxels.tobytes(order="F"))
-    return base64.b64encode(gzip.compress(file.getvalue(), compresslevel=4, mtime=0)).decode("ascii")
+    return base64.b64encode(igzip.compress(file.getvalue(), mtime=0)).decode("ascii")
 
 
 def write_viewer(folder: Path, views: Mapping[str, Path]) -> None:
