@@ -1,7 +1,7 @@
 """Time everything beside the peer in one run: ``make bench``, or ``python -m benchmarks``.
 
-Writes the tables between two marks in ``docs/performance.md``. It took 45 minutes on two cores with AVX2. The other
-commands of this folder measure training in several processes, interrupted runs, and losses.
+Writes the tables of this kind of machine into ``docs/performance.md``, beside those of others. The other commands of
+this folder measure training in several processes, interrupted runs, and losses.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from benchmarks.arguments import existing_file
 from utils.config.parser import Parser, count
 from utils.distributed.launch import choose_device
 from utils.system.errors import one_line_errors, size_text
-from utils.system.hardware import processor
+from utils.system.hardware import instruction_set, processor
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-MARKS = "<!-- written by make bench -->", "<!-- end of what make bench wrote -->"
+NEXT = "<!-- make bench adds the tables of another kind of machine here -->"
 WORKS = {
     "step": "training step, a crop of 96³",
     network.RECOMPUTED: "the same with `--activation_checkpointing`",
@@ -38,9 +38,10 @@ WORKS = {
 
 def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[str]:
     """The lines of the table that compares both sides."""
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     when = datetime.date.today().isoformat()
-    yield f"{when}: {os.cpu_count()} cores of {processor()}{gpu}, torch {torch.__version__}, MONAI {monai.__version__}."
+    cpu = f"{os.cpu_count()} cores of {processor()} ({instruction_set()})"
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    yield f"{when}: {cpu}{gpu}, torch {torch.__version__}, MONAI {monai.__version__}."
     yield ""
     yield "| work | ours | MONAI | ratio | peak GiB, ours and MONAI | share of the matrix rate |"
     yield "| --- | --- | --- | --- | --- | --- |"
@@ -66,7 +67,7 @@ def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[s
         )
     variants: list[tuple[str, ...]] = [(), ("--fast",)]
     if device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
-        variants += [("--engine=openvino",), ("--engine=openvino", "--fast")]
+        variants.append(("--engine=torch",))
     shape = whole_scan.LARGE
     of_host = "" if device.type == "cpu" else " (not the GPU's)"
     tissue = ", tissue everywhere" if weights is None else ""
@@ -88,7 +89,7 @@ def table(device: torch.device, weights: Path | None, rounds: int) -> Iterator[s
 
 
 def growth_table(device: torch.device) -> Iterator[str]:
-    """The lines of the table of what more voxels, classes and overlap cost."""
+    """The lines of the table of what more voxels, classes and overlap cost, with torch."""
     yield "| voxels, tissue everywhere | classes | overlap | seconds | peak GiB |"
     yield "| --- | --- | --- | --- | --- |"
     for shape, classes, overlap, cost in whole_scan.growth(device.type):
@@ -100,14 +101,23 @@ def _flags_text(*flags: str) -> str:
     return f", `{' '.join(given)}`" if given else ""
 
 
-def write_between_marks(page: Path, lines: Iterable[str]) -> None:
-    """Replace the lines between :data:`MARKS` in a page, which must have the pair exactly once."""
-    before, after = MARKS
-    pattern = re.compile(f"{re.escape(before)}.*?{re.escape(after)}", re.DOTALL)
+def marks(machine: str) -> tuple[str, str]:
+    """What stands before and behind the tables of a kind of machine."""
+    return f"<!-- make bench: {machine} -->", f"<!-- end of make bench: {machine} -->"
+
+
+def write_tables(page: Path, machine: str, lines: Iterable[str]) -> None:
+    """Replace the tables of a kind of machine in a page; those of a new kind go before :data:`NEXT`."""
+    before, after = marks(machine)
     written = "\n".join([before, "", *lines, "", after])
-    text, places = pattern.subn(lambda _: written, page.read_text(encoding="utf-8"))
-    if places != 1:
-        raise SystemExit(f"error: {page}: has {places} places between '{before}' and '{after}'. Leave exactly one.")
+    text = page.read_text(encoding="utf-8")
+    if text.count(NEXT) != 1 or (text.count(before), text.count(after)) not in ((0, 0), (1, 1)):
+        raise SystemExit(f"error: {page}: must have '{NEXT}' once, and '{before}' with '{after}' at most once.")
+    if before in text:
+        pattern = re.compile(f"{re.escape(before)}.*?{re.escape(after)}", re.DOTALL)
+        text = pattern.sub(lambda _: written, text)
+    else:
+        text = text.replace(NEXT, f"#### {machine}\n\n{written}\n\n{NEXT}")
     page.write_text(text, encoding="utf-8")
 
 
@@ -118,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
     for line in chain(table(device, args.weights, args.rounds), [""], growth_table(device)):
         print(line, flush=True)
         lines.append(line)
-    write_between_marks(PAGE, lines)
+    write_tables(PAGE, torch.cuda.get_device_name(device) if device.type == "cuda" else instruction_set(), lines)
 
 
 if __name__ == "__main__":

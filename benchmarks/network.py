@@ -173,25 +173,29 @@ def compare(device: torch.device, rounds: int, times: int, crops: int = 1) -> It
     """
     mixed = str(choose_precision(device, True, UNETRConfig()))
     on_gpu = device.type == "cuda"
-    works = [("step", "torch", mixed), (RECOMPUTED, "torch", mixed), ("forward", "torch", mixed)]
-    works += [("forward", "torch", "float32")]
+    forwards = [("forward", "torch", mixed), ("forward", "torch", "float32")]
     if importlib.util.find_spec("openvino") is not None and not on_gpu:
-        works += [("forward", "openvino", mixed), ("forward", "openvino", "float32")]
+        forwards += [("forward", "openvino", mixed), ("forward", "openvino", "float32")]
     new_process = partial(measure_in_new_process, device=device, times=times, crops=crops)
-    for work, engine, dtype in dict.fromkeys(works):  # mixed may be float32 as well
-        sides = {engine: dtype, "peer": "float16" if on_gpu else "float32"}
-        found: dict[str, list[dict[str, float]]] = {who: [] for who in sides}
-        if engine == "openvino":
-            new_process(engine, work, dtype)  # compiles the network and caches it on disk
+    for kind, works in {"step": [("step", "torch", mixed), (RECOMPUTED, "torch", mixed)], "forward": forwards}.items():
+        works = list(dict.fromkeys(works))  # mixed may be float32 as well
+        sides: dict[tuple[str, str, str], list[dict[str, float]]] = {
+            ("peer", kind, "float16" if on_gpu else "float32"): []
+        }
+        sides |= {(engine, work, dtype): [] for work, engine, dtype in works}
+        for who, work, dtype in sides:
+            if who == "openvino":
+                new_process(who, work, dtype)  # compiles the network and caches it on disk
         for _ in range(rounds):
-            for who, its_dtype in sides.items():
-                found[who].append(new_process(who, work, its_dtype))
-        ours, peer = (
-            {name: statistics.median(figures[name] for figures in found[who]) for name in ("seconds", "gib", "gflops")}
-            for who in sides
+            for side, found in sides.items():
+                found.append(new_process(*side))
+        peer, *ours = (
+            {name: statistics.median(figures[name] for figures in found) for name in ("seconds", "gib", "gflops")}
+            for found in sides.values()
         )
-        share = crops * GFLOP[work] / ours["seconds"] / ours["gflops"]
-        yield Row(work, engine, dtype, ours["seconds"], peer["seconds"], ours["gib"], peer["gib"], share)
+        for (work, engine, dtype), figures in zip(works, ours, strict=True):
+            share = crops * GFLOP[work] / figures["seconds"] / figures["gflops"]
+            yield Row(work, engine, dtype, figures["seconds"], peer["seconds"], figures["gib"], peer["gib"], share)
 
 
 def agreement(weights: Path, scan: Path, device: torch.device) -> dict[str, tuple[float, float]]:

@@ -53,27 +53,38 @@ def test_whole_scan_times_functions_that_exist() -> None:
             assert callable(getattr(importlib.import_module(module), name))
 
 
-def test_make_bench_replaces_only_what_it_wrote_before(tmp_path: Path) -> None:
+def test_make_bench_replaces_only_what_it_wrote_on_such_a_machine(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    begin, end = bench.MARKS
-    page.write_text(f"before\n{begin}\n\nold\n\n{end}\nafter\n", encoding="utf-8")
-    bench.write_between_marks(page, ["| new |", "\\1"])
-    assert page.read_text(encoding="utf-8") == f"before\n{begin}\n\n| new |\n\\1\n\n{end}\nafter\n"
+    (begin, end), (begin_other, end_other) = bench.marks("AMX"), bench.marks("AVX2")
+    others = f"{begin_other}\n\n| 2 |\n\n{end_other}\n{bench.NEXT}\nafter\n"
+    page.write_text(f"before\n{begin}\n\nold\n\n{end}\n{others}", encoding="utf-8")
+    bench.write_tables(page, "AMX", ["| new |", "\\1"])
+    assert page.read_text(encoding="utf-8") == f"before\n{begin}\n\n| new |\n\\1\n\n{end}\n{others}"
 
 
-@pytest.mark.parametrize("places", [0, 2])
-def test_make_bench_writes_to_no_page_without_its_marks(places: int, tmp_path: Path) -> None:
+def test_make_bench_adds_the_tables_of_another_kind_of_machine(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    text = "\n".join(bench.MARKS) * places
+    page.write_text(f"before\n{bench.NEXT}\nafter\n", encoding="utf-8")
+    bench.write_tables(page, "AMX", ["| new |"])
+    bench.write_tables(page, "AVX2", ["| 2 |"])
+    (begin, end), (begin_other, end_other) = bench.marks("AMX"), bench.marks("AVX2")
+    assert page.read_text(encoding="utf-8") == (
+        f"before\n#### AMX\n\n{begin}\n\n| new |\n\n{end}\n\n"
+        f"#### AVX2\n\n{begin_other}\n\n| 2 |\n\n{end_other}\n\n{bench.NEXT}\nafter\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["", bench.NEXT * 2, f"{bench.marks('AMX')[0]}{bench.NEXT}"])
+def test_make_bench_writes_to_no_page_without_its_marks(text: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
     page.write_text(text, encoding="utf-8")
-    with pytest.raises(SystemExit, match=f"has {places} places between"):
-        bench.write_between_marks(page, ["new"])
+    with pytest.raises(SystemExit, match="must have"):
+        bench.write_tables(page, "AMX", ["new"])
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_the_page_of_make_bench_has_its_marks_once() -> None:
-    text = bench.PAGE.read_text(encoding="utf-8")
-    assert [text.count(mark) for mark in bench.MARKS] == [1, 1]
+def test_the_page_of_make_bench_has_its_mark_once() -> None:
+    assert bench.PAGE.read_text(encoding="utf-8").count(bench.NEXT) == 1
 
 
 def test_the_peer_of_the_reference_network_has_the_size_of_the_paper() -> None:
