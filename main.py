@@ -76,16 +76,18 @@ def main(process: Process, args: argparse.Namespace) -> None:
     continued = process.on_main_then_broadcast("looking for a checkpoint", find)
     process.require_same_files(files_to_start_from(args, folder, continued))
     start = initial_state(start_settings(args, description), continued, description, data, network)
+    cache = None if args.cache_dir is None else Path(args.cache_dir)
+    if cache is not None:
+        process.on_main_then_broadcast("making --cache_dir", partial(writable_folder, cache, "--cache_dir"))
     if not args.skip_data_check:
         scans = data.training + data.validation
         labels_in = None if data.labels is None else data.path
-        check = partial(check_scans, scans, channels, classes, settings, args.workers, process, labels_in=labels_in)
+        check = partial(
+            check_scans, scans, channels, classes, settings, args.workers, process,
+            labels_in=labels_in, remembered_in=cache,
+        )  # fmt: skip
         process.on_main_then_broadcast("checking scans", check)
 
-    if args.cache_dir is not None:
-        process.on_main_then_broadcast(
-            "making --cache_dir", partial(writable_folder, Path(args.cache_dir), "--cache_dir")
-        )
     caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
     augmentation = augmentation_from_args(args, description.labels)
     train_loader = training_loader(

@@ -50,7 +50,7 @@ from utils.segmentation.fold_results import knows_mirrored_scans, postprocess, w
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.records import finished
 from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, first_line, one_line_errors
-from utils.system.files import file_state, read_json, write_json
+from utils.system.files import file_state, read_json, writable_folder, write_json
 from utils.system.hardware import machine
 from utils.system.signals import StopRequest, forwarded_to, signal_at_parents_end
 from utils.system.typed import STRICT
@@ -114,9 +114,11 @@ def main(args: argparse.Namespace, flags: Sequence[str], command: str, execute: 
             scans = [scan for fold in untrained for scan in fold.data.training + fold.data.validation]
             config, settings = planned.config, planned.preprocessing
             labels_in = None if folds[0].data.labels is None else folds[0].data.path
+            cache = None if args.cache_dir is None else writable_folder(Path(args.cache_dir), "--cache_dir")
             check_scans(
-                scans, config.in_channels, len(planned.labels), settings, args.workers, process, labels_in=labels_in
-            )
+                scans, config.in_channels, len(planned.labels), settings, args.workers, process,
+                labels_in=labels_in, remembered_in=cache,
+            )  # fmt: skip
         if args.overwrite:
             for fold in folds:
                 remove_run(fold.folder)

@@ -64,14 +64,14 @@ def main(process: Process, args: argparse.Namespace) -> None:
     start = initial_state(
         StartSettings(settings=flags, changeable=training_flags()), continued, description, data, network
     )
+    cache = None if args.cache_dir is None else Path(args.cache_dir)
+    if cache is not None:
+        process.on_main_then_broadcast("making --cache_dir", partial(writable_folder, cache, "--cache_dir"))
     if not args.skip_data_check:
         scans, channels = data.training + data.validation, description.config.in_channels
-        check = partial(check_scans, scans, channels, len(description.labels), settings, args.workers, process)
+        classes = len(description.labels)
+        check = partial(check_scans, scans, channels, classes, settings, args.workers, process, remembered_in=cache)
         process.on_main_then_broadcast("checking scans", check)
-    if args.cache_dir is not None:
-        process.on_main_then_broadcast(
-            "making --cache_dir", partial(writable_folder, Path(args.cache_dir), "--cache_dir")
-        )
     caching = Caching(in_memory=not args.use_normal_dataset, folder=args.cache_dir)
     warnings.filterwarnings("ignore", message=".*: all crops are centred on background")  # no scan has a label here
     train_loader = training_loader(

@@ -107,6 +107,20 @@ def test_cropping_leaves_the_cache_as_it_was(phantoms: Path) -> None:
         assert torch.equal(cached[index]["image"], image)
 
 
+def test_scans_in_a_folder_are_mapped_and_not_held(phantoms: Path, tmp_path: Path) -> None:
+    """With the same crops; the system drops pages of files where it needs room."""
+    held, mapped = loader(phantoms), loader(phantoms, caching=Caching(folder=str(tmp_path)))
+    assert same(epoch(held, 1), epoch(mapped, 1))
+    data = read_data_list(str(phantoms), None, 0)
+    validation = validation_loader(data.validation, SETTINGS, Caching(folder=str(tmp_path)), CPU, workers=2)
+    expected = validation_loader(data.validation, SETTINGS, Caching(), CPU, workers=2)
+    assert same(list(validation), list(expected))
+    maps = Path("/proc/self/maps").read_text()
+    files = list(tmp_path.rglob("*.pt"))
+    assert len(files) == 6
+    assert all(str(file) in maps for file in files)
+
+
 def test_half_of_the_crops_are_centred_on_an_organ(phantoms: Path) -> None:
     plain = Augmentation(0, 0, 0, 0)
     settings = replace(SETTINGS, spacing=(5.0, 5.0, 6.0))

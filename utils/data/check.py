@@ -1,12 +1,13 @@
 """Read every scan before training starts, so that a fault in the data shows now and not after a night."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from utils.data.checked_scans import CheckedScans
 from utils.data.preprocessing import Preprocessing, intensity_remarks, size_fault, window_fault
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
@@ -68,6 +69,7 @@ def check_scans(
     process: Process,
     *,
     labels_in: Path | None = None,
+    remembered_in: Path | None = None,
 ) -> None:
     """Read each scan as training does, and print a note for each kind of remark.
 
@@ -76,21 +78,52 @@ def check_scans(
 
     Args:
         labels_in: the data list that names the classes, if one does.
+        remembered_in: a folder that keeps what was found in sound scans; those whose files are as they were aren't read
+            again.
 
     Raises:
         InputError: listing every fault of every file.
+        WriteError: if the folder can't be written.
     """
     unique = list(dict.fromkeys(scans))
     check = partial(
         check_scan, in_channels=in_channels, out_channels=out_channels, settings=settings, labels_in=labels_in
     )
-    results = process.stop.map_in_threads(check, unique, workers)
-    findings = list(process.bar(results, "checking scans", len(unique)))
-    require_no_faults(findings)
+
+    def read(some: Sequence[Scan]) -> list[Findings]:
+        found = list(process.bar(process.stop.map_in_threads(check, some, workers), "checking scans", len(some)))
+        require_no_faults(found)
+        return found
+
+    if remembered_in is None:
+        findings = read(unique)
+    else:
+        about = {"channels": in_channels, "classes": out_channels, **asdict(settings)}
+        findings = _remembered_or_read(unique, CheckedScans(remembered_in, about), read)
+        if _clips_most(findings):  # the note tells of the voxels' values, which aren't remembered
+            findings = read(unique)
     notes = summary(remark for found in findings for remark in found.remarks)
-    notes += _window_notes([found.labelled for found in findings if found.labelled is not None], settings)
+    notes += _window_notes(findings, settings)
     for note in notes:
         process.say(f"note: {one_line(note)}")
+
+
+def _remembered_or_read(
+    scans: Sequence[Scan], checked: CheckedScans, read: Callable[[Sequence[Scan]], list[Findings]]
+) -> list[Findings]:
+    """What was found in each scan, by an earlier check or now."""
+    keys = [checked.key(scan) for scan in scans]  # before they are read, should they change meanwhile
+    known = checked.read()
+    unread = {key: scan for key, scan in zip(keys, scans, strict=True) if key not in known}
+    for key, found in zip(unread, read(list(unread.values())), strict=True):
+        count, clipped = (0, 0) if found.labelled is None else (found.labelled.count, found.labelled.clipped)
+        known[key] = {"remarks": found.remarks, "labelled": count, "clipped": clipped}
+    if unread:
+        checked.write(known)
+    return [
+        Findings([], one["remarks"], LabelledVoxels(one["labelled"], one["clipped"], np.empty(0)))
+        for one in map(known.__getitem__, keys)
+    ]
 
 
 def require_no_faults(findings: Iterable[Findings]) -> None:
@@ -206,11 +239,18 @@ def _labelled_voxels(parts: Sequence[Part], label: Volume, settings: Preprocessi
     return LabelledVoxels(len(values), clipped, sample.astype(np.float64))
 
 
-def _window_notes(scans: Sequence[LabelledVoxels], settings: Preprocessing) -> list[str]:
+def _clips_most(findings: Sequence[Findings]) -> bool:
+    """Whether the CT window clips most of what is labelled in all scans together."""
+    labelled = [found.labelled for found in findings if found.labelled is not None]
+    return sum(scan.clipped for scan in labelled) > MOST_CLIPPED * sum(scan.count for scan in labelled)
+
+
+def _window_notes(findings: Sequence[Findings], settings: Preprocessing) -> list[str]:
     """A note if the CT window clips most of what is labelled in all scans together."""
-    count, clipped = sum(scan.count for scan in scans), sum(scan.clipped for scan in scans)
-    if clipped <= MOST_CLIPPED * count:
+    if not _clips_most(findings):
         return []
+    scans = [found.labelled for found in findings if found.labelled is not None]
+    count, clipped = sum(scan.count for scan in scans), sum(scan.clipped for scan in scans)
     values = np.concatenate([scan.sample for scan in scans])
     weights = np.concatenate([np.full(len(scan.sample), scan.count / max(len(scan.sample), 1)) for scan in scans])
     low, high = np.quantile(values, [OUTLIERS, 1 - OUTLIERS], weights=weights, method="inverted_cdf")

@@ -37,7 +37,11 @@ from utils.system.threads import single_threaded
 
 @dataclass(frozen=True)
 class Caching:
-    """Where preprocessed scans are kept: in memory, and on disk where ``folder`` is given."""
+    """Where preprocessed scans are kept: in memory, or where ``folder`` is given in files there.
+
+    With ``in_memory`` these files are mapped into memory, so that the system keeps of them what it has room for.
+    Without, each use reads its scan anew.
+    """
 
     in_memory: bool = True
     folder: str | None = None
@@ -206,11 +210,14 @@ def training_loader(
     if not caching.in_memory:
         cached = _preprocessed(scans, fixed, description, caching.folder)
     # all processes take one way, as those of a machine with several wait for all others
-    elif process.all_reduce_max(process.rank_info.local_size) == [1]:
+    elif process.all_reduce_max(process.rank_info.local_size, caching.folder is not None) == [1, 0]:
         cached = _load(_preprocessed(scans, fixed, description, caching.folder), process, workers)
     else:
         with _machine_folder(caching.folder, process) as folder:
-            cached = _memory_map(_preprocessed(scans, fixed, description, folder), process, workers)
+            preprocessed = _preprocessed(scans, fixed, description, folder)
+            _prepare(preprocessed, process, workers)
+            process.barrier()
+            cached = _memory_map(preprocessed)
     dataset = CroppedScans(cached, crops, seed)
     sampler = EpochSampler(dataset, num_replicas=process.world_size, rank=process.rank, shuffle=True, seed=seed)
     options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": _concatenate, "sampler": sampler}
@@ -227,7 +234,13 @@ def validation_loader(
     fixed = [ReadScan(settings), *scan_transforms(settings), *_compact_transforms()]
     shard = process.shard(list(scans))
     preprocessed = _preprocessed(shard, fixed, {**asdict(settings), "padded": False}, caching.folder)
-    cached = _load(preprocessed, process, workers) if caching.in_memory else preprocessed
+    cached: Scans = preprocessed
+    if caching.in_memory and caching.folder is None:
+        cached = _load(preprocessed, process, workers)
+    elif caching.in_memory:
+        for _ in _in_threads(preprocessed, range(len(preprocessed)), process, workers):
+            pass  # it is in its file
+        cached = _memory_map(preprocessed)
     return _loader(cached, process, workers if not caching.in_memory else 0, collate_fn=list_data_collate, batch_size=1)
 
 
@@ -274,31 +287,29 @@ def _load(scans: PreprocessedScans, process: Process, workers: int) -> list[Any]
     return list(_in_threads(scans, range(len(scans)), process, workers))
 
 
-def _memory_map(scans: PreprocessedScans, process: Process, workers: int) -> list[Any]:
-    """The scans as memory-mapped files, which the processes of a machine share.
-
-    Each process preprocesses a part of them.
-    """
+def _prepare(scans: PreprocessedScans, process: Process, workers: int) -> None:
+    """Write this process's share of the scans into their files; the processes of a machine share them."""
     part = range(process.rank_info.local_rank, len(scans), process.rank_info.local_size)
     for _ in _in_threads(scans, part, process, workers):
         pass  # it is in its file
-    process.barrier()
+
+
+def _memory_map(scans: PreprocessedScans) -> list[Any]:
+    """The scans as memory-mapped files."""
     return [torch.load(scans.file(index), mmap=True, weights_only=True) for index in range(len(scans))]
 
 
 @contextmanager
 def _machine_folder(folder: str | None, process: Process) -> Iterator[str]:
     """``folder``, or a temporary one that the processes of this machine share."""
-    if folder is not None:
-        yield folder
-        process.barrier()
-        return
     temporary = None
-    if process.rank_info.local_rank == 0:
+    if folder is None and process.rank_info.local_rank == 0:
         temporary = tempfile.mkdtemp(prefix="unetr-scans-")
         # if this process fails, remove it at exit: the others know of the failure by then, and don't report the folder
         remove = Finalize(None, shutil.rmtree, (temporary,), {"ignore_errors": True}, exitpriority=0)
-    yield process.all_gather(temporary)[process.rank - process.rank_info.local_rank] or ""
+    # another machine may have a folder where this one has none
+    shared = process.all_gather(temporary)[process.rank - process.rank_info.local_rank]
+    yield folder or shared or ""
     process.barrier()
     if temporary is not None:
         remove()  # all processes have mapped its files, whose content stays until they end
