@@ -27,6 +27,7 @@ from utils.io.find_scans import FoundScans, find_scans, require_elsewhere
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.pipeline import gather_outcomes, segment_scans
 from utils.segmentation.results import claim_results, write_results
+from utils.system.allocator import return_freed_memory
 from utils.system.errors import InputError, one_line_errors
 from utils.system.files import file_state
 from utils.system.text import one_line
@@ -52,6 +53,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
 
     networks, engine = place_networks(args.engine, members, not args.noamp, process)
     del members  # another engine has weights of its own
+    return_freed_memory()
     ensemble = Ensemble(networks, mirrorings)
     predictor = Predictor(
         settings.roi, settings.padding, args.infer_overlap, args.sw_batch_size, process.device,

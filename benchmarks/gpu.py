@@ -57,7 +57,7 @@ def parts(device: str) -> Iterator[Part]:
     yield Part("Crops with strong augmentation", loader, 120)
     for number in (1, 2) if rehearsed else (1, 2, 5):
         trainings = [*python, "benchmarks.gpu", f"--device={device}", f"--trainings={number}"]
-        yield Part(f"{number} trainings side by side", trainings, 60)
+        yield Part(f"Trainings side by side: {number}", trainings, 60)
 
 
 def run(part: Part, file: Path, until: float) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import sys
 import warnings
@@ -248,11 +249,15 @@ def _read(path: Path, precision: Precision, ends: ExactEnds | None) -> CompiledN
         return None
     os.utime(path)  # now it is the last one that the cache drops
     try:
-        memory = np.memmap(path, np.uint8, mode="c")
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        memory = np.frombuffer(mapped, np.uint8)
         content, digest = memory[:-DIGEST], memory[-DIGEST:]
         if hashlib.sha256(content.data).digest() != digest.tobytes():
             return None
         compiled = _core().import_model(_shared(content), "CPU", _configuration(precision))
+        # OpenVINO has the weights in its own layout by now; what it should read again comes from the file
+        mapped.madvise(mmap.MADV_DONTNEED)
         return CompiledNetwork(compiled, ends, memory)
     except (RuntimeError, ValueError):  # ValueError: the file is empty
         return None

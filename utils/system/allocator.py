@@ -16,3 +16,10 @@ def tune_malloc() -> None:
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         library.mallopt(M_TRIM_THRESHOLD, LARGEST_KEPT)
+
+
+def return_freed_memory() -> None:
+    """Give the system what was freed and :func:`tune_malloc` keeps."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
