@@ -110,3 +110,13 @@ def test_notes_are_given_each_time(
     assert said[0].count("its header doesn't tell how it lies") == 2
     assert said[0].count("clips 65% of the labelled voxels") == 1  # those of the first scan above 250
     assert read == ["img0", "img1", "img2", "img0", "img0"]
+
+
+def test_scans_that_are_new_are_read_once_for_the_note_too(
+    scans: list[Scan], read: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nib.save(nib.Nifti1Image(np.linspace(-100, 900, 720).reshape(8, 9, 10), np.eye(4)), scans[0].image[0])
+    nib.save(nib.Nifti1Image(np.ones((8, 9, 10), np.uint8), np.eye(4)), str(scans[0].label))
+    run(scans[:1], tmp_path)
+    assert "clips 65% of the labelled voxels" in capsys.readouterr().out
+    assert read == ["img0"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.checked_scans import CheckedScans
+from utils.data.checked_scans import Checked, CheckedScans
 from utils.data.preprocessing import Preprocessing, intensity_remarks, size_fault, window_fault
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
@@ -100,8 +100,6 @@ def check_scans(
     else:
         about = {"channels": in_channels, "classes": out_channels, **asdict(settings)}
         findings = _remembered_or_read(unique, CheckedScans(remembered_in, about), read)
-        if _clips_most(findings):  # the note tells of the voxels' values, which aren't remembered
-            findings = read(unique)
     notes = summary(remark for found in findings for remark in found.remarks)
     notes += _window_notes(findings, settings)
     for note in notes:
@@ -115,15 +113,19 @@ def _remembered_or_read(
     keys = [checked.key(scan) for scan in scans]  # before they are read, should they change meanwhile
     known = checked.read()
     unread = {key: scan for key, scan in zip(keys, scans, strict=True) if key not in known}
-    for key, found in zip(unread, read(list(unread.values())), strict=True):
+    fresh = dict(zip(unread, read(list(unread.values())), strict=True))
+    for key, found in fresh.items():
         count, clipped = (0, 0) if found.labelled is None else (found.labelled.count, found.labelled.clipped)
         known[key] = {"remarks": found.remarks, "labelled": count, "clipped": clipped}
-    if unread:
+    if fresh:
         checked.write(known)
-    return [
-        Findings([], one["remarks"], LabelledVoxels(one["labelled"], one["clipped"], np.empty(0)))
-        for one in map(known.__getitem__, keys)
-    ]
+    findings = [fresh[key] if key in fresh else _remembered(known[key]) for key in keys]
+    # a note about the window tells of the voxels' values, which aren't remembered
+    return read(scans) if len(fresh) < len(scans) and _clips_most(findings) else findings
+
+
+def _remembered(one: Checked) -> Findings:
+    return Findings([], one["remarks"], LabelledVoxels(one["labelled"], one["clipped"], np.empty(0)))
 
 
 def require_no_faults(findings: Iterable[Findings]) -> None:

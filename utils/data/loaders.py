@@ -215,7 +215,9 @@ def training_loader(
     else:
         with _machine_folder(caching.folder, process) as folder:
             preprocessed = _preprocessed(scans, fixed, description, folder)
-            _prepare(preprocessed, process, workers)
+            # each process of a machine writes its share
+            part = range(process.rank_info.local_rank, len(scans), process.rank_info.local_size)
+            _prepare(preprocessed, part, process, workers)
             process.barrier()
             cached = _memory_map(preprocessed)
     dataset = CroppedScans(cached, crops, seed)
@@ -238,8 +240,7 @@ def validation_loader(
     if caching.in_memory and caching.folder is None:
         cached = _load(preprocessed, process, workers)
     elif caching.in_memory:
-        for _ in _in_threads(preprocessed, range(len(preprocessed)), process, workers):
-            pass  # it is in its file
+        _prepare(preprocessed, range(len(preprocessed)), process, workers)
         cached = _memory_map(preprocessed)
     return _loader(cached, process, workers if not caching.in_memory else 0, collate_fn=list_data_collate, batch_size=1)
 
@@ -287,10 +288,9 @@ def _load(scans: PreprocessedScans, process: Process, workers: int) -> list[Any]
     return list(_in_threads(scans, range(len(scans)), process, workers))
 
 
-def _prepare(scans: PreprocessedScans, process: Process, workers: int) -> None:
-    """Write this process's share of the scans into their files; the processes of a machine share them."""
-    part = range(process.rank_info.local_rank, len(scans), process.rank_info.local_size)
-    for _ in _in_threads(scans, part, process, workers):
+def _prepare(scans: PreprocessedScans, indices: range, process: Process, workers: int) -> None:
+    """Write some of the scans into their files."""
+    for _ in _in_threads(scans, indices, process, workers):
         pass  # it is in its file
 
 

@@ -21,7 +21,7 @@ from utils.system.files import atomic_write
 ENGINES = ("auto", "torch", "openvino")
 Members = tuple[tuple[nn.Module, Precision], ...]
 Say = Callable[[str], None]
-SMALL = 2**17  # voxels of a window: for fewer, what OpenVINO gains makes up for the seconds of compiling after hours
+SMALL = 2**17  # voxels; for smaller windows compiling takes longer than OpenVINO saves
 ENDING = ".timed"
 
 

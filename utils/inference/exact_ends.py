@@ -16,16 +16,13 @@ class ExactEnds(nn.Module):
     """The exact layers of a network, whose rest may be freed.
 
     Args:
-        network: one with the layers of :func:`networks.layers.optimize_for_cpu`; without exact ones among them this
-            passes on window and result.
+        out: the output layer.
+        scan_block: the block that reads the scan, if its residual is exact.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, out: OutBlock, scan_block: ScanResBlock | None) -> None:
         super().__init__()
-        blocks = [block for block in network.modules() if isinstance(block, ScanResBlock) and hasattr(block, "conv3")]
-        self.scan_block = blocks[0] if blocks else None
-        outputs = [layer for layer in network.modules() if isinstance(layer, OutBlock)]
-        self.out = outputs[0] if outputs else None  # the others are for deep supervision
+        self.out, self.scan_block = out, scan_block
 
     def inputs(self, window: Tensor) -> list[Tensor]:
         """(1, C, D, H, W) -> what the other engine reads: the window, and the residual (1, D, H, W, F) in bfloat16."""
@@ -36,12 +33,18 @@ class ExactEnds(nn.Module):
         residual = self.scan_block.normalised_features(window, example)  # (1, F, D, H, W)
         return [window, residual.permute(0, 2, 3, 4, 1).contiguous()]
 
-    def logits(self, result: Tensor) -> Tensor:
-        """Logits (1, classes, D, H, W) from what the other engine computed: features (1, D, H, W, F), or logits."""
-        if self.out is None:
-            return result
-        logits: Tensor = self.out(result.permute(0, 4, 1, 2, 3))
+    def logits(self, features: Tensor) -> Tensor:
+        """(1, D, H, W, F), what the other engine computed -> logits (1, classes, D, H, W)."""
+        logits: Tensor = self.out(features.permute(0, 4, 1, 2, 3))
         return logits
+
+
+def find_exact_ends(network: nn.Module) -> ExactEnds | None:
+    """The exact layers of a network with those of :func:`networks.layers.optimize_for_cpu`; None if it has none."""
+    blocks = [block for block in network.modules() if isinstance(block, ScanResBlock) and hasattr(block, "conv3")]
+    outputs = [layer for layer in network.modules() if isinstance(layer, OutBlock)]
+    # further output layers are for deep supervision
+    return ExactEnds(outputs[0], blocks[0] if blocks else None) if outputs else None
 
 
 class BetweenEnds(nn.Module):
@@ -53,16 +56,14 @@ class BetweenEnds(nn.Module):
 
     def forward(self, window: Tensor, *residuals: Tensor) -> Tensor:
         """What :meth:`ExactEnds.inputs` gives -> what :meth:`ExactEnds.logits` takes."""
-        hooks = []
-        if self.ends.out is not None:
-            hooks.append(self.ends.out.register_forward_hook(_input_as_result))
+        hooks = [self.ends.out.register_forward_hook(_input_as_result)]
         if self.ends.scan_block is not None:
             residual = residuals[0].permute(0, 4, 1, 2, 3).float()
             hooks.append(self.ends.scan_block.norm3.register_forward_hook(lambda *_: residual))
-        result: Tensor = self.network(window)
+        features: Tensor = self.network(window)  # (1, F, D, H, W)
         for hook in hooks:
             hook.remove()
-        return result if self.ends.out is None else result.permute(0, 2, 3, 4, 1).to(torch.bfloat16)
+        return features.permute(0, 2, 3, 4, 1).to(torch.bfloat16)
 
 
 def _input_as_result(_: nn.Module, inputs: tuple[Any, ...], __: Tensor) -> Any:

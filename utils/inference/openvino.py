@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from networks.layers import optimize_for_cpu
 from networks.precision import Precision
 from utils.checkpoints.description import Description
-from utils.inference.exact_ends import BetweenEnds, ExactEnds
+from utils.inference.exact_ends import BetweenEnds, ExactEnds, find_exact_ends
 from utils.system.errors import InputError, first_line
 from utils.system.files import atomic_write, content_hash
 from utils.system.hardware import instruction_set, processor
@@ -108,8 +108,7 @@ def compile_network(
     """
     path = cache_folder() / f"{_key(network, description, precision)}{ENDING}"
     optimize_for_cpu(network)
-    found = None if precision.dtype == torch.float32 else ExactEnds(network)
-    ends = None if found is None or found.out is None else found
+    ends = None if precision.dtype == torch.float32 else find_exact_ends(network)
     compiled = None
     try:
         with _locked(path.parent):
