@@ -46,6 +46,6 @@ def reference_learner(process: Process) -> Learner:
 
 
 def random_batch(crops: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noise (crops, 1, 96, 96, 96), and a random class for each voxel."""
+    """Noise (crops, 1, 96, 96, 96), and a random class for each voxel, in a byte as in crops of scans."""
     shape = (crops, 1, *ROI)
-    return torch.rand(shape, device=device), torch.randint(0, CLASSES, shape, device=device)
+    return torch.rand(shape, device=device), torch.randint(0, CLASSES, shape, device=device, dtype=torch.uint8)

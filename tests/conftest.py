@@ -64,6 +64,15 @@ def _one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that they launch
 
 
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of seven small phantoms in BTCV's layout: four train, two validate, one is kept aside."""

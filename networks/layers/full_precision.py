@@ -6,16 +6,16 @@ bfloat16 has 8 bits. It rounds the upper half of BTCV's window of 425 Hounsfield
 
 import torch
 from monai.networks.blocks import UnetOutBlock
-from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor
 
 from networks.layers.cpu_kernels import conv3d, is_traced
+from networks.layers.fused_norm import ResBlock, norm_act
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import in_layout_of
 
 
-class ScanResBlock(UnetResBlock):
-    """MONAI's ``UnetResBlock`` whose residual connection isn't rounded before it is normalised.
+class ScanResBlock(ResBlock):
+    """A residual block whose residual connection isn't rounded before it is normalised.
 
     The residual carries the scan to the end of the decoder by a 1×1×1 convolution. Its normalisation subtracts the
     mean, and with it the leading bits that all voxels share.
@@ -23,13 +23,10 @@ class ScanResBlock(UnetResBlock):
 
     def forward(self, inp: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, features, D, H, W)."""
-        out = self.lrelu(self.norm1(self.conv1(inp)))
-        out = self.norm2(self.conv2(out))
+        out = self.conv2(norm_act(self.conv1(inp), self.norm1, self.lrelu))
         # without conv3 there are as many features as channels
         residual = self.normalised_features(inp, out) if hasattr(self, "conv3") else inp
-        out += residual.to(out.dtype)
-        result: Tensor = self.lrelu(out)
-        return result
+        return norm_act(out, self.norm2, self.lrelu, residual)
 
     def normalised_features(self, scan: Tensor, example: Tensor) -> Tensor:
         """The residual (B, features, D, H, W) of a scan (B, C, D, H, W), in the format and layout of ``example``."""

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import Tensor, nn
 
 from networks import build_network
 from networks.layers import optimize_for_cpu
 from networks.layers.cpu_kernels import Conv3d, Linear, MatrixAttention
 from networks.layers.full_precision import OutBlock, ScanResBlock
+from networks.layers.fused_norm import ResBlock
 from networks.layers.instance_norm import InstanceNorm3d
 from networks.layers.layout import UpBlock
 from networks.unetr import UNETR
@@ -96,14 +98,14 @@ class Other(nn.Module):
         self.out = UnetOutBlock(3, 2, 2)
 
 
-def test_other_networks_get_the_instance_norm_alone() -> None:
+def test_other_networks_get_instance_norm_and_blocks_alone() -> None:
     plain, optimized = Other(), optimize_for_cpu(Other())
     swapped = {
         (type(before), type(after))
         for before, after in zip(plain.modules(), optimized.modules(), strict=True)
         if type(before) is not type(after)
     }
-    assert swapped == {(nn.InstanceNorm3d, InstanceNorm3d)}
+    assert swapped == {(nn.InstanceNorm3d, InstanceNorm3d), (UnetResBlock, ResBlock)}
 
 
 @pytest.mark.parametrize("name", ["swin_unetr", "segresnet", "dynunet"])

@@ -1,6 +1,6 @@
 """The losses that training can minimise."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.data.channels import CLASSES, Channels
 from utils.io.scan import IGNORED
+from utils.training.dice_ce import dice_ce
 
 # of logits (B, classes, D, H, W) and the label (B, 1, D, H, W); of regions, of logits and target (B, regions, D, H, W)
 VoxelLoss = Callable[[Tensor, Tensor], Tensor]
@@ -22,10 +23,6 @@ class Loss(Protocol):
 
     def __call__(self, logits: Any, label: Tensor, not_annotated: NotAnnotated = (), /) -> Tensor:
         """A scalar, of logits (B, channels, D, H, W), or a list of them with deep supervision, and (B, 1, D, H, W)."""
-
-
-CHUNK = 2**15  # voxels that a CPU works on at a time, so that they stay in its cache
-PARTIAL_SUMS = 64  # per class, so that neighbouring threads of a GPU don't add to the same number
 
 
 def reconstruction_loss(
@@ -111,90 +108,6 @@ def at_each_resolution(loss: Loss) -> Loss:
         return total / sum(weights)
 
     return weighted_mean
-
-
-def dice_ce(logits: Tensor, label: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-    """Soft Dice loss plus cross-entropy, equal to MONAI's ``DiceCELoss`` with softmax and squared predictions.
-
-    For each sample and class the Dice loss is 1 - (2 Σ p y + smooth_nr) / (Σ p² + Σ y + smooth_dr), summed over the
-    sample's voxels, where p is the class's probability and y is 1 on its label (Milletari et al. 2016, V-Net). Its mean
-    over samples and classes is added to the mean cross-entropy over voxels. Value and gradient are computed from the
-    logits chunk by chunk: neither a one-hot label nor the probabilities of a whole volume are kept in memory.
-
-    Args:
-        logits: (B, classes, D, H, W) in any format; the loss is computed in float32.
-        label: (B, 1, D, H, W), 0 … classes - 1, of any dtype.
-
-    Returns:
-        A scalar in float32.
-    """
-    loss: Tensor = _DiceCE.apply(logits, label, smooth_nr, smooth_dr)
-    return loss
-
-
-class _DiceCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-        batch, classes = logits.shape[:2]
-        voxels = label[0].numel()
-        overlap = logits.new_zeros((batch, classes), dtype=torch.float64)  # Σ p y
-        squares = torch.zeros_like(overlap)  # Σ p²
-        sizes = torch.zeros_like(overlap)  # Σ y
-        cross_entropy = logits.new_zeros((), dtype=torch.float64)  # -Σ log p of the true class
-        for samples, _, values, true in _chunks(logits, label):
-            log_p = F.log_softmax(values, 1)  # (b, classes, n)
-            cross_entropy -= log_p.gather(1, true[:, None]).sum()
-            p = log_p.exp_()
-            p_true = p.gather(1, true[:, None])[:, 0].double()  # (b, n)
-            overlap[samples] += _sums_by_class(p_true, true, classes)
-            sizes[samples] += _sums_by_class(torch.ones_like(p_true), true, classes)
-            squares[samples] += p.square_().sum(2)
-        numerator, denominator = 2 * overlap + smooth_nr, squares + sizes + smooth_dr
-        ctx.save_for_backward(logits, label, numerator, denominator)
-        return ((1 - numerator / denominator).mean() + cross_entropy / (batch * voxels)).float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """dL/dz_c = Σ_k (dL/dp_k) (dp_k/dz_c) for the logits z, with dp_k/dz_c = p_k (1[k = c] - p_c)."""
-        logits, label, numerator, denominator = ctx.saved_tensors
-        batch, classes = logits.shape[:2]
-        # dL/dp of the mean Dice loss is by_square · p, plus by_overlap on the class's label
-        by_square = (2 * numerator / denominator.square() / (batch * classes)).float()  # (B, classes)
-        by_overlap = (-2 / denominator / (batch * classes)).float()
-        per_voxel = 1 / (batch * label[0].numel())  # a voxel's weight in the mean cross-entropy
-        known = logits.is_contiguous() or logits.is_contiguous(memory_format=torch.channels_last_3d)
-        result = torch.empty_like(logits, memory_format=torch.preserve_format if known else torch.contiguous_format)
-        for samples, place, values, true in _chunks(logits, label):
-            p = F.softmax(values, 1)  # (b, classes, n)
-            by_p = p * by_square[samples, :, None]
-            by_p.scatter_add_(1, true[:, None], by_overlap[samples].gather(1, true)[:, None])
-            by_logits = by_p.sub_((by_p * p).sum(1, keepdim=True)).add_(per_voxel).mul_(p)
-            by_logits.scatter_add_(1, true[:, None], torch.full_like(values[:, :1], -per_voxel))
-            # (b, classes, D, H, W) -> (b, classes, D · H · W), a view in both memory formats
-            result[samples].view(-1, classes, label[0].numel())[..., place] = by_logits.mul_(gradients[0])
-        return result, None, None, None
-
-
-def _sums_by_class(values: Tensor, true: Tensor, classes: int) -> Tensor:
-    """Sum ``values`` (b, n) over each class's voxels: (b, classes)."""
-    if len(true) == 1 and values.device.type == "cpu":  # faster there, but would synchronise with a GPU
-        return torch.bincount(true[0], values[0], classes)[None]
-    place = true * PARTIAL_SUMS + torch.arange(true.shape[1], device=true.device) % PARTIAL_SUMS
-    sums = values.new_zeros((len(true), classes * PARTIAL_SUMS)).scatter_add_(1, place, values)
-    return sums.unflatten(1, (classes, PARTIAL_SUMS)).sum(2)
-
-
-def _chunks(logits: Tensor, label: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """By chunk of voxels: its samples, its place, its logits (b, classes, n) in float32, its labels (b, n)."""
-    batch, voxels = len(logits), label[0].numel()
-    on_cpu = logits.device.type == "cpu"  # a GPU is faster with all voxels in one call
-    samples_at_once, length = (1, CHUNK) if on_cpu else (batch, voxels)
-    for sample in range(0, batch, samples_at_once):
-        samples = slice(sample, sample + samples_at_once)
-        values, true = logits[samples].flatten(2), label[samples].flatten(1)  # (b, classes, D · H · W), (b, D · H · W)
-        for first in range(0, voxels, length):
-            place = slice(first, first + length)
-            yield samples, place, values[..., place].contiguous().float(), true[:, place].long()
 
 
 def dice_bce(logits: Tensor, target: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
