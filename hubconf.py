@@ -5,6 +5,7 @@ names for the time of the call alone, and its own stay what they are.
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from typing import Any
 
 dependencies = ["torch", "monai", "nibabel", "numpy", "scipy"]
 OURS = ("utils", "networks", "optimizers")
-LATER = ("utils.io.simpleitk_formats", "utils.io.dicom_labels", "utils.io.dicom_series")
+LATER = ["utils.io.simpleitk_formats", "utils.io.dicom_labels", "utils.io.dicom_series"]
+if importlib.util.find_spec("numba") is not None:
+    LATER.append("networks.layers.norm_kernels")
 _modules: dict[str, Any] = {}  # ours, between two calls
 
 

@@ -6,6 +6,7 @@ fixed order, so that no result depends on the number of threads.
 """
 
 import functools
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -179,9 +180,10 @@ def _moments(volume: Tensor) -> tuple[np.ndarray, np.ndarray]:
     length = _voxels_of_chunk(volume.shape[1])
     first = np.arange(0, voxels, length)
     counts = np.minimum(first + length, voxels) - first
-    mean = np.einsum("k,bkc->bc", counts, sums[:, :, 0]) / voxels
-    between = np.einsum("k,bkc->bc", counts, (sums[:, :, 0] - mean[:, None]) ** 2)
-    return mean, (sums[:, :, 1].sum(1) + between) / voxels
+    with np.errstate(invalid="ignore"):  # where features are infinite
+        mean = np.einsum("k,bkc->bc", counts, sums[:, :, 0]) / voxels
+        between = np.einsum("k,bkc->bc", counts, (sums[:, :, 0] - mean[:, None]) ** 2)
+        return mean, (sums[:, :, 1].sum(1) + between) / voxels
 
 
 def _run(kernel: Any, table: np.ndarray, slope: float = 1.0, **volumes: Tensor | None) -> np.ndarray:
@@ -225,6 +227,4 @@ def _voxels_of_chunk(channels: int) -> int:
 @functools.cache
 def _kernels() -> ModuleType:
     """The kernels, once they are needed: numba takes half a second to import."""
-    from networks.layers import norm_kernels
-
-    return norm_kernels
+    return importlib.import_module("networks.layers.norm_kernels")

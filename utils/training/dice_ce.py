@@ -1,6 +1,7 @@
 """Soft Dice loss plus cross-entropy, in few passes over memory."""
 
 import functools
+import importlib
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -184,6 +185,4 @@ def _run(kernel: Any, logits: Tensor, labels: Tensor, **fields: float) -> None:
 @functools.cache
 def _kernels() -> ModuleType:
     """The kernels, once they are needed: numba takes half a second to import."""
-    from utils.training import loss_kernels
-
-    return loss_kernels
+    return importlib.import_module("utils.training.loss_kernels")
