@@ -37,6 +37,7 @@ from utils.phantom import write_phantoms
 from utils.system.allocator import tune_malloc
 from utils.system.errors import one_line_errors
 from utils.system.hardware import machine
+from utils.training.losses import of_what_is_annotated
 
 MEAN_OF = 20  # steps
 
@@ -66,9 +67,8 @@ def peers_learner(process: Process) -> Learner:
     args = parse_train([])
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.optim_lr, weight_decay=args.reg_weight)
     scheduler = build_scheduler(args.lrschedule, optimizer, args.max_epochs, args.warmup_epochs, 1)
-    return replace(
-        ours, network=network, wrapped=network, optimizer=optimizer, scheduler=scheduler, loss_function=peers_loss()
-    )
+    loss = of_what_is_annotated(peers_loss())  # all is
+    return replace(ours, network=network, wrapped=network, optimizer=optimizer, scheduler=scheduler, loss_function=loss)
 
 
 def curve(name: str, learner: Learner, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> list[float]:
