@@ -20,9 +20,9 @@ def optimize_for_cpu(network: Network) -> Network:
     """Swap in layers that compute the same, faster on CPUs and with less rounding under autocast; in place.
 
     Every network gets the instance norm that keeps the memory layout, and MONAI's convolutional blocks with norm and
-    activation in one. A network whose class sets ``fast_layers``, as
-    UNETR's does, also gets oneDNN's linear layers, and input and output layers that stay exact under autocast on CPUs
-    and GPUs alike. Parameters, their names and their order stay. Exports are made of the plain network.
+    activation in one. A network whose class sets ``fast_layers``, as UNETR's does, also gets oneDNN's linear layers,
+    and input and output layers that stay exact under autocast on CPUs and GPUs alike. Parameters, their names and their
+    order stay. Exports are made of the plain network.
     """
     for module in network.modules():
         if type(module) is nn.InstanceNorm3d:

@@ -54,7 +54,7 @@ def norm_act(
     """``activation(norm(features) + norm_of_shortcut(shortcut))``, without what is not given.
 
     Args:
-        features: (B, C, D, H, W), which nothing else may read: without gradients the result takes their place.
+        features: (B, C, D, H, W).
         norm: any; fused if it is our instance norm.
         activation: any; fused if it is leaky ReLU.
         shortcut: of the same shape.

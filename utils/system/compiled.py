@@ -29,7 +29,8 @@ class Kernel:
     """A kernel for each number format; each is compiled when it is first run.
 
     numba keeps it beside the source or in the user's cache. It compiles anew if the file of the kernel changes, but not
-    if this one does.
+    if this one does. What it keeps it finds again by the function's name and line, so each format has a function of its
+    own, and none is made by another function.
 
     Args:
         job: the fields of its job, with :data:`TAKEN` first.
