@@ -9,12 +9,14 @@ system can drop, such as mapped files, is not counted as held.
 import argparse
 import contextlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +71,15 @@ def write_scans(folder: Path, scans: int, drawn: int) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.nii.gz"))
 
 
-def train(folder: Path, *flags: str) -> Training:
-    """Train, and watch how much memory that takes."""
+def train(folder: Path, launcher: Sequence[str], *flags: str) -> Training:
+    """Train, and watch how much memory that takes.
+
+    Args:
+        launcher: a command that runs the one behind it in its own process.
+    """
     spacing = [f"--space_{axis}={size}" for axis, size in zip("xyz", SPACING, strict=True)]
     command = [
+        *launcher,
         *(sys.executable, "main.py", f"--data_dir={folder}", f"--logdir={folder / 'run'}", "--overwrite"),
         *(f"--max_epochs={EPOCHS}", "--warmup_epochs=1", f"--val_every={EPOCHS}", "--skip_data_check", "--device=cpu"),
         *(*spacing, *NETWORK, *WINDOW, *flags),
@@ -116,10 +123,12 @@ def main(args: argparse.Namespace) -> None:
             print(f"{which} data check: {time.monotonic() - start:.1f} s", flush=True)
         cache = f"--cache_dir={folder / 'cache'}"
         print("scans              to the first epoch's end  a later epoch  memory held")
-        for where, flags in (
-            ("in memory", []), ("in --cache_dir", [cache]), ("in memory again", []), ("there from before", [cache]),
-        ):  # fmt: skip
-            found = train(folder, f"--workers={args.workers}", *flags)
+        held: tuple[list[str], list[str]] = ([], [])
+        mapped = (shlex.split(args.launcher), [cache])
+        for where, (launcher, flags) in {
+            "in memory": held, "in --cache_dir": mapped, "in memory again": held, "there from before": mapped,
+        }.items():  # fmt: skip
+            found = train(folder, launcher, f"--workers={args.workers}", *flags)
             print(f"{where:<17} {found.first:>23.1f} s {found.epoch:>12.1f} s {found.held / GIB:>8.2f} GiB", flush=True)
         prepared = sum(file.stat().st_size for file in (folder / "cache").rglob("*.pt"))
         print(f"prepared scans: {prepared / GIB:.2f} GiB of files")
@@ -130,6 +139,11 @@ if __name__ == "__main__":
     parser.add_argument("--scans", type=count, default=1000, help="scans to train on")
     parser.add_argument("--drawn", type=count, default=40, help="phantoms that are drawn, and then copied")
     parser.add_argument("--workers", type=count, default=2, help="threads that read scans")
+    parser.add_argument(
+        "--launcher",
+        default="",
+        help="what runs the trainings from --cache_dir, such as 'systemd-run --scope -p MemoryMax=4G'",
+    )
     parser.add_argument(
         "--folder", type=Path, help="where scans and prepared scans are kept meanwhile (default: TMPDIR)"
     )
