@@ -4,8 +4,8 @@ He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377;
 arXiv 2410.23132): three quarters of the patches are hidden, the transformer sees the rest, and two blocks behind it
 reconstruct the voxels of those that it didn't see.
 
-B is the batch, C the channels, N the number of patches, V that of visible ones, p the edge of a patch, E the hidden
-size.
+B is the batch, C the channels, N the number of patches, V that of visible ones, P the voxels of a patch, E the
+hidden size.
 """
 
 import dataclasses
@@ -64,16 +64,16 @@ class MaskedAutoencoder(nn.Module):
             if name not in kept:
                 setattr(network, name, None)
         self.encoder: Any = network
-        self.grid, self.patch_size = config.grid, config.patch_size
+        self.grid, self.patch = config.grid, config.patch
         patches = math.prod(config.grid)
         self.visible = max(1, round(patches * (1 - config.mask_ratio)))
-        self.cut = PatchesToVectors(config.patch_size)
+        self.cut = PatchesToVectors(config.patch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.positions = nn.Parameter(torch.empty(1, patches, config.hidden_size))
         nn.init.trunc_normal_(self.positions, std=0.02)
         self.decoder = nn.ModuleList(TransformerBlock(config, 0.0) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.voxels = nn.Linear(config.hidden_size, config.in_channels * config.patch_size**3)
+        self.voxels = nn.Linear(config.hidden_size, config.in_channels * math.prod(config.patch))
 
     def forward(self, volume: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Hide patches of volumes and reconstruct them.
@@ -83,7 +83,7 @@ class MaskedAutoencoder(nn.Module):
             order: numbers of the patches (B, N), of which the first V stay visible; None draws it.
 
         Returns:
-            The reconstructed patches and the volume's own, (B, N, p³ · C), and which of them were hidden, (B, N).
+            The reconstructed patches and the volume's own, (B, N, P · C), and which of them were hidden, (B, N).
         """
         vit: ViT = self.encoder.vit
         batch, patches = len(volume), math.prod(self.grid)
@@ -104,13 +104,12 @@ class MaskedAutoencoder(nn.Module):
     def in_voxels(self, patches: Tensor) -> Tensor:
         """A value of each patch at all of its voxels: (B, N) -> (B, 1, D, H, W)."""
         volume = patches.unflatten(1, (1, *self.grid))
-        for axis in (2, 3, 4):
-            volume = volume.repeat_interleave(self.patch_size, axis)
+        for axis, voxels in enumerate(self.patch, start=2):
+            volume = volume.repeat_interleave(voxels, axis)
         return volume
 
     def as_volume(self, patches: Tensor) -> Tensor:
-        """Patches put together: (B, N, p³ · C) -> (B, C, D, H, W)."""
-        p = self.patch_size
-        x = patches.unflatten(2, (p, p, p, -1)).unflatten(1, self.grid)  # (B, d, h, w, p, p, p, C)
-        # (B, C, d, p, h, p, w, p) -> (B, C, D, H, W)
+        """Patches put together: (B, N, P · C) -> (B, C, D, H, W)."""
+        x = patches.unflatten(2, (*self.patch, -1)).unflatten(1, self.grid)  # (B, d, h, w, p, q, r, C)
+        # (B, C, d, p, h, q, w, r) -> (B, C, D, H, W)
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

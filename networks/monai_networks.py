@@ -12,6 +12,7 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 
+from networks.layers.halving import fine_axes
 from networks.registry import NetworkConfig, Size, StateDict, flag, register
 
 SWIN_DIVISOR = 32  # patches of 2 voxels, merged four times
@@ -19,7 +20,6 @@ SEGRESNET_BLOCKS = (1, 2, 2, 4)
 SEGRESNET_GROUPS = 8
 DYNUNET_MOST_FILTERS = 320
 DYNUNET_LEAST_EDGE = 8  # an axis of fewer voxels is not halved
-DYNUNET_LARGEST_RATIO = 2  # of an axis's spacing to the finest one, up to which it is halved and convolved
 
 
 def _settings(weights: StateDict, first: str, last: str) -> dict[str, Any]:
@@ -176,8 +176,8 @@ def kernels_and_strides(
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Kernels and strides of each level by nnU-Net's rule, as MONAI's ``dynunet_pipeline`` tutorial has it.
 
-    Each level halves the axes that have 8 voxels or more and whose spacing is at most twice the finest one. It doesn't
-    convolve along an axis whose spacing is more than that. The last level is the one where no axis is left to halve.
+    Each level halves those of the fine axes that have 8 voxels or more, and convolves along the fine ones alone. The
+    last level is the one where no axis is left to halve.
 
     Args:
         img_size: voxels of the window along each axis.
@@ -187,7 +187,7 @@ def kernels_and_strides(
     strides: list[tuple[int, ...]] = [(1, 1, 1)]
     sizes, spacings = [float(edge) for edge in img_size], list(spacing)
     while True:
-        fine = [mm / min(spacings) <= DYNUNET_LARGEST_RATIO for mm in spacings]
+        fine = fine_axes(spacings)
         stride = [2 if near and size >= DYNUNET_LEAST_EDGE else 1 for near, size in zip(fine, sizes, strict=True)]
         if stride == [1, 1, 1]:
             return [*kernels, (3, 3, 3)], strides

@@ -14,7 +14,7 @@ What a class may declare beside its layers, all of it optional:
 ``blocks``             classes of the modules that are compiled, or recomputed in the backward pass, one by one
 ``input_layers``       names of the layers that read the scan's channels; adapting may average their weights
 ``output_layers``      names of the layers with an output for each class; adapting may initialise them anew
-``position_embeddings``  name of a parameter (1, N, E), one embedding for each patch of ``config.patch_size``; adapting
+``position_embeddings``  name of a parameter (1, N, E), one embedding for each patch of ``config.patch``; adapting
                        may interpolate it
 ``any_window``         True if weights fit windows of any size, but for the position embeddings
 ``parameter_groups``   by name of a group, its layers: ``{"vit": ("vit",)}`` makes the flags ``vit_lr`` and
@@ -36,7 +36,7 @@ import importlib.util
 import math
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,6 +163,17 @@ class NetworkConfig:
         faults = type_faults(self) or self._value_faults() or self.faults() or self._window_faults()
         if faults:
             raise ValueError("; ".join(faults))
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Voxels of a patch along x, y, z, if the network has a ``patch_size``."""
+        edge: int = self.patch_size  # type: ignore[attr-defined]
+        return edge, edge, edge
+
+    def grid_of(self, window: Sequence[int]) -> tuple[int, int, int]:
+        """Patches along each axis of a window of so many voxels."""
+        x, y, z = (voxels // edge for voxels, edge in zip(window, self.patch, strict=True))
+        return x, y, z
 
     def _value_faults(self) -> list[str]:
         rules = {field.name: field.metadata for field in dataclasses.fields(self)}

@@ -1,5 +1,8 @@
 """UNETR (Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", arXiv 2103.10504)."""
 
+import itertools
+import math
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +11,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock,
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 
+from networks.layers.halving import plan_levels
 from networks.layers.layout import in_layout_of
 from networks.registry import Size, StateDict, flag, register
 from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor, unsafe_windows
@@ -21,7 +25,7 @@ UNREAD_OF_MONAI_1 = re.compile(r"vit\.blocks\.\d+\.(norm_)?cross_attn\..+")
 SHORTCUT = re.compile(r"encoder1\.layer\.(conv|norm)3\..+")  # read only where the block changes the channels
 # as long in training as the U-Net of nnU-Net takes, with the same convolutions at each resolution but the coarsest,
 # which the transformer replaces (docs/planning.md); the rate of the last is the published one
-STEM = {"patch_size": 16, "conv_stem": True, "res_block": False, "deep_supervision": True}
+STEM = {"patch_size": 16, "conv_stem": True, "halve_by_spacing": True, "res_block": False, "deep_supervision": True}
 SIZES = (
     Size({"feature_size": 16, "hidden_size": 192, "mlp_dim": 768, "num_heads": 6, **STEM}, 4e-3),
     Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **STEM}, 5e-4),
@@ -44,12 +48,23 @@ class UNETRConfig(ViTConfig):
         "convolutions before the transformer, which also feed the skip paths in place of its hidden states",
         rare=True,
     )
+    halve_by_spacing: bool = flag(
+        False, "these convolutions leave thick slices apart until voxels are nearly cubes, as in nnU-Net", rare=True
+    )
 
     def faults(self) -> list[str]:
-        """Also two stems."""
+        """Also two stems, or none to halve by spacing."""
+        if self.halve_by_spacing and not self.conv_stem:
+            return ["`halve_by_spacing` is for convolutions before the transformer; give `conv_stem` too"]
         if self.conv_stem and self.pos_embed == "residual":
             return ["`pos_embed` residual and `conv_stem` both put convolutions before the transformer; give one"]
         return super().faults()
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Voxels of a patch along x, y, z."""
+        x, y, z = patch_of(self)
+        return x, y, z
 
     @property
     def halvings(self) -> int:
@@ -67,7 +82,37 @@ class UNETRConfig(ViTConfig):
         return 2 if self.conv_stem else self.patch_size
 
 
-@register("unetr", config=UNETRConfig, window_divisor=patch_divisor)
+def levels(config: UNETRConfig) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The kernels at each resolution, from that of the scan to that of the patches, and the strides between them.
+
+    The transformer's patches take the last stride, which halves all axes.
+    """
+    halvings = config.patch_size.bit_length() - 1
+    if not config.halve_by_spacing:
+        return [(3, 3, 3)] * (halvings + 1), [(2, 2, 2)] * halvings
+    kernels, strides = plan_levels(config.spacing, halvings)
+    return kernels, [*strides[:-1], (2, 2, 2)]
+
+
+def patch_of(config: UNETRConfig) -> tuple[int, ...]:
+    """Voxels of a patch along x, y, z: fewer than ``patch_size`` along an axis that is halved less often."""
+    return tuple(math.prod(along_axis) for along_axis in zip(*levels(config)[1], strict=True))
+
+
+def window_divisor(config: UNETRConfig) -> tuple[int, ...]:
+    """What the window's edges must be multiples of: those of a patch."""
+    return patch_of(config) if config.halve_by_spacing else patch_divisor(config)
+
+
+def unsafe_roi_x(config: UNETRConfig) -> tuple[int, ...]:
+    """``unsafe_bfloat16_roi_x``: twice what a voxel along x is long at each resolution below the scan's."""
+    if not config.halve_by_spacing:
+        return unsafe_windows(config)
+    along_x = [stride[0] for stride in levels(config)[1][:-1]]
+    return tuple(sorted({2 * edge for edge in itertools.accumulate(along_x, operator.mul)}))
+
+
+@register("unetr", config=UNETRConfig, window_divisor=window_divisor)
 class UNETR(nn.Module):
     """A ViT encoder, a convolutional decoder, and skip paths from four depths of the one to the other.
 
@@ -85,7 +130,7 @@ class UNETR(nn.Module):
     any_window = True
     cuda_graph = True
     fast_layers = True
-    unsafe_bfloat16_roi_x = staticmethod(unsafe_windows)
+    unsafe_bfloat16_roi_x = staticmethod(unsafe_roi_x)
     sizes = SIZES
 
     def __init__(self, config: UNETRConfig) -> None:
@@ -109,28 +154,39 @@ class UNETR(nn.Module):
                 res_block=residual,
             )
 
-        def up_path(channels_in: int, channels_out: int) -> UnetrUpBlock:
+        kernels, strides = levels(config)
+
+        def up_path(channels_in: int, level: int) -> UnetrUpBlock:
             return UnetrUpBlock(
-                3, channels_in, channels_out, 3, upsample_kernel_size=2, norm_name=norm, res_block=residual
+                3,
+                channels_in,
+                features * 2**level,
+                kernels[level],
+                upsample_kernel_size=strides[level],
+                norm_name=norm,
+                res_block=residual,
             )
 
-        def halve(channels: int) -> nn.Module:
+        def halve(level: int) -> nn.Module:
             block = UnetResBlock if residual else UnetBasicBlock
-            return block(3, channels // 2, channels, kernel_size=3, stride=2, norm_name=norm)
+            channels = features * 2**level
+            return block(3, channels // 2, channels, kernels[level], strides[level - 1], norm_name=norm)
 
         halvings = config.halvings  # from full resolution to that of the patches
         self.conv_stem = config.conv_stem
-        self.encoder1 = UnetrBasicBlock(3, config.in_channels, features, 3, 1, norm_name=norm, res_block=residual)
+        self.encoder1 = UnetrBasicBlock(
+            3, config.in_channels, features, kernels[0], 1, norm_name=norm, res_block=residual
+        )
         paths = [
-            halve(features * 2**level) if config.conv_stem else skip_path(features * 2**level, halvings - 1 - level)
+            halve(level) if config.conv_stem else skip_path(features * 2**level, halvings - 1 - level)
             for level in range(1, halvings)
         ]
         self.encoder2, self.encoder3 = paths[:2]
         self.encoder4 = paths[2] if halvings == 4 else None
-        self.decoder5 = up_path(config.hidden_size, features * 8) if halvings == 4 else None
-        self.decoder4 = up_path(features * 8 if halvings == 4 else config.hidden_size, features * 4)
-        self.decoder3 = up_path(features * 4, features * 2)
-        self.decoder2 = up_path(features * 2, features)
+        self.decoder5 = up_path(config.hidden_size, 3) if halvings == 4 else None
+        self.decoder4 = up_path(features * 8 if halvings == 4 else config.hidden_size, 2)
+        self.decoder3 = up_path(features * 4, 1)
+        self.decoder2 = up_path(features * 2, 0)
         self.out = UnetOutBlock(3, features, config.out_channels)
         self.coarse_outs = None
         if config.deep_supervision:  # of decoder3, decoder4 and decoder5

@@ -75,8 +75,7 @@ class ViTConfig(NetworkConfig):
     @property
     def grid(self) -> tuple[int, int, int]:
         """Patches along each axis of the window."""
-        x, y, z = (edge // self.patch_size for edge in self.img_size)
-        return x, y, z
+        return self.grid_of(self.img_size)
 
     @property
     def input_channels(self) -> int:
@@ -113,18 +112,18 @@ class PatchesToVectors(nn.Module):
     einops pattern ``b c (h p1) (w p2) (d p3) -> b (h w d) (p1 p2 p3 c)`` of the published network.
     """
 
-    def __init__(self, patch_size: int) -> None:
+    def __init__(self, patch: tuple[int, int, int]) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch = patch
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, N, patch_size³ · C)."""
-        p = self.patch_size
+        """(B, C, D, H, W) -> (B, N, p · q · r · C) for patches of p × q × r voxels."""
+        p, q, r = self.patch
         batch, channels, depth, height, width = volume.shape
-        grid = volume.reshape(batch, channels, depth // p, p, height // p, p, width // p, p)
-        # (B, C, d, p, h, p, w, p) -> (B, d, h, w, p, p, p, C)
+        grid = volume.reshape(batch, channels, depth // p, p, height // q, q, width // r, r)
+        # (B, C, d, p, h, q, w, r) -> (B, d, h, w, p, q, r, C)
         patches = grid.permute(0, 2, 4, 6, 3, 5, 7, 1)
-        return patches.flatten(4).flatten(1, 3)  # (B, N, p³ · C)
+        return patches.flatten(4).flatten(1, 3)  # (B, N, p · q · r · C)
 
 
 class PatchEmbedding(nn.Module):
@@ -147,7 +146,7 @@ class PatchEmbedding(nn.Module):
             linear = nn.Linear(config.input_channels * config.input_patch**3, config.hidden_size)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            self.patch_embeddings = nn.Sequential(PatchesToVectors(config.input_patch), linear)
+            self.patch_embeddings = nn.Sequential(PatchesToVectors((config.input_patch,) * 3), linear)
         self.position_embeddings = nn.Parameter(torch.empty(1, math.prod(config.grid), config.hidden_size))
         nn.init.trunc_normal_(self.position_embeddings, std=0.02)
         self.dropout = nn.Dropout(config.dropout_rate)

@@ -73,6 +73,17 @@ def test_another_window_than_in_training(saved: Path, network: nn.Module) -> Non
         load(saved, roi_z=63)
 
 
+def test_another_window_of_thick_slices(tmp_path: Path) -> None:
+    """At 1 × 1 × 2.5 mm z is halved once less: patches have 16 × 16 × 8 voxels."""
+    description = replace(DESCRIPTION, config=replace(CONFIG, conv_stem=True, halve_by_spacing=True))
+    kept = description.build()
+    save_checkpoint(tmp_path / "model.pt", description, kept, Progress())
+    loaded = load(tmp_path / "model.pt", roi_z=40)[0]
+    name = "vit.patch_embedding.position_embeddings"
+    assert [one.state_dict()[name].shape[1] for one in (kept, loaded)] == [4, 5]
+    assert loaded.eval()(torch.zeros(1, 1, 16, 16, 40)).shape[2:] == (16, 16, 40)
+
+
 def test_a_network_without_position_embeddings_takes_another_window_as_it_is(tmp_path: Path) -> None:
     description = replace(DESCRIPTION, config=NETWORKS["segresnet"].make_config(SEGRESNET))
     kept = description.build().eval()

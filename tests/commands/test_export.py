@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm, conv": {"norm_name": "batch", "pos_embed": "conv", "dropout_rate": 0.3, "in_channels": 2},
     "plain blocks": {"res_block": False, "conv_block": False},
     "convolutional stem": {"conv_stem": True, "deep_supervision": True},
+    "thick slices": {"conv_stem": True, "halve_by_spacing": True},
 }
 
 

@@ -118,7 +118,13 @@ def test_of_networks_to_compare_with_the_layers_but_norms_stay(name: str) -> Non
 
 @NORMS
 @pytest.mark.parametrize(
-    "options", [{}, {"pos_embed": "conv", "patch_size": 8, "res_block": False}, {"conv_stem": True}]
+    "options",
+    [
+        {},
+        {"pos_embed": "conv", "patch_size": 8, "res_block": False},
+        {"conv_stem": True},
+        {"conv_stem": True, "halve_by_spacing": True, "spacing": (1.0, 1.0, 4.0)},
+    ],
 )
 def test_the_plain_network_becomes_torchscript(norm_name: str, options: dict[str, object]) -> None:
     network = small(norm_name=norm_name, img_size=16, **options).eval()

@@ -1,5 +1,6 @@
 """What a masked autoencoder hides, and what its encoder gives to a network."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "primus": ("primus", {"num_layers": 2}),
     "unetr": ("unetr", {"feature_size": 2}),
     "unetr with a stem": ("unetr", {"feature_size": 2, "conv_stem": True}),
+    "thick slices": (
+        "unetr",
+        {"feature_size": 2, "conv_stem": True, "halve_by_spacing": True, "spacing": (1.0, 1.0, 4.0)},
+    ),
 }
 encoders = pytest.mark.parametrize("kind", ENCODERS)
 
@@ -38,24 +43,27 @@ def autoencoder(kind: str, **changes: Any) -> Any:
     return architecture.build(architecture.make_config({**SMALL, **own, **changes}))
 
 
-def test_patches_put_together_are_the_volume() -> None:
-    network = autoencoder("primus", in_channels=2)
+@pytest.mark.parametrize(("kind", "patches"), [("primus", 4 * 4 * 2), ("thick slices", 4 * 4 * 4)])
+def test_patches_put_together_are_the_volume(kind: str, patches: int) -> None:
+    network = autoencoder(kind, in_channels=2)
     volume = torch.randn(2, 2, *WINDOW)
+    assert network.cut(volume).shape[1] == patches
     assert torch.equal(network.as_volume(network.cut(volume)), volume)
 
 
 @encoders
 def test_hidden_voxels_play_no_part(kind: str) -> None:
     network = autoencoder(kind).eval()
-    volume, order = torch.randn(1, 1, *WINDOW), torch.randperm(32)[None]
+    patches_in_all = math.prod(network.grid)
+    volume, order = torch.randn(1, 1, *WINDOW), torch.randperm(patches_in_all)[None]
     with torch.no_grad():
         before, patches, hidden = network(volume, order)
         noise = torch.randn(1, 1, *WINDOW)
         changed = torch.where(network.in_voxels(hidden), noise, volume)
         assert torch.equal(network(changed, order)[0], before)
         assert not torch.equal(network(torch.where(network.in_voxels(hidden), volume, noise), order)[0], before)
-    assert hidden.sum() == 24  # three quarters of 4 × 4 × 2 patches
-    assert not hidden[0, order[0, :8]].any()
+    assert hidden.sum() == 3 * patches_in_all / 4
+    assert not hidden[0, order[0, : patches_in_all // 4]].any()
     assert torch.equal(patches, network.cut(volume))
 
 

@@ -136,6 +136,56 @@ def test_with_a_convolutional_stem_only_the_transformers_last_tokens_see_the_who
         assert torch.equal(network(changed)[:, :, -2:], network(volume)[:, :, -2:])
 
 
+def test_thick_slices_are_halved_as_in_nnunets_plan_for_the_prostate() -> None:
+    """Of 0.625 × 0.625 × 3.6 mm, kernels 331, 331 and 333 on, strides 221, 221 and 222 on."""
+    network = small(
+        conv_stem=True, halve_by_spacing=True, spacing=(0.625, 0.625, 3.6), img_size=(32, 16, 8), deep_supervision=True
+    )
+    assert network.grid == (2, 1, 2)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes["vit.patch_embedding.position_embeddings"] == (1, 4, 8)
+    kernels = ("encoder1.layer", "encoder2", "encoder3", "encoder4")
+    assert [shapes[f"{name}.conv1.conv.weight"][2:] for name in kernels] == [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3)]
+    decoders = ("decoder2", "decoder3", "decoder4", "decoder5")
+    blocks = [shapes[f"{name}.conv_block.conv1.conv.weight"][2:] for name in decoders]
+    assert blocks == [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3)]
+    back = [shapes[f"{name}.transp_conv.conv.weight"][2:] for name in decoders]
+    assert back == [(2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)]
+    logits = network(torch.randn(2, 1, 32, 16, 8))
+    assert [one.shape[2:] for one in logits] == [(32, 16, 8), (16, 8, 8), (8, 4, 8), (4, 2, 4)]
+    sum(one.square().sum() for one in logits).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+def test_voxels_that_are_nearly_cubes_are_halved_along_all_axes() -> None:
+    networks = []
+    for halve_by_spacing in (False, True):
+        torch.manual_seed(0)
+        network = small(conv_stem=True, halve_by_spacing=halve_by_spacing, spacing=(1.5, 1.5, 3.0)).eval()
+        networks.append(network)
+    volume = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(networks[0](volume), networks[1](volume))
+
+
+def test_windows_of_thick_slices_need_only_multiples_of_a_patch() -> None:
+    thick = {"conv_stem": True, "halve_by_spacing": True, "spacing": (1.25, 1.25, 10.0)}  # 8, 4, 2 times as long
+    assert small(**thick, img_size=(32, 16, 12)).grid == (2, 1, 3)
+    with pytest.raises(ValueError, match="`img_size` must be multiples of 16 × 16 × 4 for unetr, not 16 × 16 × 6"):
+        small(**thick, img_size=(16, 16, 6))
+    with pytest.raises(ValueError, match="`halve_by_spacing` is for convolutions before the transformer"):
+        small(halve_by_spacing=True)
+
+
+def test_windows_that_bfloat16_may_fail_for_follow_the_voxels_along_x() -> None:
+    """Sagittal slices: below the resolution of the scan a voxel is 1, 1 and 2 long where convolutions read it."""
+    config = UNETRConfig(
+        conv_stem=True, halve_by_spacing=True, spacing=(3.6, 0.625, 0.625), img_size=(8, 16, 16), hidden_size=12
+    )
+    assert config.patch == (4, 16, 16)
+    assert UNETR.unsafe_bfloat16_roi_x(config) == (2, 4)
+
+
 def test_a_residual_branch_is_left_out_for_whole_samples() -> None:
     torch.manual_seed(0)
     branch = torch.ones(4000, 2, 3)

@@ -245,10 +245,9 @@ def _adapted(
             task[name] = ours  # its second axis has the outputs
             transfer.new[name] = f"{tuple(theirs.shape)} became {tuple(ours.shape)}"
         elif name == positions and theirs.ndim == 3 and theirs.shape[::2] == ours.shape[::2]:
-            patch_size: int = config.patch_size  # type: ignore[attr-defined]
-            new = tuple(voxels // patch_size for voxels in config.img_size)
+            new = config.grid_of(config.img_size)
             told = img_size is not None or theirs.shape != ours.shape
-            old = _grid(theirs.shape[1], img_size, patch_size, source) if told else new
+            old = _grid(theirs.shape[1], img_size, config, source) if told else new
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
                 transfer.adapted[name] = f"interpolated from {size_text(old)} to {size_text(new)} patches"
@@ -293,10 +292,10 @@ def average_channels(weight: Tensor, channels: int, per_patch: int = 1) -> Tenso
     return mean.repeat_interleave(channels, dim=2).flatten(1, 2)
 
 
-def _grid(patches: int, img_size: tuple[int, ...] | None, patch_size: int, source: str) -> tuple[int, ...]:
+def _grid(patches: int, img_size: tuple[int, ...] | None, config: NetworkConfig, source: str) -> tuple[int, ...]:
     """Patches along each axis; weights that don't tell their window are taken to have had a cube."""
     edge = round(patches ** (1 / 3))
-    grid = (edge, edge, edge) if img_size is None else tuple(voxels // patch_size for voxels in img_size)
+    grid = (edge, edge, edge) if img_size is None else config.grid_of(img_size)
     if math.prod(grid) != patches and img_size is None:
         raise InputError(
             f"{source}: has {patches} position embeddings and doesn't tell their window. Give a checkpoint of main.py, "

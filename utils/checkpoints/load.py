@@ -221,8 +221,7 @@ def _at_window(
         raise InputError(f"{path}: {error}") from error
     positions = description.architecture.declared("position_embeddings", None)
     if positions in content["state_dict"]:
-        edge: int = config.patch_size  # type: ignore[attr-defined]
-        grids = [tuple(voxels // edge for voxels in window) for window in (old, new)]
+        grids = [config.grid_of(window) for window in (old, new)]
         tensors = content["state_dict"]
         content = {**content, "state_dict": {**tensors, positions: interpolate_positions(tensors[positions], *grids)}}
     line = f"\nnote: the window is {size_text(new)} voxels, and was {size_text(old)} in training"

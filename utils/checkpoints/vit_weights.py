@@ -97,7 +97,7 @@ def load_vit_weights(
     encoder = _read_encoder(content, source, config)
     _refuse_other_sizes(encoder, wanted, source)
     of_images = _adapt_patches(encoder, wanted, config.input_patch, source)
-    grid = None if img_size is None else tuple(voxels // config.patch_size for voxels in img_size)
+    grid = None if img_size is None else config.grid_of(img_size)
     _adapt_positions(encoder, of_images, grid, config.grid, source)
     _keep_known(encoder, wanted, source)
     lost = [_fold(encoder, f"blocks.{number}", wanted) for number in range(len(vit.blocks))]
