@@ -41,7 +41,7 @@ def peers_network(options: Mapping[str, Any] | None = None, weights: Mapping[str
         raise InputError("MONAI's UNETR has no convolutional stem. Give weights of a network without one.")
     if any(theirs.pop(name, False) for name in ENCODER_PARTS):
         raise InputError("MONAI's UNETR has a plain ViT. Give weights of a network with one.")
-    for ours_only in ("drop_path_rate", "deep_supervision", "spacing", "scaled_init"):
+    for ours_only in ("halve_by_spacing", "drop_path_rate", "deep_supervision", "spacing", "scaled_init"):
         theirs.pop(ours_only, None)
     network = nets.UNETR(proj_type=theirs.pop("pos_embed"), **theirs)
     if weights is not None:
