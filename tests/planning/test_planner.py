@@ -99,6 +99,13 @@ def test_a_ct_of_thick_slices_keeps_them(hours: float | None) -> None:
     assert settings["intensity"] == "ct"
 
 
+def test_ten_thick_slices_are_not_padded_to_sixteen() -> None:
+    """Hearts: voxels of 1.5 × 1.5 × 10 mm are halved twice in the plane, so that a patch has 4 slices."""
+    settings = plan(make_fingerprint([make_scan((200, 200, 10), (1.5, 1.5, 10.0), values=MR)] * 10)).settings
+    assert settings["halve_by_spacing"]
+    assert window(settings)[2] == 8
+
+
 def test_an_mr_of_two_channels() -> None:
     found = plan(mr_of_two_channels())
     settings = found.settings
