@@ -12,7 +12,7 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 from monai.networks.blocks.segresnet_block import ResBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 
-from networks.layers.halving import fine_axes
+from networks.halving import fine_axes
 from networks.registry import NetworkConfig, Size, StateDict, flag, register
 
 SWIN_DIVISOR = 32  # patches of 2 voxels, merged four times

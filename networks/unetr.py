@@ -11,7 +11,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock,
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetResBlock
 from torch import Tensor, nn
 
-from networks.layers.halving import plan_levels
+from networks.halving import plan_levels
 from networks.layers.layout import in_layout_of
 from networks.registry import Size, StateDict, flag, register
 from networks.vit import TransformerBlock, ViT, ViTConfig, patch_divisor, unsafe_windows
