@@ -69,7 +69,7 @@ class UNETRConfig(ViTConfig):
     @property
     def halvings(self) -> int:
         """How often the resolution is halved from the scan to the patches."""
-        return self.patch_size.bit_length() - 1
+        return len(levels(self)[1])
 
     @property
     def input_channels(self) -> int:
@@ -87,7 +87,7 @@ def levels(config: UNETRConfig) -> tuple[list[tuple[int, ...]], list[tuple[int, 
 
     The transformer's patches take the last stride, which halves all axes.
     """
-    halvings = config.patch_size.bit_length() - 1
+    halvings = config.patch_size.bit_length() - 1  # of the fields alone, which is what planning gives `window_divisor`
     if not config.halve_by_spacing:
         return [(3, 3, 3)] * (halvings + 1), [(2, 2, 2)] * halvings
     kernels, strides = plan_levels(config.spacing, halvings)
