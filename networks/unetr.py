@@ -31,6 +31,7 @@ SIZES = (
     Size({"feature_size": 32, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 12, **STEM}, 5e-4),
     Size({"feature_size": 32, "hidden_size": 768, "mlp_dim": 3072, "num_heads": 12, **STEM}, 1e-4),
 )
+DOUBLING = re.compile(r"decoder\d\.transp_conv\.conv\.weight")
 FIRST_CONVOLUTION = "encoder1.layer.conv1.conv.weight"
 
 
@@ -270,6 +271,9 @@ class UNETR(nn.Module):
         if UNETR.position_embeddings in weights:
             found["patch_size"] = 16 if "decoder5.transp_conv.conv.weight" in weights else 8
             found["conv_stem"] = "encoder2.conv1.conv.weight" in weights
+            doublings = [weights[name].shape[2:] for name in weights if DOUBLING.fullmatch(name)]
+            if found["conv_stem"] and all(len(kernel) == 3 for kernel in doublings):
+                found["patch"] = tuple(math.prod(along_axis) for along_axis in zip(*doublings, strict=True))
         return found
 
     @staticmethod

@@ -257,6 +257,17 @@ def test_another_patch_size_is_named_and_nothing_else(adapt: bool) -> None:
         load(build(patch_size=8).state_dict(), adapt=adapt)
 
 
+@pytest.mark.parametrize("adapt", [False, True])
+def test_patches_of_thick_slices_are_named_and_nothing_else(adapt: bool) -> None:
+    thick = {"conv_stem": True, "halve_by_spacing": True, "spacing": (1.0, 1.0, 5.0)}
+    words = (
+        "doesn't fit: a patch has 16 × 16 × 16 voxels, and in its weights 16 × 16 × 4, which `space_x`, `space_y`, "
+        "`space_z` and `halve_by_spacing` decide. Give the flags that it was trained with."
+    )
+    with pytest.raises(InputError, match=re.escape(words)):
+        load(build(**thick).state_dict(), adapt=adapt, **{**thick, "spacing": (1.0, 1.0, 2.0)})
+
+
 def test_adapting_what_fits_changes_nothing() -> None:
     state = build().state_dict()
     network, transfer = load(state, adapt=True)

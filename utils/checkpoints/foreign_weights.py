@@ -17,6 +17,7 @@ from utils.system.typed import shown_text
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
 PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
 SHOWN_NAMES = 10  # of tensors, in a message
+PATCHES = ("patch_size", "patch")  # settings by which a patch has another size
 ADAPTABLE = ("in_channels", "out_channels")
 
 
@@ -153,8 +154,8 @@ def _settings_shown(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[s
 
 def _other_patches(network: nn.Module, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
     """Whether the weights are for patches of another size, for which nothing can be adapted."""
-    theirs, ours = (_settings_shown(network, weights).get("patch_size") for weights in (given, wanted))
-    return None not in (theirs, ours) and theirs != ours
+    theirs, ours = (_settings_shown(network, weights) for weights in (given, wanted))
+    return any(name in theirs and name in ours and theirs[name] != ours[name] for name in PATCHES)
 
 
 def _refuse_misfits(
@@ -172,12 +173,17 @@ def _refuse_misfits(
     for name in differing:
         if isinstance(ours[name], bool):
             faults.append(f"its weights are {'of' if theirs[name] else 'not of'} `{name}`")
+        elif name == "patch":
+            faults.append(
+                f"a patch has {size_text(ours[name])} voxels, and in its weights {size_text(theirs[name])}, which "
+                "`space_x`, `space_y`, `space_z` and `halve_by_spacing` decide"
+            )
         else:
             faults.append(f"`{name}` is {ours[name]}, but its weights have {theirs[name]}")
     positions = architecture.declared("position_embeddings", None)
     if not adapt and positions in given:
         patches = math.prod(given[positions].shape[:-1])
-        other_count = patches != wanted[positions].shape[1] and "patch_size" not in differing
+        other_count = patches != wanted[positions].shape[1] and not set(PATCHES) & set(differing)
         if other_count or img_size not in (None, config.img_size):
             trained = size_text(img_size) if img_size is not None else f"{patches} patches"
             sizes = size_text(config.img_size)
