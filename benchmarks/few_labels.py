@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import markdown
 from benchmarks.ensemble import own_grid_dice, run
 from benchmarks.planned import planning_folder, train_and_test
+from utils.checkpoints.progress import steps_for
 from utils.config.flags import parse_train
 from utils.config.parser import Parser, count, positive, whole
 from utils.system.errors import InputError, one_line_errors
@@ -53,7 +54,8 @@ def make_recipes(args: argparse.Namespace) -> dict[int, Path]:
     recipes = {}
     for labelled in args.labelled:
         folder = folder_of(labelled, args)
-        epochs = planned.max_epochs * -(-most // planned.batch_size) // -(-labelled // planned.batch_size)
+        in_plan, here = (steps_for(scans, 1, planned.batch_size, planned.accumulate) for scans in (most, labelled))
+        epochs = planned.max_epochs * in_plan // here
         warmup = max(1, epochs // 20)
         recipes[labelled] = folder / "recipe.args"
         recipes[labelled].write_text(
