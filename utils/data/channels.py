@@ -132,7 +132,7 @@ class LabelChannels(Channels):
 
     @override
     def label_map(self, probabilities: Tensor) -> Tensor:
-        return probabilities.argmax(0)
+        return probabilities.max(0).indices  # as argmax, which takes three to five times as long on a CPU
 
     @override
     def probability(self, probabilities: Tensor, labels: Sequence[int]) -> Tensor | None:
