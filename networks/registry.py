@@ -37,10 +37,12 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from utils.system.errors import InputError, first_line, size_text
@@ -280,6 +282,15 @@ class Architecture:
         network = self.network(config)
         network.config = config  # type: ignore[assignment]  # torch's types know tensors and modules alone
         return network
+
+    def build_empty(self, config: NetworkConfig) -> nn.Module:
+        """The network, to be filled with a file's weights: on torch's device ``meta``, where building takes no time.
+
+        One from a file outside the repository has fresh weights after all: its class may compute with numbers while it
+        is built, or keep tensors that are in no file.
+        """
+        with torch.device("meta") if self.file is None else nullcontext():
+            return self.build(config)
 
     def require(self, name: str, setting: str, what: str) -> Any:
         """What the network's class declares under ``name``.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from networks.layers import optimize_for_cpu
 from networks.registry import find_architecture
 from tests.conftest import REPOSITORY, Run
 from utils import crossval
@@ -52,8 +53,32 @@ class MyNet(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(self.stem(volume)))
 '''
+# what a plain network hasn't: parts that are built from numbers, kept out of files, infinite, fixed, in 2D, or computed
+# without autocast
+DEMANDING = FILE.replace(
+    "self.head = ",
+    """\
+self.rates = [float(rate) for rate in torch.linspace(0, 0.1, 4)]
+        self.register_buffer("offset", torch.full((1,), 0.5), persistent=False)
+        self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        self.fixed = nn.Parameter(torch.ones(1, config.width, 1, 1, 1), requires_grad=False)
+        self.flat = nn.Conv2d(config.width, config.width, 1)
+        self.norm = nn.InstanceNorm3d(config.width, track_running_stats=True)
+        self.head = """,
+).replace(
+    """\
+        return self.head(self.body(self.stem(volume)))
+""",
+    """\
+        shares = self.mask.softmax(0)
+        values = self.norm(self.body(self.stem(volume)) * self.fixed * shares[0] + self.offset)
+        values = self.flat(values.flatten(3)).reshape(values.shape) * (1 + self.rates[-1])
+        with torch.autocast(volume.device.type, enabled=False):
+            return self.head(values.float())
+""",
+)
 GRID = ["--space_x=12", "--space_y=12", "--space_z=14", "--roi_x=16", "--roi_y=16", "--roi_z=16"]
-SHORT = ["--warmup_epochs=1", "--workers=0", "--noamp", "--save_checkpoint"]
+SHORT = ["--warmup_epochs=1", "--workers=0", "--save_checkpoint"]
 
 
 @pytest.fixture
@@ -65,9 +90,9 @@ def file(in_tmp: Path) -> Path:
 
 @pytest.fixture
 def train(file: Path, phantoms: Path, run_main: Run) -> Any:
-    def run(name: str, *flags: str, epochs: int = 1) -> dict[str, Any]:
+    def run(name: str, *flags: str, epochs: int = 1, amp: bool = False) -> dict[str, Any]:
         common = [f"--model_name={file}", f"--data_dir={phantoms}", f"--logdir={name}", f"--max_epochs={epochs}"]
-        run_main([*common, *GRID, *SHORT, *flags])
+        run_main([*common, *GRID, *SHORT, *([] if amp else ["--noamp"]), *flags])
         content: dict[str, Any] = torch.load(Path("runs", name, "model_final.pt"), weights_only=True)
         return content
 
@@ -150,6 +175,28 @@ def test_it_is_exported_and_loaded_in_a_notebook(train: Any, file: Path) -> None
     assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 14, 16, 16, 16)
 
 
+def test_a_demanding_network_trains_resumes_and_is_tested_and_exported(
+    train: Any, file: Path, run_test: Run, phantoms: Path
+) -> None:
+    file.write_text(DEMANDING)
+    train("mine", amp=True)
+    kept = train("mine", "--resume", epochs=2, amp=True)["state_dict"]
+    assert kept["mask"].tolist() == [0, float("-inf")]
+    run_test([f"--data_dir={phantoms}", "--pretrained_dir=runs/mine", "--pretrained_model_name=model_final.pt",
+              f"--model_name={file}", "--engine=torch"])  # fmt: skip
+    scores = json.loads(Path("runs/mine/scores/scores.json").read_text())
+    last = json.loads(Path("runs/mine/metrics.jsonl").read_text().splitlines()[-1])
+    # where a CPU multiplies bfloat16, a voxel may fall to the other side
+    assert scores["mean"] == pytest.approx(last["dice"]["mean"], abs=1e-3)
+    assert export(Path("runs/mine/model_final.pt"), "safetensors", Path("mine.safetensors")) <= 1e-4
+    network, _ = load_network("runs/mine/model_final.pt", network_file=file)
+    window = torch.randn((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plain = network.eval()(window)
+        optimized = optimize_for_cpu(network)(window)
+    torch.testing.assert_close(optimized, plain, atol=1e-5, rtol=1e-5)
+
+
 def test_a_changed_file_is_refused_with_both_hashes(
     train: Any, file: Path, phantoms: Path, run_test: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +220,16 @@ def test_the_run_keeps_a_copy_of_the_file(train: Any, file: Path, run_test: Run,
     run_test([f"--data_dir={phantoms}", "--pretrained_dir=runs/mine", "--pretrained_model_name=model.pt",
               "--model_name=runs/mine/mynet.py"])  # fmt: skip
     assert Path("runs/mine/scores/scores.json").exists()
+
+
+def test_a_run_that_replaces_another_keeps_the_file_that_it_was_trained_with(train: Any, file: Path) -> None:
+    train("mine")
+    # line ends and bytes of another system, which the hash covers
+    file.write_bytes(b"# -*- coding: latin-1 -*-\r\n# gr\xf6\xdfer\r\n" + FILE.replace("GELU", "ReLU").encode())
+    content = train("mine", "--overwrite")
+    copy = Path("runs/mine/mynet.py").read_bytes()
+    assert copy == file.read_bytes()
+    assert content["network"]["file"]["sha256"] == hashlib.sha256(copy).hexdigest()
 
 
 def test_a_network_with_another_number_of_outputs_ends_before_training(

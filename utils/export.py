@@ -9,6 +9,7 @@ and ``test.py`` takes it as an ensemble.
 import argparse
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -127,8 +128,7 @@ def _trained(weights: Path) -> Trained:
     if supervised:  # only training needs the outputs at coarser resolutions
         config: Any = description.config
         description = replace(description, config=replace(config, deep_supervision=False))
-        with torch.device("meta"):
-            kept = description.build().state_dict()
+        kept = description.build_empty().state_dict()
         state_dict = {name: tensor for name, tensor in content["state_dict"].items() if name in kept}
         content = {**content, "state_dict": state_dict}
     network = build_with_weights(description, content, weights)[0].eval()
@@ -269,7 +269,8 @@ def main(args: argparse.Namespace) -> None:
     if args.model_name is not None:
         find_architecture(args.model_name)  # its checkpoints can be read after that
     if args.format == TASK:
-        output = weights.with_name(f"{weights.resolve().name}.zip") if args.output is None else Path(args.output)
+        folder = Path(os.path.abspath(weights))  # which has a name, even where the flag is “.”
+        output = folder.with_name(f"{folder.name}.zip") if args.output is None else Path(args.output)
         writable_folder(output.parent, "--output")
         count = export_task(weights, output)
         print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB; networks: {count}")

@@ -21,7 +21,7 @@ from networks.layers import optimize_for_cpu
 from networks.masked_autoencoder import autoencoder_of
 from networks.precision import choose_precision
 from networks.registry import find_architecture
-from optimizers import build_optimizer, build_scheduler
+from optimizers import averaged, build_optimizer, build_scheduler
 from trainer import Learner, Plan, Run, run_training
 from utils.checkpoints.description import Description, config_from, preprocessing_from
 from utils.checkpoints.progress import steps_for
@@ -81,13 +81,14 @@ def main(process: Process, args: argparse.Namespace) -> None:
     val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
 
     network = process.place(optimize_for_cpu(network))
+    average = None if args.ema_decay is None else averaged(network, args.ema_decay)
     if args.activation_checkpointing:
         recompute_activations(network)
     precision = choose_precision(process.device, description.amp, description.config)
     scaler = precision.scaler()
     groups = [{"params": list(network.parameters())}]
     optimizer = build_optimizer(args.optim_name, groups, args.optim_lr, args.reg_weight, args.momentum, args.betas)
-    start.restore(network, None, optimizer, scaler)
+    start.restore(network, average, optimizer, scaler)
     progress = start.progress
     sizes = (len(data.training), process.world_size, args.batch_size, args.accumulate)
     scheduler = build_scheduler(
@@ -96,7 +97,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     )  # fmt: skip
     learner = Learner(
         network, process.wrap(network), reconstruction_loss, optimizer, scheduler, scaler, precision,
-        clip_grad_norm=args.clip_grad_norm,
+        clip_grad_norm=args.clip_grad_norm, average=average,
     )  # fmt: skip
     validate = partial(
         score_reconstructions, loader=val_loader, padding=settings.padding, precision=precision, process=process

@@ -25,7 +25,7 @@ def optimize_for_cpu(network: Network) -> Network:
     order stay. Exports are made of the plain network.
     """
     for module in network.modules():
-        if type(module) is nn.InstanceNorm3d:
+        if type(module) is nn.InstanceNorm3d and not module.track_running_stats:
             module.__class__ = InstanceNorm3d
         elif type(module) is UnetResBlock:
             module.__class__ = ResBlock

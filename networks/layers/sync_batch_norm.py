@@ -8,32 +8,41 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class CPUSyncBatchNorm(nn.BatchNorm3d):
+class CPUSyncBatchNorm(_BatchNorm):
     """What ``torch.nn.SyncBatchNorm`` does, which torch has for GPUs alone."""
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes will do."""
+
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, D, H, W) with each channel's mean and variance over all processes.
+        """Normalise (B, C, …) with each channel's mean and variance over all processes.
 
         Every process brings a batch of the same shape.
         """
         if not self.training:
             return super().forward(input)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         values = input.float()
-        dims, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
+        dims, shape = (0, *range(2, input.ndim)), (1, -1, *[1] * (input.ndim - 2))
         count = dist.get_world_size() * values.numel() // values.shape[1]
         mean = _Sum.apply(values.sum(dims)) / count  # (C,)
         centred = values - mean.reshape(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count  # (C,)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean, weight)
-            self.running_var.lerp_(variance * (count / (count - 1)), weight)
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centred * scale.reshape(shape) + self.bias.reshape(shape)).to(input.dtype)
+        if self.track_running_stats:
+            self._track(mean, variance * (count / (count - 1)))
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centred * scale.reshape(shape)).to(input.dtype)
+        return (centred * (scale * self.weight).reshape(shape) + self.bias.reshape(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance, weight)
 
 
 class _Sum(torch.autograd.Function):
@@ -58,8 +67,9 @@ def synchronise(network: nn.Module) -> None:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):
-                kind = nn.SyncBatchNorm if child.weight.is_cuda else CPUSyncBatchNorm
-                norm = kind(child.num_features, child.eps, child.momentum)
+                on_gpu = any(tensor.is_cuda for tensor in (*child.parameters(), *child.buffers()))
+                kind = nn.SyncBatchNorm if on_gpu else CPUSyncBatchNorm
+                norm = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
                 norm.weight, norm.bias = child.weight, child.bias
                 norm.running_mean, norm.running_var = child.running_mean, child.running_var
                 norm.num_batches_tracked = child.num_batches_tracked

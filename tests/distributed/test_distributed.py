@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY, TINY
 from tests.processes import Group, start_group
 from tests.training.test_training import lines, weights
 from utils.checkpoints.description import describe
-from utils.config.flags import parse_train
+from utils.config.flags import parse_pretrain, parse_train
 from utils.config.messages import name_flags
 from utils.data.loaders import CroppedScans
 from utils.distributed.launch import LaunchSettings, choose_device, launch
@@ -32,6 +32,8 @@ from utils.distributed.process import Process
 from utils.distributed.rendezvous import RankInfo
 from utils.evaluation import validation
 from utils.system.errors import InputError
+
+Parse = Callable[[Sequence[str]], Any]
 
 
 def test_the_cpu_serves_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +95,23 @@ def test_an_incomplete_environment(monkeypatch: pytest.MonkeyPatch, missing: str
         launch(print, LaunchSettings(distributed=True, device="cpu"))
 
 
+@pytest.mark.parametrize("parse", [parse_train, parse_pretrain])
 def test_overwriting_at_each_restart_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    parse: Parse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(SystemExit):
-        parse_train(["--overwrite"])
+        parse(["--overwrite"])
     assert (
         "--overwrite would delete the run at each of torchrun's --max-restarts; give --resume"
         in capsys.readouterr().err
     )
 
 
-def test_machines_without_distributed_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("parse", [parse_train, parse_pretrain])
+def test_machines_without_distributed_are_refused(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_train(["--world_size=2"])
+        parse(["--world_size=2"])
     assert "--world_size is for --distributed; give both, or neither" in capsys.readouterr().err
 
 

@@ -16,7 +16,12 @@ def batch() -> torch.Tensor:
 
 def layers() -> nn.Sequential:
     torch.manual_seed(1)
-    network = nn.Sequential(nn.Conv3d(5, 5, 1), nn.BatchNorm3d(5), nn.Conv3d(5, 1, 1))
+    network = nn.Sequential(
+        *(nn.Conv3d(5, 5, 1), nn.BatchNorm3d(5)),
+        *(nn.Conv3d(5, 5, 1), nn.BatchNorm3d(5, affine=False)),
+        *(nn.Conv3d(5, 5, 1), nn.BatchNorm3d(5, track_running_stats=False)),
+        *(nn.Flatten(2), nn.Conv1d(5, 5, 1), nn.BatchNorm1d(5), nn.Conv1d(5, 1, 1)),
+    )
     nn.init.uniform_(network[1].weight)  # type: ignore[arg-type]
     return network
 

@@ -119,6 +119,10 @@ class Description:
         """The network, with fresh weights."""
         return self.architecture.build(self.config)
 
+    def build_empty(self) -> nn.Module:
+        """The network, to be filled with a file's weights; see :meth:`networks.registry.Architecture.build_empty`."""
+        return self.architecture.build_empty(self.config)
+
     def content(self) -> dict[str, Any]:
         """The part of a checkpoint that says this."""
         network: dict[str, Any] = {"name": self.network, "options": self.options}

@@ -109,7 +109,7 @@ def as_weights(name: str, tensor: Tensor, wanted: Tensor | None, source: object)
         wanted: that one; None for a tensor that has no place, and is only told.
 
     Raises:
-        DamagedError: if it has other numbers than those of weights, or some aren't finite.
+        DamagedError: if it has other numbers than those of weights, or some aren't finite that are in the other one.
     """
     if wanted is None:
         return tensor
@@ -120,9 +120,16 @@ def as_weights(name: str, tensor: Tensor, wanted: Tensor | None, source: object)
     if wanted.ndim > 0 and (tensor.ndim == 0 or tensor.numel() == 0):
         raise DamagedError(f"{source}: its {name} has the shape {tuple(tensor.shape)}. {remedy}")
     weights = tensor.to(wanted.dtype)
-    if not weights.isfinite().all():
+    if not weights.isfinite().all() and not _is_as_infinite(weights, wanted):
         raise DamagedError(f"{source}: its {name} has numbers that aren't finite. {remedy}")
     return weights
+
+
+def _is_as_infinite(weights: Tensor, wanted: Tensor) -> bool:
+    """Whether what isn't finite is the same in both tensors, as in a buffer that masks attention with -inf."""
+    if wanted.is_meta or weights.shape != wanted.shape:
+        return False
+    return bool((weights.isfinite() | (weights == wanted.to(weights.device))).all())
 
 
 def _kind(tensor: Tensor) -> str:

@@ -236,9 +236,7 @@ def build_with_weights(
     Raises:
         InputError: if they don't fit it.
     """
-    # without weights until the file's are in it: to draw random ones takes longer than to read those
-    with torch.device("meta"):
-        network = description.build()
+    network = description.build_empty()  # to draw random weights takes longer than to read a file's
     return network, load_weights(network, content["state_dict"], str(source), kind=kind_of(content))
 
 

@@ -52,6 +52,8 @@ PRETRAINING = {
     "optim_lr": 3e-4, "reg_weight": 0.05, "betas": [0.9, 0.98], "clip_grad_norm": 1.0, "lrschedule": "warmup_poly",
     "max_epochs": 1000,
 }  # fmt: skip
+# where the published weights belong, and their name
+WEIGHTS_FOLDER, WEIGHTS_FILE = "./pretrained_models/", "UNETR_model_best_acc.pth"
 Groups = Callable[[argparse.ArgumentParser], None]
 FindFaults = Callable[[argparse.Namespace, Architecture], list[str]]
 
@@ -257,8 +259,8 @@ def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
 def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:
     group = parser.add_argument_group("weights to start from")
     group.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
-    group.add_argument("--pretrained_dir", default="./pretrained_models/", metavar="DIR", help="its folder")
-    group.add_argument("--pretrained_model_name", default="UNETR_model_best_acc.pth", metavar="F", help="its name")
+    group.add_argument("--pretrained_dir", default=WEIGHTS_FOLDER, metavar="DIR", help="its folder")
+    group.add_argument("--pretrained_model_name", default=WEIGHTS_FILE, metavar="F", help="its name")
     group.add_argument("--adapt_weights", action="store_true", help="fit it to other classes, channels or windows")
     rare(group.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)"))
     rare(group.add_argument("--vit_weights", metavar="FILE",
@@ -448,8 +450,24 @@ def _pretrain_faults(args: argparse.Namespace, architecture: Architecture) -> li
         config_from(autoencoder_of(architecture), vars(args), preprocessing_from(vars(args)))
     except InputError as error:
         faults.append(_in_flags(error))
-    if args.resume and args.overwrite:
-        faults.append("--resume continues a run and --overwrite deletes one; give one of them")
+    return faults + _launch_faults(args, "--resume" if args.resume else None)
+
+
+def _launch_faults(args: argparse.Namespace, goes_on: str | None) -> list[str]:
+    """What is wrong with how a run and its processes are to start.
+
+    Args:
+        goes_on: the flag by which it continues a run, if it does.
+    """
+    faults = []
+    if goes_on and args.overwrite:
+        faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
+    if args.world_size > 1 and not args.distributed:
+        faults.append("--world_size is for --distributed; give both, or neither")
+    if args.rank >= args.world_size:
+        faults.append(f"--rank {args.rank} must be below --world_size {args.world_size}: machines count from 0")
+    if args.overwrite and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        faults.append("--overwrite would delete the run at each of torchrun's --max-restarts; give --resume")
     return faults
 
 
@@ -461,11 +479,11 @@ def test_parser(architecture: Architecture | None) -> Parser:
         epilog="A checkpoint knows its network and preprocessing. Their flags are for weights that don't. " + FILES,
     )
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--pretrained_dir", default="./pretrained_models/", metavar="DIR", help="their folder")
+    weights.add_argument("--pretrained_dir", default=WEIGHTS_FOLDER, metavar="DIR", help="their folder")
     weights.add_argument(
         "--pretrained_model_name",
         nargs="+",
-        default=["UNETR_model_best_acc.pth"],
+        default=[WEIGHTS_FILE],
         metavar="FILE",
         help="their files, or patterns such as 'fold*.pt', whose probabilities are averaged",
     )
@@ -580,21 +598,13 @@ def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[
             except InputError as error:
                 faults.append(_in_flags(error))
     goes_on = "--checkpoint" if args.checkpoint else "--resume" if args.resume else None
-    if goes_on and args.overwrite:
-        faults.append(f"{goes_on} continues a run and --overwrite deletes one; give one of them")
     if args.resume and not args.save_checkpoint:
         faults.append("--resume needs --save_checkpoint, without which a run leaves nothing to continue from")
     if args.adapt_weights and not (args.resume_ckpt or args.resume_jit):
         faults.append("--adapt_weights needs weights to adapt: --resume_ckpt or --resume_jit")
     if args.allow_change and not goes_on:
         faults.append("--allow_change is for a run that goes on: --checkpoint or --resume")
-    if args.world_size > 1 and not args.distributed:
-        faults.append("--world_size is for --distributed; give both, or neither")
-    if args.rank >= args.world_size:
-        faults.append(f"--rank {args.rank} must be below --world_size {args.world_size}: machines count from 0")
-    if args.overwrite and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        faults.append("--overwrite would delete the run at each of torchrun's --max-restarts; give --resume")
-    return faults
+    return faults + _launch_faults(args, goes_on)
 
 
 def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:

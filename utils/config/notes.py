@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from utils.config.flags import WEIGHTS_FILE, WEIGHTS_FOLDER
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
 from utils.data.mirroring import SIDES_ONLY
@@ -26,7 +27,11 @@ def training_notes(
     both = sum(scan in data.training for scan in data.validation)
     swapping = args.flips != "published" and args.RandFlipd_prob > 0
     sided = ", ".join(augmentation.mirroring.pairs(labels))
+    named = (args.pretrained_dir, args.pretrained_model_name) != (WEIGHTS_FOLDER, WEIGHTS_FILE)
     remarks = {
+        "the weights of --pretrained_model_name are read with --resume_ckpt or --resume_jit alone": (
+            named and not (args.resume_ckpt or args.resume_jit)
+        ),
         "weights from TorchScript train in float32, without mixed precision": args.resume_jit and not args.noamp,
         "no weights will be kept; --save_checkpoint keeps them": not args.save_checkpoint,
         f'--fold {args.fold} changes nothing, since no entry of {data.path} has a "fold"': data.ignores(args.fold),

@@ -87,7 +87,11 @@ class Process:
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to this process's device, in the memory format that is fastest for 3D convolutions."""
-        return network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network = network.to(self.device)
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.ndim == 5:  # torch's own conversion of a network would also try those of 2D layers, and fail
+                tensor.data = tensor.data.to(memory_format=torch.channels_last_3d)
+        return network
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network for training: gradients are averaged, and batch norm computed, over all processes."""
@@ -95,7 +99,7 @@ class Process:
             return network
         synchronise(network)
         for parameter in network.parameters():
-            if parameter.is_contiguous():
+            if parameter.requires_grad and parameter.is_contiguous():
                 # a parameter with one channel or one voxel is in both memory formats, and its gradient may have the
                 # strides of either; DDP is fast only if they are those of the parameter
                 parameter.data = _row_major(parameter.data)

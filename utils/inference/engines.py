@@ -65,15 +65,19 @@ def place_networks(
         choices = process.all_gather((chosen, reason))
         chosen, reason = next((choice for choice in choices if choice[0] == "torch"), choices[0])
     if chosen == "torch":
-        placed = [_place_for_torch(one, precision, process) for one, precision in zip(networks, formats, strict=True)]
+        placed = [
+            _place_for_torch(network, description, precision, process)
+            for (network, description), precision in zip(members, formats, strict=True)
+        ]
     words = openvino.version() if chosen == "openvino" else "torch"
     return tuple(zip(placed, formats, strict=True)), f"{words}, since {reason}" if reason else words
 
 
-def _place_for_torch(network: nn.Module, precision: Precision, process: Process) -> nn.Module:
+def _place_for_torch(network: nn.Module, description: Description, precision: Precision, process: Process) -> nn.Module:
     """The network with faster layers on the process's device, its weights in the format that it computes in."""
     placed = process.place(optimize_for_cpu(network))
-    precision.convert_weights(placed)
+    if description.architecture.file is None:  # one from a file of one's own may compute a part without autocast
+        precision.convert_weights(placed)
     return placed
 
 
@@ -121,7 +125,7 @@ def _time_engines(network: nn.Module, description: Description, precision: Preci
     """
     engines = {
         "openvino": openvino.compile_network(network, description, precision, say),
-        "torch": _place_for_torch(copy.deepcopy(network), precision, Process(precision.device)),
+        "torch": _place_for_torch(copy.deepcopy(network), description, precision, Process(precision.device)),
     }
     return _seconds(engines, precision, example_window(description))
 

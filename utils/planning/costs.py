@@ -53,9 +53,7 @@ def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) ->
     Args:
         crops: in a step.
     """
-    with torch.device("meta"):
-        network = architecture.build(config)
-    network = network.to("meta")  # a class may build on the CPU whatever the default is
+    network = architecture.build_empty(config).to("meta")  # a class may build on the CPU whatever the default is
     network.train()
     weights = sum(parameter.numel() for parameter in network.parameters())
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}

@@ -26,6 +26,7 @@ from utils.system.files import (
     parse_json,
     remove,
     writable_folder,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -85,9 +86,8 @@ class RunFolder:
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
         network_file = description.architecture.file
-        if network_file is not None and not (path / network_file.name).exists():
-            # a checkpoint is read with this very file alone, and its owner may go on changing the original
-            write_text(path / network_file.name, network_file.read_text(encoding="utf-8"))
+        if network_file is not None:
+            _keep_copy(network_file, path / network_file.name)
         self.lock = _lock(path)
         if progress.at_start:
             for file in _own_files(path):
@@ -174,6 +174,7 @@ def claim_folder(name: str, *, overwrite: bool, resume: bool, checkpoint: Path |
     Raises:
         InputError: if the folder holds a run that is neither overwritten nor continued, or can't be written to.
     """
+    is_new = not (RUNS / name).exists()
     path = writable_folder(RUNS / name, f"`logdir` {name}")
     continues = resume or (checkpoint is not None and checkpoint.resolve().parent == path.resolve())
     if _own_files(path) and not (overwrite or continues):
@@ -183,7 +184,7 @@ def claim_folder(name: str, *, overwrite: bool, resume: bool, checkpoint: Path |
         )
     if any(path.iterdir()):
         os.close(_lock(path))
-    else:
+    elif is_new:
         path.rmdir()  # so that a start that fails leaves nothing
     return path
 
@@ -291,6 +292,17 @@ def _set_aside(file: Path) -> Path:
         target = target.with_name(f"{file.name}.{number}")
     os.replace(file, target)
     return target
+
+
+def _keep_copy(file: Path, copy: Path) -> None:
+    """Keep a network's file: a checkpoint is read with this very file alone, and its owner may change the original.
+
+    Raises:
+        WriteError: if the copy can't be written.
+    """
+    content = file.read_bytes()
+    if not copy.exists() or copy.read_bytes() != content:
+        write_bytes(copy, content)
 
 
 def _json_lines(progress: Progress) -> str:
