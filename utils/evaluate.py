@@ -61,7 +61,7 @@ def main(args: argparse.Namespace, command: str) -> None:
     make_folder(folder / PICTURES)
 
     records: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(args.workers) as pool:
+    with ThreadPoolExecutor(max(1, args.workers)) as pool:
         outcomes = pool.map(partial(_scored, classes=classes, nsd_mm=args.nsd_mm, folder=folder), pairs)
         for outcome in tqdm(outcomes, total=len(pairs), desc="scoring", leave=False, disable=None):
             if isinstance(outcome, str):

@@ -158,11 +158,16 @@ def description_of_autoencoder(args: argparse.Namespace, data: DataList) -> Desc
     """
     preprocessing = preprocessing_from(vars(args))
     channels = args.in_channels if args.in_channels is not None else 1 if args.input else data.channels()
-    settings = {**vars(args), "in_channels": channels, "out_channels": args.out_channels or data.classes()}
+    classes = args.out_channels or data.classes()
+    if args.input and classes is not None:
+        classes = max(classes, 2)  # a recipe's one region, of which folders tell nothing
+    settings = {**vars(args), "in_channels": channels, "out_channels": classes}
     config = config_from(autoencoder_of(find_architecture(args.model_name)), settings, preprocessing)
     labels = data.label_names(config.out_channels)
     flips = args.flips if args.RandFlipd_prob > 0 else "none"
-    return Description(config, preprocessing, labels, amp=not args.noamp, flips=flips)
+    return Description(
+        config, preprocessing, labels, amp=not args.noamp, flips=flips, regions=data.regions, output=data.output
+    )
 
 
 def run(argv: Sequence[str] | None = None) -> None:

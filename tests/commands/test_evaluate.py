@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,14 @@ def test_regions_are_scored_whether_a_description_or_a_list_names_them(
     assert re.search(r"^a +0\.2667 +0\.0000 +0\.0000 +not drawn +not drawn +0\.8000$", capsys.readouterr().out, re.M)
     with open(tmp_path / "masks" / "evaluation" / "scores.csv", newline="") as file:
         assert next(csv.reader(file)) == ["scan", "mean", "rim", "core", "tip", "all", "rim or core"]
+
+
+def test_what_test_py_writes_beside_its_masks_is_left_out(
+    tmp_path: Path,
+) -> None:
+    write_series(tmp_path / "ct", phantom((14, 12, 7)), AXIAL)
+    save(tmp_path / "labels" / "case_001.nii.gz", boxes((1, 0, 4)))
+    save(tmp_path / "masks" / "case_001_0000.nii.gz", boxes((1, 0, 4)))  # of nnU-Net's imagesTs/case_001_0000.nii.gz
+    shutil.copy(next((tmp_path / "ct").iterdir()), tmp_path / "masks" / "case_001_0000.dcm")
+    records = evaluated(tmp_path, "--workers=0")
+    assert records["case_001_0000"]["organs"]["label 1"]["dice"] == 1

@@ -96,3 +96,24 @@ def test_a_folder_with_one_scan_is_one_line(phantoms: Path, in_tmp: Path, capsys
     image = str(phantoms / entry["image"])
     message = error_of(pretrain.run, [*NETWORK, *SHORT, "--input", image, "--logdir=one"], capsys)
     assert f"--input {image}: holds one scan. Give two or more: one validates." in message
+
+
+def test_a_list_that_trains_regions(phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = a_list(phantoms, in_tmp)
+    regions = {"regions": {"whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+    labels = {"background": 0, "rim": 1, "core": 2}
+    listed.write_text(json.dumps({**json.loads(listed.read_text()), **regions, "labels": labels}))
+    flags = [f"--data_dir={phantoms}", f"--json_list={listed}", "--logdir=regions"]
+    run([*flags, "--max_epochs=1"])
+    folder = run([*flags, "--max_epochs=2", "--resume"])
+    assert f"{folder}: continues from {folder / 'model_final.pt'}" in capsys.readouterr().out
+    folders = ["--input", str(phantoms / "imagesTr"), "--out_channels=1", "--logdir=folders", "--max_epochs=1"]
+    assert (run(folders) / "model_final.pt").exists()
+
+
+def test_an_average_of_the_weights(phantoms: Path, in_tmp: Path) -> None:
+    flags = [f"--data_dir={phantoms}", f"--json_list={a_list(phantoms, in_tmp)}", "--max_epochs=1"]
+    last = torch.load(run([*flags, "--logdir=last"]) / "model_final.pt", weights_only=True)
+    mean = torch.load(run([*flags, "--logdir=mean", "--ema_decay=0.9"]) / "model_final.pt", weights_only=True)
+    assert equal(mean["resume"]["trained"], last["state_dict"])
+    assert not equal(mean["state_dict"], last["state_dict"])

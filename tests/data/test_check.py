@@ -401,3 +401,29 @@ def test_a_structure_that_is_drawn_though_the_list_says_otherwise(scan: Scan) ->
     assert check_scan(scan, 1, 3, SETTINGS).faults == []
     (fault,) = check_scan(replace(scan, not_annotated=(2,)), 1, 3, SETTINGS).faults
     assert fault.startswith(f"{scan.label}: has 4 voxels of 2, which the data list calls not annotated there.")
+
+
+def test_a_value_that_the_labels_type_cannot_hold_is_in_no_voxel(scan: Scan) -> None:
+    labels = np.zeros((8, 9, 10), np.int8)
+    labels[2:5] = 1
+    with_label(scan, labels)
+    assert check_scan(replace(scan, ignore=255, not_annotated=(300,)), 1, 3, SETTINGS).faults == []
+    labels[0, 0, 0] = -1  # 127 further on in 8 bits
+    with_label(scan, labels)
+    (fault,) = check_scan(replace(scan, ignore=127), 1, 3, SETTINGS).faults
+    assert "has the values -1, 0, 1, but labels are 0 … 2 and 127" in fault
+
+
+def test_a_label_that_nobody_judged_anywhere(scan: Scan) -> None:
+    with_label(scan, np.full((8, 9, 10), 255, np.uint8))
+    (fault,) = check_scan(replace(scan, ignore=255), 1, 3, SETTINGS).faults
+    assert "label1.nii.gz: every voxel is 255, which the data list calls ignored; there is nothing to learn" in fault
+
+
+def test_voxels_that_nobody_judged_are_not_labelled(scan: Scan) -> None:
+    labels = np.full((8, 9, 10), 255, np.uint8)
+    labels[2:4], labels[4] = 0, 1
+    with_label(scan, labels)
+    found = check_scan(replace(scan, ignore=255), 1, 3, SETTINGS).labelled
+    assert found is not None
+    assert found.count == 9 * 10

@@ -219,7 +219,7 @@ def test_a_scan_with_both_kinds_gives_no_warning() -> None:
 
 
 def test_a_scan_with_nothing_to_centre_on() -> None:
-    with pytest.raises(ValueError, match="no voxel is labelled, and none is above `a_min`"):
+    with pytest.raises(ValueError, match="it has no voxel to centre crops on"):
         draw(RandomCrops((1, 1, 1), 1, PLAIN, 8.0), scan((2, 2, 2), []))
 
 

@@ -133,3 +133,25 @@ def test_slices_show_a_frame_that_reaches_beyond_the_scan() -> None:
     assert box.get_bbox().bounds == (-2.5, 0.5, 12, 3)
     plain = slices(rows, (4, 3, 2), label_colours(LABELS), (1.0, 1.0, 1.0))
     assert [len(panel.patches) for panel in plain.axes] == [0] * 6
+
+
+def test_a_legend_of_many_organs_leaves_the_slices_their_size() -> None:
+    labels = ("background", *(f"vertebra number {number}" for number in range(1, 103)))
+    image = np.zeros((32, 32, 32))
+    few, many = np.zeros((2, *image.shape), np.uint8)
+    few[:, :, 16] = 1
+    many[...] = (np.arange(32)[:, None] + np.arange(32)).reshape(32, 32, 1) + 1  # 1 … 63 in each axial slice
+    sizes = []
+    for mask in (few, many):
+        tensor = torch.from_numpy(mask).int()
+        for figure in (
+            orthogonal(image, mask, None, labels, (1.0, 1.0, 1.0), (0.0, 1.0), "scan"),
+            overlay(Example("scan", torch.from_numpy(image), tensor, tensor), labels, (1.0, 1.0, 1.0)),
+        ):
+            pixels(figure)  # which lays it out
+            sizes.append(figure.axes[0].get_window_extent().width)
+            legend = figure.legends[0].get_window_extent()
+            assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+            assert max(panel.get_window_extent().y0 for panel in figure.axes) > legend.y1 - 1
+    assert sizes[2] > 0.9 * sizes[0]
+    assert sizes[3] > 0.9 * sizes[1]

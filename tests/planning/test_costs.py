@@ -1,5 +1,6 @@
 """What a step takes, counted by hand for a network of one convolution."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,3 +156,10 @@ def test_formats_that_make_no_difference_are_timed_once(monkeypatch: pytest.Monk
     assert number_formats(CPU, NetworkConfig()) == (True,)
     monkeypatch.setattr("utils.planning.costs.choose_precision", lambda device, amp, config: amp)
     assert number_formats(CPU, NetworkConfig()) == (True, False)
+
+
+def test_a_step_with_more_classes_than_a_byte_counts() -> None:
+    architecture, config = small(OneConvolution)
+    assert (
+        measure_step(architecture, dataclasses.replace(config, out_channels=300), 1, 1e-3, CPU, False).step_seconds > 0
+    )

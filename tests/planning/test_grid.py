@@ -49,8 +49,15 @@ def test_of_mixed_spacings_the_median_is_taken_along_each_axis() -> None:
     assert "0.5 × 0.5 × 1 to 1.1 × 0.9 × 2 mm" in found.reason
 
 
-def test_a_hundredth_of_a_difference_is_none() -> None:
+def test_a_hundredth_of_a_difference_is_small() -> None:
     found = spacing_of(((100, 100, 100), (1.0, 1.0, 1.0)), ((100, 100, 100), (1.005, 1.0, 1.0)))
+    assert "nearly this spacing" in found.reason
+
+
+def test_a_spacing_that_all_scans_have_keeps_its_digits() -> None:
+    # 540 mm in 512 voxels; at 1.05 mm they would be resampled by a factor of 1.0045
+    found = spacing_of(*[((512, 512, 300), (1.0546875, 1.0546875, 1.0))] * 3)
+    assert found.mm == (1.05469, 1.05469, 1.0)
     assert "none has to be resampled" in found.reason
 
 

@@ -82,7 +82,19 @@ def test_an_mr_of_two_channels_is_standardised() -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("CT",), ("ct",), ("NCCT",), ("CTA",), ("CT, portal venous",), ("Computed Tomography",)]
+    "names",
+    [
+        ("CT",),
+        ("ct",),
+        ("NCCT",),
+        ("CTA",),
+        ("CBCT",),
+        ("4DCT",),
+        ("DECT",),
+        ("MDCT",),
+        ("CT, portal venous",),
+        ("Computed Tomography",),
+    ],
 )
 def test_names_of_ct(names: tuple[str, ...]) -> None:
     assert plan([ct()] * 2, names).remarks == ()

@@ -16,6 +16,7 @@ from utils.io.reader import (
     alignment_faults,
     channel_fault,
     content_faults,
+    has_value,
     label_faults,
     read_file,
     read_label_file,
@@ -168,7 +169,7 @@ def check_scan(
     if scan.label is not None:
         label = _check_label(scan, parts, out_channels, labels_in, found)
         if label is not None and not found.faults and settings.intensity == "ct":
-            found.labelled = _labelled_voxels(parts, label, settings)
+            found.labelled = _labelled_voxels(parts, label, scan.ignore, settings)
     return found
 
 
@@ -214,13 +215,24 @@ def _check_label(
             other = f"give `out_channels` {classes}" if labels_in is None else named
             fault = f"{fault.removesuffix('.')}, or {other}."
         found.faults.append(fault)
+    found.faults += unjudged_faults(scan, label)
     found.faults += _drawn_though_not_annotated(scan, label)
     return label
 
 
+def unjudged_faults(scan: Scan, label: Volume) -> list[str]:
+    """That a label has no voxel but those that nobody judged, in a sentence; none if it has others."""
+    if scan.ignore is None or not has_value(label.voxels, scan.ignore).all():
+        return []
+    return [
+        f"{scan.label}: every voxel is {scan.ignore}, which the data list calls ignored; there is nothing to learn. "
+        "Leave the scan out."
+    ]
+
+
 def _drawn_though_not_annotated(scan: Scan, label: Volume) -> list[str]:
     """That a label has voxels of structures that the data list calls not annotated, in a sentence for each."""
-    counts = {value: int((np.abs(label.voxels - value) < 0.5).sum()) for value in scan.not_annotated}
+    counts = {value: int(has_value(label.voxels, value).sum()) for value in scan.not_annotated}
     return [
         f"{scan.label}: has {count} voxels of {value}, which the data list calls not annotated there. Take it out of "
         'the entry\'s "not_annotated", or remove the voxels.'
@@ -229,10 +241,18 @@ def _drawn_though_not_annotated(scan: Scan, label: Volume) -> list[str]:
     ]
 
 
-def _labelled_voxels(parts: Sequence[Part], label: Volume, settings: Preprocessing) -> LabelledVoxels:
-    """What the CT window does to the voxels with a label above 0. Image and label have to be of one shape."""
+def _labelled_voxels(
+    parts: Sequence[Part], label: Volume, ignore: int | None, settings: Preprocessing
+) -> LabelledVoxels:
+    """What the CT window does to the voxels with a label above 0. Image and label have to be of one shape.
+
+    Args:
+        ignore: the value of voxels that nobody judged, which have no label.
+    """
     least = 1 if label.voxels.dtype.kind in "iub" else 0.5  # fractions lie near whole numbers
     where = least <= label.voxels[0].T  # transposed, as most files have voxels in memory: x fastest
+    if ignore is not None:
+        where &= ~has_value(label.voxels[0].T, ignore)
     values = np.concatenate([channel.T[where] for _, volume in parts for channel in volume.voxels])
     clipped = int(np.count_nonzero((values < settings.a_min) | (values > settings.a_max)))
     sample = values

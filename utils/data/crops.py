@@ -82,7 +82,7 @@ class RandomCrops:
             in_row = np.count_nonzero(self._mask(kind, image, label), axis=-1)  # (D, H, W) -> (D, H)
             counts[f"{kind}_counts"] = torch.from_numpy(np.cumsum(in_row, dtype=np.int32))  # (D, H) -> (D · H,)
         if not any(count[-1] for count in counts.values()):
-            raise ValueError("no voxel is labelled, and none is above `a_min`")
+            raise ValueError("it has no voxel to centre crops on, neither labelled nor tissue that somebody judged")
         return {**scan, **counts}
 
     def __call__(self, scan: Mapping[str, Any], random: np.random.Generator) -> dict[str, Any]:

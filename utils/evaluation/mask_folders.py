@@ -24,6 +24,7 @@ from utils.system.text import few_names
 
 PROBABILITIES = "_probabilities"  # how test.py calls what lies beside its masks and is none
 PICTURES = "pictures"
+FIRST_CHANNEL = "_0000"  # behind the name of an image of nnU-Net, and of what test.py makes of it
 NO_IMAGE = (0.0, 1.0)  # window of a black background
 
 
@@ -70,6 +71,8 @@ def find_pairs(
 ) -> tuple[list[MaskPair], list[str], list[str]]:
     """Pair the volumes of two folders off by their names, or if none are alike by the numbers in them.
 
+    The name of a prediction may have nnU-Net's number of the first channel behind it.
+
     Args:
         images: a folder with the scans, for pictures and intensities.
 
@@ -80,10 +83,13 @@ def find_pairs(
     Raises:
         InputError: if a folder isn't there or holds no volume, or nothing pairs off.
     """
-    found = {"predictions": volumes_in(predictions), "labels": volumes_in(labels)}
-    if not found["predictions"].keys() & found["labels"].keys():
-        found = {folder: _by_number(files) for folder, files in found.items()}
-    masks, references = found["predictions"], found["labels"]
+    masks, references = volumes_in(predictions, dicom=False), volumes_in(labels)
+    if not masks.keys() & references.keys():
+        without_channel = {stem.removesuffix(FIRST_CHANNEL): path for stem, path in masks.items()}
+        if without_channel.keys() & references.keys():
+            masks = without_channel
+        else:
+            masks, references = _by_number(masks), _by_number(references)
     common = masks.keys() & references.keys()
     if not common:
         raise InputError(
@@ -110,8 +116,11 @@ def _names(files: Mapping[str, Path]) -> str:
     return few_names([path.name for path in files.values()])
 
 
-def volumes_in(folder: Path) -> dict[str, Path]:
+def volumes_in(folder: Path, dicom: bool = True) -> dict[str, Path]:
     """The volumes in a folder by their names without endings.
+
+    Args:
+        dicom: whether files of DICOM count. Beside each mask of a DICOM series ``test.py`` writes one with the same.
 
     Raises:
         InputError: if there is no such folder, it holds no volume, or one name twice.
@@ -120,7 +129,7 @@ def volumes_in(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder}: no such folder. Give one that holds masks.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or header_file(path) != path or not _is_mask(path):
+        if path.name.startswith(".") or not path.is_file() or header_file(path) != path or not _is_mask(path, dicom):
             continue
         stem = without_endings(path.name)
         if stem in found:
@@ -131,9 +140,11 @@ def volumes_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _is_mask(path: Path) -> bool:
+def _is_mask(path: Path, dicom: bool) -> bool:
     try:
-        return not without_endings(path.name).endswith(PROBABILITIES) and is_volume(path)
+        if without_endings(path.name).endswith(PROBABILITIES) or (not dicom and is_dicom(path)):
+            return False
+        return is_volume(path)
     except (InputError, OSError, EOFError):  # reading it will say what is wrong, if it has a partner
         return True
 
@@ -149,7 +160,7 @@ def _by_number(files: Mapping[str, Path]) -> dict[str, Path]:
 def _scan_of(mask: Path, scans: Mapping[str, Path]) -> Path | None:
     """The scan of a mask: of its name, or with nnU-Net's number of the first channel behind."""
     stem = without_endings(mask.name)
-    return scans.get(stem, scans.get(f"{stem}_0000"))
+    return scans.get(stem, scans.get(f"{stem}{FIRST_CHANNEL}"))
 
 
 def highest_value(pairs: Sequence[MaskPair]) -> int:

@@ -1,5 +1,6 @@
 """Pictures: the curves of a run, and label and prediction on slices of a scan."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from utils.system.text import one_line
 
 TRANSPARENT = (0.0, 0.0, 0.0, 0.0)
 LONGEST_CAPTION = 48
+LEGEND_ROW = 0.28  # inches
 LETTERS: dict[str, Any] = {"color": "white", "fontsize": 13}  # legible at half the size too
 # white on a black rim, which is seen on any colour
 FRAME: dict[str, Any] = {
@@ -59,7 +61,7 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
     plane = int(planes[len(planes) // 2]) if len(planes) else example.label.shape[2] // 2
     colours = label_colours(labels)
 
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.1), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = (caption(example.name), "label", "prediction")
     for panel, title, volume in zip(panels, titles, (None, example.label, example.prediction), strict=True):
@@ -69,8 +71,8 @@ def overlay(example: Example, labels: Sequence[str], spacing: tuple[float, float
             panel.imshow(section(volume.numpy(), 2, plane), **_overlay_style(colours), **look)
         panel.set_title(title)
         panel.set_axis_off()
-    patches = [Patch(color=colour, label=caption(name)) for colour, name in zip(colours[1:], labels[1:], strict=True)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), frameon=False)
+    seen = [section(volume.numpy(), 2, plane) for volume in (example.label, example.prediction)]
+    _add_legend(figure, seen, colours, labels, 7)
     return figure
 
 
@@ -99,19 +101,35 @@ def orthogonal(
     colours = label_colours(labels)
     rows = [Row(name, image, window, mask) for name, mask in {"image": None, **masks}.items()]
     figure = slices(rows, planes, colours, spacing)
-    figure.set_figheight(figure.get_figheight() + 0.5)  # for title and legend
+    figure.set_figheight(figure.get_figheight() + 0.25)  # for the title
     figure.suptitle(caption(title), **LETTERS)
-    seen = {
-        int(value)
-        for mask in masks.values()
-        for axis, plane in enumerate(planes)
-        for value in np.unique(section(mask, axis, plane))
-    }
-    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in sorted(seen) if value > 0]
-    if patches:
-        look = {"ncols": 3, "frameon": False, "fontsize": LETTERS["fontsize"], "labelcolor": LETTERS["color"]}
-        figure.legend(handles=patches, loc="outside lower center", **look)
+    seen = [section(mask, axis, plane) for mask in masks.values() for axis, plane in enumerate(planes)]
+    _add_legend(figure, seen, colours, labels, 3, fontsize=LETTERS["fontsize"], labelcolor=LETTERS["color"])
     return figure
+
+
+def _add_legend(
+    figure: Figure,
+    seen: Iterable[np.ndarray],
+    colours: Sequence[Colour],
+    labels: Sequence[str],
+    columns: int,
+    **look: Any,
+) -> None:
+    """Add a legend of the classes that are seen below a figure, which becomes higher by that.
+
+    Args:
+        seen: label maps, as far as they are drawn.
+        columns: at most; fewer if names are long.
+    """
+    values = sorted({int(value) for one in seen for value in np.unique(one) if value > 0})
+    if not values:
+        return
+    patches = [Patch(color=colours[value], label=caption(labels[value])) for value in values]
+    inches = 0.6 + 0.1 * max(len(str(patch.get_label())) for patch in patches)
+    columns = max(1, min(columns, int(figure.get_figwidth() / inches)))
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * math.ceil(len(patches) / columns))
+    figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, **look)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def label_faults(path: Path, label: Volume, classes: int | None = None, ignore: 
     allowed = "whole numbers" if classes is None else f"0 … {classes - 1}"
     if ignore is not None:
         allowed += f" and {ignore}"
-        values = np.where(np.abs(values - ignore) <= NEARLY_WHOLE, 0, values)
+        values = np.where(has_value(values, ignore), 0, values)
     lowest, highest = values.min(), values.max()
     if not np.isfinite([lowest, highest]).all():
         return [f"{path}: has NaN or infinite values, but labels are {allowed}. Replace them."]
@@ -211,6 +211,16 @@ def label_faults(path: Path, label: Volume, classes: int | None = None, ignore: 
     found = np.unique(values)
     shown = ", ".join(f"{value:g}" for value in found[:FEW_VALUES]) + (", …" if len(found) > FEW_VALUES else "")
     return [f"{path}: has the values {shown}, but labels are {allowed}. Remap them."]
+
+
+def has_value(values: np.ndarray, value: int) -> np.ndarray:
+    """Where a label has a value, of fractions one within :data:`NEARLY_WHOLE` of it.
+
+    Args:
+        value: of any size, also one that the label's type can't hold.
+    """
+    found = values == value if values.dtype.kind in "iub" else np.abs(values - value) <= NEARLY_WHOLE
+    return np.asarray(found)
 
 
 def scan_files(scan: Scan) -> list[Path]:

@@ -149,7 +149,8 @@ def _measure(
     optimizer = build_optimizer("adamw", parameter_groups(network), lr, 1e-5, 0.0)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((crops, config.in_channels, *config.img_size), generator=generator).to(device)
-    label = torch.randint(0, config.out_channels, (crops, 1, *config.img_size), generator=generator, dtype=torch.uint8)
+    kind = torch.uint8 if config.out_channels <= 256 else torch.int16  # as in training
+    label = torch.randint(0, config.out_channels, (crops, 1, *config.img_size), generator=generator, dtype=kind)
     label = label.to(device)
 
     def step() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, io_orientation
 from scipy import ndimage
 
-from utils.data.check import Findings, check_voxels, read_checked_label
+from utils.data.check import Findings, check_voxels, read_checked_label, unjudged_faults
 from utils.data.preprocessing import length_fault
 from utils.io.reader import LABELS, Part, alignment_faults, label_faults, read_parts
 from utils.io.scan import IGNORED, Scan
@@ -49,6 +49,7 @@ def examine(scan: Scan) -> tuple[ScanFacts | None, Findings]:
     label = read_checked_label(scan, parts, found)
     if label is not None:
         found.faults += label_faults(scan.label, label, LABELS.max + 1, scan.ignore)
+        found.faults += unjudged_faults(scan, label)
     if found.faults or label is None:
         return None, found
     values = label.voxels[0]

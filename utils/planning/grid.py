@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from monai.data.utils import AFFINE_TOL
 
 from networks.registry import Architecture, NetworkConfig
 from utils.planning.fingerprint import Fingerprint
@@ -32,6 +33,7 @@ VOXELS_ACROSS = 8
 SMALLEST_VOLUME = 16**3  # of a window that still shows a structure and what is around it
 LARGEST_VOLUME = 128**3  # of a window: nnU-Net v2's plans for 8 GB of a GPU have 128 × 128 × 128 voxels
 DIGITS = 3  # of a spacing
+DIGITS_OF_ALL = 6  # of one that all scans have: rounded more, MONAI would resample them all
 LEAST_PART = 0.75  # of an edge as it should be, that a network's multiples may leave
 STEPS = (1, 2, 4, 8, 16, 32, 64)  # voxels that a window may have to be a multiple of
 
@@ -51,7 +53,7 @@ def native_spacing(fingerprint: Fingerprint) -> Spacing:
     mm, shape = np.median(spacings, axis=0), np.median(shapes, axis=0)
     thick = int(mm.argmax())
     others = [axis for axis in range(3) if axis != thick]
-    spread = _spread(spacings)
+    spread, digits = _spread(spacings), DIGITS
     is_thick = mm[thick] > ANISOTROPIC * mm[others].max() and shape[thick] * ANISOTROPIC < shape[others].min()
     if is_thick and spread[thick]:
         finer = np.percentile(spacings[:, thick], ANISOTROPIC_PERCENTILE)
@@ -66,17 +68,20 @@ def native_spacing(fingerprint: Fingerprint) -> Spacing:
             f"The median of the scans, whose spacings go from {text(low)} to {text(high)} mm. All are resampled to it "
             "(as nnU-Net does)."
         )
+    elif _spread(spacings, 1 + AFFINE_TOL).any():
+        reason = "All scans have nearly this spacing, the median."
     else:
+        digits = DIGITS_OF_ALL
         reason = "All scans have this spacing, so that none has to be resampled."
     if is_thick and not spread[thick]:
         reason += f" Slices along {'xyz'[thick]} are thick, and stay so: nothing is known between them."
-    x, y, z = (significant(value) for value in mm)
+    x, y, z = (significant(value, digits) for value in mm)
     return Spacing((x, y, z), reason)
 
 
-def _spread(spacings: np.ndarray) -> np.ndarray:
-    """Along which axes spacings differ by more than a hundredth: (N, 3) -> (3,)."""
-    different: np.ndarray = spacings.max(axis=0) > 1.01 * spacings.min(axis=0)
+def _spread(spacings: np.ndarray, factor: float = 1.01) -> np.ndarray:
+    """Along which axes spacings differ by more than a factor: (N, 3) -> (3,)."""
+    different: np.ndarray = spacings.max(axis=0) > factor * spacings.min(axis=0)
     return different
 
 

@@ -14,8 +14,8 @@ LOWEST_CT, HIGHEST_CT = -11000.0, 33000.0  # what scanners write outside of thei
 MOST = 0.9  # of the scans, from which on what they show holds for all
 PERCENTILES = (0.5, 99.5)  # of the labelled voxels: nnU-Net's CTNormalization
 CT, OTHER = "CT", "MR or another kind without Hounsfield units"
-# how lists call it: CT, ct, "CT, portal venous", CTA, NCCT, "computed tomography"
-NAME_OF_CT = re.compile(r"(?<![a-z])(nc|ce|ld|hr)?cta?(?![a-z])|computed tomography", re.IGNORECASE)
+# how lists call it: CT, ct, "CT, portal venous", CTA, NCCT, CBCT, "computed tomography"
+NAME_OF_CT = re.compile(r"(?<![a-z])(nc|ce|ld|hr|cb|md|de|4d)?cta?(?![a-z])|computed tomography", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

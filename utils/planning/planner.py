@@ -158,7 +158,7 @@ class Planner:
         """The network, and where its scans are kept: in memory if they fit beside what a step takes."""
         memory, around_a_gpu = self.budget.memory, self.budget.scans_memory
         network = self.choose_network(Feed(True, 1, memory))
-        scans = self.scan_bytes(network.spacing.mm)
+        scans = self.scan_bytes(network)
         feeds = [Feed(False, CROPS_FROM_DISK, memory), Feed(False, 1, memory)]
         if around_a_gpu is not None and scans <= SCANS_SHARE * (around_a_gpu - PROGRAM_BYTES):
             return network
@@ -301,10 +301,12 @@ class Planner:
         x, y, z = (length / mm for length, mm in zip(self.body_mm, spacing, strict=True))
         return x, y, z
 
-    def scan_bytes(self, spacing: Triple) -> float:
-        """The memory that all prepared scans take."""
+    def scan_bytes(self, network: Network) -> float:
+        """The memory that all prepared scans take, which are padded to the window."""
+        shape = [max(pair) for pair in zip(self.shape(network.spacing.mm), network.window, strict=True)]
         of_a_voxel = 4 * self.fingerprint.channels + 2  # float32, and labels
-        return float(len(self.fingerprint.scans) * math.prod(self.shape(spacing)) * of_a_voxel)
+        of_a_row = 8  # the index of voxels to centre crops on: how many of two kinds, in 32 bits
+        return len(self.fingerprint.scans) * (math.prod(shape) * of_a_voxel + shape[0] * shape[1] * of_a_row)
 
     def data_choice(self, feed: Feed) -> Choice:
         """Channels and classes, or regions, and where prepared scans are kept."""

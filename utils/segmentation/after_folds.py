@@ -1,6 +1,6 @@
 """What the out-of-fold masks of a cross-validation tell: which postprocessing helps, and how far a mask is right."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessin
 from utils.data.overlap import joint_counts
 from utils.distributed.process import Process
 from utils.evaluation.calibration import Gain, fit_dice_model, gain, rank_correlation
-from utils.evaluation.metrics import dice_of_counts, nan_mean, nan_to_none
+from utils.evaluation.metrics import dice_of_counts, is_annotated, nan_mean, nan_to_none
 from utils.io.reader import read_file, read_label
 from utils.io.scan import IGNORED, Scan
 from utils.segmentation.job import SegmentationJob
@@ -113,7 +113,13 @@ def judge_folds(folds: Sequence[ScannedFold], process: Process) -> Findings:
     helping = tuple(label for label, one in components.items() if one is not None and one.helps)
     # what is predicted is the Dice of the masks that test.py will make
     to_come = [mask.organs_with(helping) if helping else mask.organs for mask in masks]
-    models, correlation = _fit_models(folds[0].job.structures, to_come)
+    structures = folds[0].job.structures
+    always_there = {
+        name
+        for name, of in structures.items()
+        if all(mask.has_label(of) for mask in masks if is_annotated(of, mask.not_annotated))
+    }
+    models, correlation = _fit_models(structures, to_come, always_there)
     return Findings(mirrored, components, FromFolds(Postprocessing(helping, is_mirrored), models), correlation)
 
 
@@ -145,11 +151,14 @@ def _judge_components(masks: Sequence["_CountedMask"], organs: Mapping[int, str]
     }
 
 
-def _fit_models(names: Iterable[str], masks: Sequence[Mapping[str, Any]]) -> tuple[dict[str, DiceModel], float | None]:
+def _fit_models(
+    names: Iterable[str], masks: Sequence[Mapping[str, Any]], always_there: Collection[str]
+) -> tuple[dict[str, DiceModel], float | None]:
     """The models of those organs and regions that enough scans have; and the rank correlation of all their scans.
 
     Args:
         masks: of each scan by name, as its record has them.
+        always_there: the names of those that every label has in which they were drawn.
     """
     models: dict[str, DiceModel] = {}
     predicted: list[float | None] = []
@@ -157,8 +166,7 @@ def _fit_models(names: Iterable[str], masks: Sequence[Mapping[str, Any]]) -> tup
     for name in names:
         values = [mask[name] for mask in masks]
         soft_dice, volumes, dice = ([one[key] for one in values] for key in ("soft_dice", "volume_ml", "dice"))
-        always_there = all(one["dice"] is not None for one in values if one.get("annotated", True))
-        fitted = fit_dice_model(soft_dice, volumes, dice, always_there)
+        fitted = fit_dice_model(soft_dice, volumes, dice, name in always_there)
         if fitted is not None:
             models[name] = fitted[0]
             predicted += fitted[1]
@@ -189,6 +197,10 @@ class _CountedMask:
     whole: Tensor
     largest: Tensor
     voxel_ml: float
+
+    def has_label(self, labels: Iterable[int]) -> bool:
+        """Whether the scan's label has a voxel with one of some values."""
+        return bool(self.whole[list(labels)].any())
 
     def organs_with(self, labels: Iterable[int]) -> dict[str, Any]:
         """What the record would say of its organs if the mask kept some labels' largest components alone.

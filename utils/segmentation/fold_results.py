@@ -41,7 +41,7 @@ def write_fold_tables(folds: Sequence[ScannedFold], group: Path, facts: Mapping[
     weights = [entry for fold in folds for entry in fold.job.made_with["weights"]]
     first = folds[0].job
     job = replace(first, made_with={**first.made_with, "weights": weights})
-    save_results(Outcome(records), job, "torch")
+    save_results(Outcome(records), job, None)  # each fold's launch chose an engine
 
     tables = {which: _fold_scores(folds, which) for which in TABLES}
     save_fold_scores(group / "crossval.csv", tables)

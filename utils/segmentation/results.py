@@ -75,11 +75,11 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
     process.say(f"{job.folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 
-def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spell = str) -> list[str]:
+def save_results(outcome: Outcome, job: SegmentationJob, engine: str | None, spell: Spell = str) -> list[str]:
     """Write tables and report.
 
     Args:
-        engine: what computed the forward passes, for the report.
+        engine: what computed the forward passes, for the report; None if that isn't known.
         spell: how the program spells the settings that a fault names in backquotes.
 
     Returns:
@@ -107,7 +107,7 @@ def save_results(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spe
     return written
 
 
-def _facts(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spell) -> dict[str, Any]:
+def _facts(outcome: Outcome, job: SegmentationJob, engine: str | None, spell: Spell) -> dict[str, Any]:
     """What tables and report say about the whole, by name."""
     failed = {"failed": spell("; ".join(outcome.faults.values()))} if outcome.faults else {}
     return {
@@ -116,6 +116,6 @@ def _facts(outcome: Outcome, job: SegmentationJob, engine: str, spell: Spell) ->
         "weights": ", ".join(path for path, *_ in job.made_with["weights"]),
         "made": datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         "versions": f"UNETR {utils.__version__}, torch {torch.__version__}, MONAI {monai.__version__}",
-        "engine": engine,
+        **({} if engine is None else {"engine": engine}),
         "tolerance of the surface Dice": f"{job.nsd_mm:g} mm",
     }
