@@ -26,7 +26,7 @@ from trainer import Learner, Plan, Run, run_training
 from utils.checkpoints.description import Description, config_from, preprocessing_from
 from utils.checkpoints.progress import steps_for
 from utils.checkpoints.resume import StartSettings, initial_state
-from utils.config.flags import parse_pretrain, run_flags, training_flags
+from utils.config.flags import idle_in_pretraining, parse_pretrain, run_flags, training_flags
 from utils.config.messages import name_flags
 from utils.config.settings import augmentation_from_args, complete_flags, launch_settings
 from utils.data.check import check_scans
@@ -108,7 +108,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
         f"{description.network} with {sum(p.numel() for p in network.parameters()):,} parameters, {start.source}"
     )
     process.say(f"on {process.device} in {precision}, {process.world_size} process{'es' * (process.world_size > 1)}")
-    for note in start.notes:
+    idle = idle_in_pretraining(args)
+    notes = [f"{', '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing without labels"] if idle else []
+    for note in [*start.notes, *notes]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, True, args.save_every, args.seed, args.accumulate)
     record = partial(RunFolder, folder, description, flags, data.files(), progress, process.say)

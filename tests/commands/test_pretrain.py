@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Run
+from tests.conftest import REPOSITORY, Run
 from tests.training.test_training import equal, error_of, lines
 from utils import pretrain
+from utils.config.flags import idle_in_pretraining, parse_pretrain
 
 NETWORK = [
     "--model_name=primus", "--hidden_size=12", "--num_heads=2", "--mlp_dim=16", "--num_layers=1",
@@ -78,7 +79,7 @@ def test_scans_of_a_folder(phantoms: Path, in_tmp: Path, capsys: pytest.CaptureF
     [
         (["--model_name=segresnet"], "--model_name: segresnet can't be pre-trained"),
         (["--mask_ratio=1"], "--mask_ratio: must be at least 0.01 and below 1, not 1"),
-        (["--loss=dice"], "unrecognized arguments: --loss=dice"),
+        (["--resume_ckpt"], "unrecognized arguments: --resume_ckpt"),
         (["--feature_size=12"], "--feature_size is not for primus_autoencoder; leave it out"),
     ],
 )
@@ -109,6 +110,13 @@ def test_a_list_that_trains_regions(phantoms: Path, in_tmp: Path, capsys: pytest
     assert f"{folder}: continues from {folder / 'model_final.pt'}" in capsys.readouterr().out
     folders = ["--input", str(phantoms / "imagesTr"), "--out_channels=1", "--logdir=folders", "--max_epochs=1"]
     assert (run(folders) / "model_final.pt").exists()
+
+
+@pytest.mark.parametrize("recipe", ["btcv", "btcv_2021", "hippocampus"])
+def test_recipes_of_main_py_with_flags_that_do_nothing_here(recipe: str) -> None:
+    flags = [f"@{REPOSITORY}/recipes/{recipe}.args"]
+    assert idle_in_pretraining(parse_pretrain(flags)) == []  # but what main.py would do without them
+    assert idle_in_pretraining(parse_pretrain([*flags, "--vit_lr=1e-5", "--loss=dice"])) == ["--loss", "--vit_lr"]
 
 
 def test_an_average_of_the_weights(phantoms: Path, in_tmp: Path) -> None:

@@ -6,7 +6,7 @@ A network's flags are the fields of its config (:mod:`networks.registry`).
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from networks import NETWORKS
@@ -432,8 +432,13 @@ def pretrain_parser(architecture: Architecture | None = None) -> Parser:
     _add_caching_flags(parser)
     _add_recomputing_flag(parser)
     _add_several_machines_flags(parser)
-    for action in parser._actions:
-        if action.dest == "save_checkpoint":  # it always holds
+    shown = len(parser._actions)
+    # of a recipe, which trains with labels afterwards; here they do nothing
+    _add_loss_flags(parser)
+    _add_window_flags(parser)
+    _add_group_flags(parser, architecture or NETWORKS["unetr"])
+    for place, action in enumerate(parser._actions):
+        if place >= shown or action.dest == "save_checkpoint":  # which always holds
             action.help = argparse.SUPPRESS
     parser.set_defaults(save_checkpoint=True, **PRETRAINING)
     return parser
@@ -445,12 +450,19 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _pretrain_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
-    faults = [*_faults(vars(args)), *_foreign(args, autoencoder_of(architecture))]
+    faults = [*_faults(vars(args)), *_foreign(args, autoencoder_of(architecture), _group_flags(architecture))]
     try:
         config_from(autoencoder_of(architecture), vars(args), preprocessing_from(vars(args)))
     except InputError as error:
         faults.append(_in_flags(error))
     return faults + _launch_faults(args, "--resume" if args.resume else None)
+
+
+def idle_in_pretraining(args: argparse.Namespace) -> list[str]:
+    """The flags that were given to ``utils.pretrain`` and are for training with labels alone."""
+    idle = _defaults(_add_loss_flags, _add_window_flags)
+    idle |= dict.fromkeys(name for one in NETWORKS.values() for name in _group_flags(one))
+    return [f"--{name}" for name, default in idle.items() if getattr(args, name, default) != default]
 
 
 def _launch_faults(args: argparse.Namespace, goes_on: str | None) -> list[str]:
@@ -564,9 +576,9 @@ def _parsed(
     return args, given, parser
 
 
-def _foreign(args: argparse.Namespace, architecture: Architecture) -> list[str]:
-    """The flags of other networks that were given."""
-    own = {*architecture.flags, *_group_flags(architecture)}
+def _foreign(args: argparse.Namespace, architecture: Architecture, allowed: Iterable[str] = ()) -> list[str]:
+    """The flags of other networks that were given, but for those that are allowed."""
+    own = {*architecture.flags, *_group_flags(architecture), *allowed}
     others = {name for one in NETWORKS.values() for name in (*one.flags, *_group_flags(one))} - own
     given = sorted(name for name in others if getattr(args, name, None) is not None)
     return [f"--{name} is not for {architecture.name}; leave it out" for name in given]
