@@ -25,13 +25,14 @@ from networks.registry import find_architecture
 from utils.checkpoints.description import METADATA, Description, describe
 from utils.checkpoints.load import build_with_weights, refuse_encoder
 from utils.checkpoints.read import read_checkpoint, read_torchscript
-from utils.checkpoints.save import add_metadata, save_tensors
+from utils.checkpoints.save import add_metadata
 from utils.checkpoints.task import write_task
 from utils.config.messages import name_flags
 from utils.config.parser import Parser
 from utils.inference.bundle import LICENSE, SCRIPT, WEIGHTS, write_bundle
 from utils.system.errors import InputError, WriteError, one_line_errors
 from utils.system.files import atomic_write, writable_folder
+from utils.system.tensors import save_tensors
 from utils.training.run_folder import BEST, LATEST
 
 TOLERANCE = 1e-4

@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data.dataset import PersistentDataset
 from monai.transforms import Lambda
 
 from tests.conftest import FileSizeLimit
@@ -281,22 +280,54 @@ def test_a_planted_link_in_the_cache_is_neither_read_nor_followed(phantoms: Path
 def test_a_scan_that_another_program_removed_from_the_cache_is_made_again(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where that one had found it while it was being copied there."""
-    original = PersistentDataset.__getitem__
-    failed: list[int] = []
+    caching = Caching(folder=str(tmp_path / "cache"))
+    expected = epoch(loader(phantoms, caching=caching), 0)
+    original = loaders._is_as_written
+    removed: list[Path] = []
 
-    def removed_once(self: PersistentDataset, index: int) -> Any:
-        result = original(self, index)
-        if not failed:
-            failed.append(index)
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "hash.pt")
+    def removed_once(file: Path) -> bool:
+        result = original(file)
+        if result and not removed:
+            file.unlink()
+            removed.append(file)
         return result
 
-    monkeypatch.setattr(PersistentDataset, "__getitem__", removed_once)
+    monkeypatch.setattr(loaders, "_is_as_written", removed_once)
+    assert same(expected, epoch(loader(phantoms, caching=caching), 0))
+    assert removed[0].is_file()
+
+
+def test_two_programs_may_fill_a_cache_at_once(phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one begins with the same scan while this one's file is half written."""
+    caching = Caching(folder=str(tmp_path / "cache"))
     expected = epoch(loader(phantoms), 0)
-    failed.clear()
-    assert same(expected, epoch(loader(phantoms, caching=Caching(folder=str(tmp_path / "cache"))), 0))
-    assert failed
+    original = loaders.save_tensors
+    others: list[Any] = []
+
+    def half_written(content: Any, file: Any) -> None:
+        file.write(b"PK half of a file")
+        file.flush()
+        if not others:
+            others.append(None)
+            others[0] = epoch(loader(phantoms, caching=caching), 0)
+        file.seek(0)
+        original(content, file)
+
+    monkeypatch.setattr(loaders, "save_tensors", half_written)
+    assert same(expected, epoch(loader(phantoms, caching=caching), 0))
+    assert same(expected, others[0])
+    assert {file.suffix for file in (tmp_path / "cache").glob("*/*")} == {".pt"}
+
+
+def test_a_cache_of_somebody_else_that_cannot_be_written_is_named(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(content: Any, file: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(loaders, "save_tensors", refused)
+    with pytest.raises(WriteError, match=r"prepared scans can't be written there \(Permission denied\)"):
+        loader(phantoms, caching=Caching(folder=str(tmp_path / "cache")))
 
 
 def test_a_process_alone_on_its_machine_meets_those_that_are_several_on_theirs(

@@ -89,13 +89,16 @@ def write_rtstruct(
     return whole
 
 
-def write_seg(path: Path, series: Sequence[pydicom.Dataset], masks: Mapping[str, np.ndarray], kind: str) -> None:
+def write_seg(
+    path: Path, series: Sequence[pydicom.Dataset], masks: Mapping[str, np.ndarray], kind: str, **options: Any
+) -> None:
     """Write a SEG with highdicom.
 
     Args:
         series: in the order of its slices.
         masks: (X, Y, Z) by name, with numbers from 0 to 1.
         kind: BINARY, FRACTIONAL or LABELMAP.
+        options: of highdicom.
     """
     segments = [
         hd.seg.SegmentDescription(number, name, codes.SCT.Tissue, codes.SCT.Organ, "MANUAL")
@@ -112,5 +115,17 @@ def write_seg(path: Path, series: Sequence[pydicom.Dataset], masks: Mapping[str,
         one.PatientBirthDate, one.PatientSex, one.AccessionNumber, one.StudyID = "", "", "", ""
         one.StudyTime, one.ReferringPhysicianName = "", ""
     hd.seg.Segmentation(
-        list(series), pixels, kind, segments, generate_uid(), 1, generate_uid(), 1, "test", "test", "1", "1"
+        list(series),
+        pixels,
+        kind,
+        segments,
+        generate_uid(),
+        1,
+        generate_uid(),
+        1,
+        "test",
+        "test",
+        "1",
+        "1",
+        **options,
     ).save_as(path)

@@ -1,9 +1,11 @@
 """RTSTRUCT and SEG as labels: what was drawn comes back in all orientations, and what can't be used is named."""
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
@@ -274,3 +276,24 @@ def test_names_are_needed(tmp_path: Path) -> None:
     write_rtstruct(tmp_path / "rt.dcm", series, {"liver": outlines(blobs() == 1, AXIAL)})
     with pytest.raises(InputError, match=r'rt\.dcm: tells structures by their names.*Give the data list "labels"\.'):
         read_label(tmp_path / "rt.dcm", tmp_path / "ct", volume)
+
+
+def test_a_label_map_with_colours(tmp_path: Path) -> None:
+    _, volume = scan(tmp_path)
+    organs = {name: (on_grid(blobs(), AXIAL, volume) == value) * 1.0 for name, value in (("Liver", 1), ("KidneyR", 2))}
+    colours = hd.PaletteColorLUTTransformation.from_colors(["black", "red", "blue"], palette_color_lut_uid="1.2")
+    write_seg(tmp_path / "seg.dcm", volume.datasets, organs, "LABELMAP", palette_color_lut_transformation=colours)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PhotometricInterpretation == "PALETTE COLOR"
+    expected = sum(value * mask for value, mask in enumerate(organs.values(), start=1))
+    np.testing.assert_array_equal(read(tmp_path / "seg.dcm", volume), expected)
+
+
+def test_coordinates_that_are_padded_with_nul(tmp_path: Path) -> None:
+    series, volume = scan(tmp_path)
+    write_rtstruct(tmp_path / "rt.dcm", series, {"Liver": outlines(blobs() == 1, AXIAL)})
+    expected = read(tmp_path / "rt.dcm", volume)
+    content = (tmp_path / "rt.dcm").read_bytes()
+    padded = re.sub(rb"(\\[-0-9.]+) (?=[^ 0-9])", rb"\1\0", content)
+    assert padded != content
+    (tmp_path / "rt.dcm").write_bytes(padded)
+    np.testing.assert_array_equal(read(tmp_path / "rt.dcm", volume), expected)

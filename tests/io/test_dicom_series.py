@@ -586,3 +586,24 @@ def test_values_that_only_a_table_or_other_bits_tell_are_refused(tmp_path: Path)
     save(one)
     with pytest.raises(InputError, match="has HighBit 15 for 12 bits"):
         read_tuple(only_series(tmp_path))
+
+
+def test_series_whose_identifiers_break_the_standard_stay_apart(tmp_path: Path) -> None:
+    """Some programs make components from times, with leading zeros."""
+    write_series(tmp_path, phantom(), AXIAL, SeriesInstanceUID=generate_uid())
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(f"other{path.name}"))
+    with pydicom.config.disable_value_validation():
+        write_series(tmp_path, phantom() + 5, AXIAL, SeriesInstanceUID="1.2.840.01.5.7")
+    series, remarks = find_series(sorted(tmp_path.iterdir()))
+    assert remarks == []
+    assert sorted(int(read_tuple(one)[0].min()) for one in series) == [phantom().min(), phantom().min() + 5]
+
+
+def test_a_multi_frame_file_beside_a_series_is_no_scan_of_a_slice(tmp_path: Path) -> None:
+    write_series(tmp_path, phantom(), AXIAL)
+    enhanced = write_enhanced(tmp_path / "whole", phantom(), AXIAL)
+    Path(enhanced.filename).rename(tmp_path / "enhanced.dcm")
+    series, remarks = find_series([path for path in tmp_path.iterdir() if path.is_file()])
+    assert sorted(len(one.files) for one in series) == [1, 7]
+    assert remarks == []

@@ -170,3 +170,11 @@ def test_a_header_that_says_more_than_the_memory_holds(tmp_path: Path) -> None:
     assert_fault(path, f"{CUT} (24 of 240000000000 bytes of its voxels are there)")
     path.write_bytes(path.read_bytes().replace(b"encoding: gzip", b"encoding: raw"))
     assert_fault(path, "says that its voxels take 240 GB, and this machine has")
+
+
+def test_a_long_header(tmp_path: Path) -> None:
+    """As 3D Slicer writes it for many segments."""
+    path = packed_nrrd(tmp_path, bytes(range(24)))
+    segments = b"".join(b"Segment%d_Tags:=%s\n" % (number, b"x" * 480) for number in range(200))
+    path.write_bytes(path.read_bytes().replace(b"space origin", segments + b"space origin", 1))
+    np.testing.assert_array_equal(read(path).voxels[0], np.arange(24).reshape(2, 3, 4).T)

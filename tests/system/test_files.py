@@ -17,6 +17,7 @@ from utils.system.files import (
     open_regular,
     read_json,
     text_hash,
+    walk_files,
     writable_folder,
     write_json,
     write_json_together,
@@ -205,3 +206,23 @@ def test_a_folder_where_the_temporary_file_should_be_is_named(tmp_path: Path) ->
     (tmp_path / "a.txt.part").mkdir()
     with pytest.raises(WriteError, match=r"a\.txt: can't be written \(.*a\.txt\.part: Is a directory\)"):
         write_text(tmp_path / "a.txt", "new")
+
+
+def test_two_programs_that_write_a_shared_file_at_once_both_succeed(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file", shared=True) as ours:
+        ours.write_text("ours")
+        with atomic_write(tmp_path / "file", shared=True) as theirs:
+            theirs.write_text("theirs")
+        assert (tmp_path / "file").read_text() == "theirs"
+    assert (tmp_path / "file").read_text() == "ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "archive/patient").mkdir(parents=True)
+    (tmp_path / "archive/patient/slice").touch()
+    (tmp_path / "archive/patient/.hidden").touch()
+    (tmp_path / "archive/patient/up").symlink_to(tmp_path / "archive")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/P1").symlink_to(tmp_path / "archive/patient")
+    assert [path.relative_to(tmp_path) for path in walk_files(tmp_path / "data")] == [Path("data/P1/slice")]

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from utils.checkpoints.description import METADATA, Description
@@ -13,6 +12,7 @@ from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
 from utils.system.files import atomic_write
+from utils.system.tensors import save_tensors
 
 
 def save_checkpoint(
@@ -56,16 +56,6 @@ def write_from_folds(path: Path, found: FromFolds) -> None:
         return
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         save_tensors({**content, "from_folds": found.content()}, file)
-
-
-def save_tensors(content: Any, file: Any) -> None:
-    """``torch.save``, but a full disk raises its ``OSError``, which torch replaces by a ``RuntimeError``."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
 
 
 def add_metadata(path: Path, metadata: str) -> None:

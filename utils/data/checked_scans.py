@@ -15,7 +15,7 @@ from utils.io.scan import Scan
 from utils.system.files import file_state, open_regular, text_hash, write_text
 
 FILE = "checked.json"
-FORMAT: Literal[1] = 1  # another one whenever scans are checked in another way
+FORMAT: Literal[2] = 2  # another one whenever scans are checked in another way
 
 Count = Annotated[int, Ge(0)]
 
@@ -34,7 +34,7 @@ class Checked(TypedDict):
 
 
 class _Content(TypedDict):
-    format: Literal[1]
+    format: Literal[2]
     scans: dict[str, Checked]
 
 
@@ -70,7 +70,7 @@ class CheckedScans:
         Raises:
             WriteError: if it can't be written.
         """
-        write_text(self.folder / FILE, json.dumps({"format": FORMAT, "scans": dict(known)}) + "\n")
+        write_text(self.folder / FILE, json.dumps({"format": FORMAT, "scans": dict(known)}) + "\n", shared=True)
 
     def key(self, scan: Scan) -> str:
         """A hash of a scan's entry in the data list, the state of its files, and the settings."""

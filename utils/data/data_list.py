@@ -19,7 +19,7 @@ from utils.io.reader import LABELS, count_channels
 from utils.io.scan import Scan, is_dicom, without_endings
 from utils.io.structures import names_by_class
 from utils.system.errors import InputError
-from utils.system.files import read_json, text_hash
+from utils.system.files import read_json, text_hash, walk_files
 from utils.system.text import few_names, one_line
 
 SHOWN_FAULTS = 50  # of a list
@@ -479,8 +479,7 @@ def _path(folder: Path, name: str) -> Path:
 
 def files_below(folder: Path) -> tuple[Path, ...]:
     """All files below a folder but hidden ones, in order of their paths."""
-    below = (path for path in folder.rglob("*") if os.path.isfile(path))
-    return tuple(sorted(path for path in below if not any(p.startswith(".") for p in path.relative_to(folder).parts)))
+    return tuple(sorted(path for path in walk_files(folder) if os.path.isfile(path)))
 
 
 def _read_fold(entry: Mapping[str, Any]) -> int | None:

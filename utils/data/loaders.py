@@ -2,7 +2,7 @@
 
 import json
 import os
-import pickle
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -18,7 +18,6 @@ import monai
 import numpy as np
 import torch
 from monai import transforms
-from monai.data import PersistentDataset
 from monai.data.utils import list_data_collate
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -31,7 +30,8 @@ from utils.distributed.process import Process
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
 from utils.system.errors import UNREADABLE, InputError, LostError, WriteError, first_line
-from utils.system.files import file_state, text_hash
+from utils.system.files import UNFINISHED, file_state, text_hash
+from utils.system.tensors import save_tensors
 from utils.system.threads import single_threaded
 
 
@@ -48,10 +48,26 @@ class Caching:
 
 
 class PreprocessedScans(Dataset):
-    """Preprocessed scans, read at each use or from a folder; an error names the scan, which MONAI's doesn't."""
+    """Preprocessed scans, made at each use, or kept in a folder that several programs may share.
 
-    def __init__(self, scans: PersistentDataset) -> None:
-        self.scans = scans
+    MONAI's ``PersistentDataset`` keeps some as well, but takes a folder that it can't write to for none, and copies
+    files in while another program reads them.
+
+    Args:
+        transform: makes a scan.
+        folder: where they are kept, if anywhere.
+
+    Raises:
+        WriteError: if the folder can't be made.
+    """
+
+    def __init__(self, scans: Sequence[Scan], transform: Compose, folder: Path | None) -> None:
+        self.scans, self.transform, self.folder = scans, transform, folder
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unwritable(error.strerror) from error
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -59,56 +75,63 @@ class PreprocessedScans(Dataset):
     def __getitem__(self, index: int) -> Any:
         """The preprocessed scan ``index``.
 
+        It is made again if its file isn't what was written, as after a kill or with a flipped bit.
+
         Raises:
             InputError: if it can't be read or preprocessed.
             WriteError: if the folder for preprocessed scans can't be written.
             LostError: if that folder is gone, as when a process that shares it has failed.
         """
-        folder = self.scans.cache_dir
+        if self.folder is None:
+            return self._made(index)
+        file = self.file(index)
         try:
-            return self._read_or_redo(index)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and folder is not None and not folder.is_dir():
-                raise LostError(f"{folder}: was removed while scans were prepared.") from error
-            raise self._unwritable(error.strerror) from error
+            if _is_as_written(file):
+                return torch.load(file, weights_only=True)
+        except FileNotFoundError:
+            pass  # another program has removed it meanwhile
+        scan = self._made(index)
+        self._write(scan, file)
+        return scan
+
+    def _made(self, index: int) -> Any:
+        try:
+            return self.transform(self.scans[index], threading=True)  # which several threads may call at once
         except RuntimeError as error:
             cause = error.__cause__ or error  # MONAI names its transform, and the cause behind it
             if isinstance(cause, InputError):
                 raise cause from None
-            if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):  # of torch.save
-                raise self._unwritable("is the disk full?") from error
             raise InputError(
-                f"{self.scans.data[index].path}: can't be preprocessed ({first_line(cause)}). "
+                f"{self.scans[index].path}: can't be preprocessed ({first_line(cause)}). "
                 "Leave out `skip_data_check` to see every fault."
             ) from error
 
-    def _read_or_redo(self, index: int) -> Any:
-        """The scan, made again if its file isn't what was written, as after a kill or with a flipped bit."""
-        file = None if self.scans.cache_dir is None else self.file(index)
-        kept = file if file is not None and (file.is_file() or file.is_symlink()) else None
-        if kept is not None and not _is_as_written(kept):
-            kept.unlink(missing_ok=True)
-            kept = None
+    def _write(self, scan: Any, file: Path) -> None:
+        """Write a scan's file in one step, since others may be reading it, or writing the same."""
+        assert self.folder is not None
+        temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}{UNFINISHED}")
         try:
-            return self.scans[index]
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            if kept is not None:
-                kept.unlink(missing_ok=True)
-            elif not isinstance(error, FileNotFoundError):
-                raise
-            # with no file kept, another program may have removed what was being written there
-            return self.scans[index]
+            try:
+                with open(temporary, "xb") as stream:
+                    save_tensors(scan, stream)
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if not self.folder.is_dir():
+                raise LostError(f"{self.folder}: was removed while scans were prepared.") from error
+            raise self._unwritable(error.strerror) from error
 
     def _unwritable(self, reason: str | None) -> WriteError:
         return WriteError(
-            f"{self.scans.cache_dir}: prepared scans can't be written there, or to the temporary folder "
-            f"{tempfile.gettempdir()} ({reason}). Make room, or name others by `cache_dir` and TMPDIR."
+            f"{self.folder}: prepared scans can't be written there ({reason}). Make room, or name another folder by "
+            "`cache_dir`, or where none was given by TMPDIR."
         )
 
     def file(self, index: int) -> Path:
         """The file of scan ``index`` in the folder for preprocessed scans."""
-        assert self.scans.cache_dir is not None
-        return self.scans.cache_dir / f"{_hash_files(self.scans.data[index]).decode()}.pt"
+        assert self.folder is not None
+        return self.folder / f"{_hash_files(self.scans[index])}.pt"
 
 
 def _is_as_written(file: Path) -> bool:
@@ -273,7 +296,7 @@ def _preprocessed(
         # a subfolder for each set of settings, so that none gets the scans of another
         text = json.dumps({**description, "layout": 6, "monai": monai.__version__}, sort_keys=True)
         folder = os.path.join(folder, text_hash(text))
-    return PreprocessedScans(PersistentDataset(scans, Compose(fixed), folder, hash_func=_hash_files))
+    return PreprocessedScans(scans, Compose(fixed), None if folder is None else Path(folder))
 
 
 def _in_threads(scans: PreprocessedScans, indices: range, process: Process, workers: int) -> Iterable[Any]:
@@ -325,11 +348,11 @@ def _concatenate(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     }
 
 
-def _hash_files(scan: Scan) -> bytes:
+def _hash_files(scan: Scan) -> str:
     """The key of a cached scan: what its list says of it and the state of its files, so that a change is noticed."""
     state = [file_state(file) for file in scan_files(scan)]
     names = [scan.structures] if scan.structures else []
-    return text_hash(json.dumps([scan.name, scan.not_annotated, scan.ignore, state, *names])).encode()
+    return text_hash(json.dumps([scan.name, scan.not_annotated, scan.ignore, state, *names]))
 
 
 def _at_most_cores(workers: int) -> int:

@@ -6,10 +6,11 @@ Posterior, Superior); affines here are RAS+ as in nibabel, so x and y change sig
 """
 
 import os
+import re
 import warnings
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,6 +78,8 @@ ONE_SOURCE = {
     "EchoTime": None,
 }
 LARGE_FILE = 1 << 26  # bytes of pixels, up to which the memory isn't asked for
+GREYS = ("MONOCHROME1", "MONOCHROME2")
+IDENTIFIER = re.compile(r"[0-9.]{1,64}")  # also with leading zeros, which the standard forbids and programs write
 SHOWN_FOLDERS = 3  # from which files were left out for one reason
 # that a data set can begin with: the length of its group, the character set, or what kind of image it is
 FIRST_ELEMENTS = {(b"\2\0", 0), (b"\2\0", 1)} | {
@@ -169,13 +172,13 @@ def find_series(files: Sequence[Path]) -> tuple[list[Series], list[str]]:
     left_out: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     astray: list[tuple[Path, str]] = []
     frames: dict[Path, int] = {}
-    tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns"]
+    tags = ["SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "ImageType", "Rows", "Columns", "NumberOfFrames"]
     for path in sorted(set(files)):
         try:
             header = read_dicom(path, stop_before_pixels=True, specific_tags=list(tags))
             is_damaged, reason = _is_cut_off(path, header), _why_no_slice(header)
             uid = str(header.get("SeriesInstanceUID") or "")
-            uid = uid if UID(uid).is_valid else ""
+            uid = uid if IDENTIFIER.fullmatch(uid) else ""
             frames[path] = _whole_number(header, "NumberOfFrames") or 1
             number = _whole_number(header, "SeriesNumber")
         except InvalidDicomError as error:
@@ -369,23 +372,26 @@ def _header(path: Path) -> Dataset:
     return header
 
 
-def planes_of(path: Path, header: Dataset) -> list[Plane]:
+def planes_of(path: Path, header: Dataset, kinds: Collection[str] = GREYS) -> list[Plane]:
     """The slices of a file: its only one, or one for each frame.
+
+    Args:
+        kinds: what its pixels may be, as DICOM calls it.
 
     Raises:
         InputError: if the header doesn't say where they lie.
     """
     try:
-        return _split_into_planes(path, header)
+        return _split_into_planes(path, header, kinds)
     except InputError:
         raise
     except Exception as error:  # pydicom converts an element at its first use, and raises what damaged bytes break
         raise InputError(f"{path}: its header can't be read ({first_line(error)}). Copy the file again.") from error
 
 
-def _split_into_planes(path: Path, header: Dataset) -> list[Plane]:
+def _split_into_planes(path: Path, header: Dataset, kinds: Collection[str]) -> list[Plane]:
     colours, kind = header.get("SamplesPerPixel", 1), header.get("PhotometricInterpretation", "MONOCHROME2")
-    if colours != 1 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+    if colours != 1 or kind not in kinds:
         raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
     if _has_tiles(header) or "MOSAIC" in _image_types(header):
         raise InputError(

@@ -10,7 +10,7 @@ from utils.io.dicom_series import find_series, lacks_preamble
 from utils.io.reader import header_file, is_image, voxel_files
 from utils.io.scan import ENDINGS, Scan, is_dicom, without_endings
 from utils.system.errors import InputError
-from utils.system.files import PipeError
+from utils.system.files import PipeError, walk_files
 from utils.system.text import one_line
 
 CHANNEL = re.compile(r"(?P<scan>.+)_(?P<channel>\d{4})")
@@ -123,12 +123,7 @@ def _files_below(path: Path, found: FoundScans) -> Iterable[Path]:
     def note(error: OSError) -> None:
         found.faults[str(error.filename)] = f"{error.filename}: can't be read ({error.strerror}). Mend `input`."
 
-    walked = {os.path.realpath(path)}  # so that links to folders are followed, but never in circles
-    for folder, folders, names in os.walk(path, onerror=note, followlinks=True):
-        inner = {os.path.realpath(Path(folder, name)): name for name in sorted(folders) if not name.startswith(".")}
-        folders[:] = [name for real, name in inner.items() if real not in walked]
-        walked.update(inner)
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    return walk_files(path, note)
 
 
 def is_volume(path: Path) -> bool:

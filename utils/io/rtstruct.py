@@ -86,7 +86,7 @@ class RtStruct(DicomLabel):
         value: Any = contour.get_item("ContourData").value
         try:
             # not as pydicom does it, which makes an object of each number
-            texts = value.split(b"\\") if isinstance(value, bytes) else value
+            texts = value.rstrip(b"\0 ").split(b"\\") if isinstance(value, bytes) else value
             points = np.fromiter(map(float, texts), float).reshape(-1, 3)
         except (ValueError, TypeError) as error:
             raise InputError(

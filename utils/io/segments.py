@@ -10,7 +10,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import RLELossless
 from typing_extensions import override
 
-from utils.io.dicom_series import DECODED_HERE, Plane, planes_of, stored_pixels
+from utils.io.dicom_series import DECODED_HERE, GREYS, Plane, planes_of, stored_pixels
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.scan import Volume
 from utils.io.structures import DicomLabel, Structure
@@ -71,7 +71,8 @@ class Segmentation(DicomLabel):
 
     @cached_property
     def _planes(self) -> list[Plane]:
-        return planes_of(self.path, self._dataset)
+        # the pixels of a label map may have colours, by a palette; what is stored is the segment all the same
+        return planes_of(self.path, self._dataset, (*GREYS, "PALETTE COLOR"))
 
     @cached_property
     def _whole(self) -> int:

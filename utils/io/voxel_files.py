@@ -15,7 +15,7 @@ from utils.system.errors import InputError
 from utils.system.files import PIPE, PipeError, open_regular, require_regular
 from utils.system.text import shortened
 
-LONGEST_HEADER = 1 << 16  # bytes that a text header is searched in
+LONGEST_HEADER = 1 << 22  # bytes that a text header is searched in; 3D Slicer writes 500 for each segment
 MOST_FILES = 100_000  # one for each slice
 META_NAME = re.compile(rb"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*(?P<name>[^\r\n]*?)[ \t]*\r?(?:\n|\Z)", re.MULTILINE)
 NRRD_NAME = re.compile(rb"^[ \t]*data ?file[ \t]*:(?!=)[ \t]*(?P<name>[^\r\n]*?)[ \t]*\r?(?:\n|\Z)", re.M | re.I)

@@ -29,7 +29,7 @@ from utils.system.files import FileState, file_state, open_regular, text_hash, w
 from utils.system.typed import schema_faults
 
 FILE = "fingerprint.json"
-FORMAT: Literal[1] = 1  # another one whenever facts are measured in another way
+FORMAT: Literal[2] = 2  # another one whenever facts are measured in another way
 PERCENTILES = (0.5, 50.0, 99.5)
 LIST_OF_NUMBERS = re.compile(r"\[\n\s*(-?\d[^\[\]{}\"]*?)\n\s*\]")
 
@@ -42,7 +42,7 @@ class _Known(TypedDict):
 
 
 class _Content(TypedDict):  # further keys are for people
-    format: Literal[1]
+    format: Literal[2]
     scans: list[_Known]
     timings: dict[str, Seconds]
     recipe: str | None

@@ -5,9 +5,10 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -88,18 +89,19 @@ def parse_json(text: str) -> Any:
 
 
 @contextmanager
-def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, previous: Path | None = None, *, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces ``path`` at the end.
 
     It is flushed to the disk before that, so that after a crash ``path`` is the whole old file or the whole new one.
 
     Args:
         previous: where the old file is kept.
+        shared: whether several programs may write it at once; the last one's stays.
 
     Raises:
         WriteError: if the disk is full or refuses for another reason; ``path`` and ``previous`` stay as they were.
     """
-    temporary = _unfinished(path)
+    temporary = _unfinished(path, secrets.token_hex(4) if shared else "")
     try:
         # made anew: a link of that name, wherever it points, is removed and not followed
         temporary.unlink(missing_ok=True)
@@ -120,9 +122,9 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[Path]:
         raise
 
 
-def _unfinished(path: Path) -> Path:
+def _unfinished(path: Path, writer: str = "") -> Path:
     """What a file is called until it is whole."""
-    name = path.name + UNFINISHED
+    name = path.name + (f".{writer}" if writer else "") + UNFINISHED
     too_long = len(os.fsencode(name)) > LONGEST_NAME
     return path.with_name(f".{text_hash(path.name)}{UNFINISHED}" if too_long else name)
 
@@ -148,13 +150,16 @@ def _move(path: Path, target: Path) -> None:
     link.unlink(missing_ok=True)  # os.replace does nothing if both are the same file already
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
     """Write a text file atomically.
+
+    Args:
+        shared: whether several programs may write it at once; the last one's stays.
 
     Raises:
         WriteError: if it can't be written.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(path, shared=shared) as temporary:
         # a file's name that isn't UTF-8 has characters that UTF-8 can't hold
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -225,6 +230,20 @@ def lock(folder: Path, message: str) -> int:
             raise InputError(message) from None
         # else the file system has no locks, and the folder counts as free
     return descriptor
+
+
+def walk_files(folder: Path, note: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files below a folder but hidden ones. Links to folders are followed, but never in circles.
+
+    Args:
+        note: called with the error where a folder can't be listed.
+    """
+    walked = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=note, followlinks=True):
+        inner = {os.path.realpath(Path(place, name)): name for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for real, name in inner.items() if real not in walked]
+        walked.update(inner)
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def content_hash(path: Path) -> str | None:
