@@ -34,7 +34,6 @@ class App(Application):
         context: AppContext = Application.init_app_context(self.argv)
         bundle = Path(os.environ["BUNDLE"])
         metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
         organs = [
             SegmentDescription(
                 segment_label=name,
@@ -43,7 +42,7 @@ class App(Application):
                 algorithm_name="UNETR",
                 algorithm_version=metadata["version"],
             )
-            for value, name in channels.items()
+            for value, name in metadata["labels"].items()
             if value != "0"
         ]
         once = CountCondition(self, 1)

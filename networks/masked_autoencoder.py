@@ -36,7 +36,14 @@ def autoencoder_of(architecture: Architecture) -> Architecture:
     for needed in ("vit_encoder", "embed", "encoder_layers"):
         architecture.require(needed, "model_name", "pre-trained")
     name = f"{architecture.config.__name__}OfAutoencoder"
-    config = dataclasses.make_dataclass(name, FIELDS, bases=(architecture.config,), frozen=True)
+
+    def require_patches(config: Any) -> None:
+        architecture.config.__post_init__(config)
+        if math.prod(config.grid) < 2:
+            raise ValueError("a window of one patch has nothing to hide the others from; give a larger `roi_x`")
+
+    checked = {"__post_init__": require_patches}
+    config = dataclasses.make_dataclass(name, FIELDS, bases=(architecture.config,), namespace=checked, frozen=True)
     shared = ("blocks", "fast_layers", "unsafe_bfloat16_roi_x")
     declared = {name: architecture.declared(name) for name in shared if architecture.declared(name)}
     network = type(f"AutoencoderOf{architecture.name}", (MaskedAutoencoder,), {"pre_trained": architecture, **declared})
@@ -66,7 +73,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder: Any = network
         self.grid, self.patch = config.grid, config.patch
         patches = math.prod(config.grid)
-        self.visible = max(1, round(patches * (1 - config.mask_ratio)))
+        self.visible = max(1, min(patches - 1, round(patches * (1 - config.mask_ratio))))
         self.cut = PatchesToVectors(config.patch)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.positions = nn.Parameter(torch.empty(1, patches, config.hidden_size))

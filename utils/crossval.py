@@ -282,7 +282,7 @@ def find_trained(fold: Fold, args: argparse.Namespace, planned: Description) -> 
         return None
     if recorded["max_epochs"] > args.max_epochs:
         raise InputError(f"{latest}: stopped after {content['epoch']} of {recorded['max_epochs']} epochs. {remedy}")
-    return replace(description, regions=planned.regions)  # which test.py takes from the list, too
+    return replace(description, regions=planned.regions or description.regions)  # as test.py takes them
 
 
 def train(

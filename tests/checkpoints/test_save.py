@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from tests.checkpoints.conftest import DESCRIPTION
+from utils.checkpoints.description import describe
+from utils.checkpoints.postprocessing import DiceModel, FromFolds, Postprocessing
 from utils.checkpoints.read import read_checkpoint
-from utils.checkpoints.save import add_metadata
+from utils.checkpoints.save import add_metadata, write_from_folds
 
 
 def test_a_checkpoint_tells_its_epoch_score_and_versions_and_leaves_no_other_file(saved: Path) -> None:
@@ -34,3 +36,12 @@ def test_a_bare_state_dict_carries_a_description_that_torch_does_not_see(network
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.read("bare/extra/unetr.json") == metadata.encode()
+
+
+def test_what_folds_found_of_later_regions_is_not_written(saved: Path) -> None:
+    """The checkpoint doesn't have these regions, and could not be read any more."""
+    model = DiceModel(1.0, 0.0, 0.0, 0.5, (1.0, 2.0), 0.1, True)
+    write_from_folds(saved, FromFolds(Postprocessing((1,)), {"anterior": model, "whole": model}))
+    description = describe(read_checkpoint(saved))
+    assert description is not None
+    assert description.from_folds == FromFolds(Postprocessing((1,)), {"anterior": model})

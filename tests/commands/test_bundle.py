@@ -156,6 +156,7 @@ def test_its_files_are_those_of_the_specification(kind: str, tmp_path: Path, mon
     window = torch.zeros(1, image["num_channels"], *image["spatial_shape"])
     assert script(window).shape == (1, prediction["num_channels"], *prediction["spatial_shape"])
     assert len(prediction["channel_def"]) == prediction["num_channels"]
+    assert metadata["labels"]["1"] == "liver"  # of masks, also where channels are regions
     state = torch.load(folder / "models/model.pt", weights_only=True)
     assert all(torch.equal(tensor, state[name]) for name, tensor in script.state_dict().items())
     assert "| 1 | liver |" in (folder / "docs/README.md").read_text()

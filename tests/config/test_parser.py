@@ -166,3 +166,13 @@ def test_test_py_says_that_flags_of_training_are_main_pys(capsys: pytest.Capture
 )
 def test_a_field_in_backquotes_becomes_its_flag(text: str, expected: str) -> None:
     assert name_flags(text) == expected
+
+
+def test_lines_that_a_shell_would_join(tmp_path: Path) -> None:
+    (tmp_path / "pasted.args").write_text("--optim_lr 0.5 \\\n  --max_epochs 7 \\\r\n  --fold 2\n")
+    args = parse_train([f"@{tmp_path}/pasted.args"])
+    assert (args.optim_lr, args.max_epochs, args.fold) == (0.5, 7, 2)
+
+
+def test_a_number_beyond_all_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--rank" in error_of(["--rank", "9" * 400], capsys)

@@ -121,3 +121,7 @@ def test_ranks_are_those_of_the_pairs_that_have_both_numbers() -> None:
     assert rank_correlation([0.1, 0.2, None, 0.4], [0.3, 0.5, 0.1, 0.9]) == pytest.approx(1)
     assert rank_correlation([0.1, 0.2, 0.3], [0.9, 0.5, 0.1]) == pytest.approx(-1)
     assert rank_correlation([0.1, 0.1, 0.1], [0.9, 0.5, 0.1]) is None
+
+
+def test_a_network_that_is_sure_of_nothing_has_no_model() -> None:
+    assert fit_dice_model([0.0] * 10, [20.0] * 10, [0.1] * 10, always_there=True) is None

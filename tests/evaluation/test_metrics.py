@@ -117,3 +117,8 @@ def test_the_dice_of_regions_is_that_of_nnunet() -> None:
     label[4] = -1  # the core that is too many
     assert dice_per_structure(prediction, label, structures, 4).tolist() == [1, 2 * 2 / (3 + 2), 2 / 3]
     assert dice_per_structure(prediction[:1], label[:1], structures, 4).isnan().all()
+
+
+def test_label_255_of_a_byte_is_judged() -> None:
+    label = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    assert dice_per_structure(label, label, [(255,)], 256).tolist() == [1.0]

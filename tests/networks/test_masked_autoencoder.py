@@ -136,3 +136,20 @@ def test_an_encoder_alone_segments_nothing(tmp_path: Path) -> None:
 def test_a_network_without_an_encoder_is_not_pre_trained() -> None:
     with pytest.raises(InputError, match="segresnet can't be pre-trained"):
         autoencoder_of(NETWORKS["segresnet"])
+
+
+def test_something_is_always_hidden() -> None:
+    network = autoencoder("primus", mask_ratio=0.01)
+    _, _, hidden = network(torch.randn(1, 1, *WINDOW))
+    assert hidden.sum() == 1
+    with pytest.raises(ValueError, match="a window of one patch has nothing to hide"):
+        autoencoder("unetr", img_size=(16, 16, 16), patch_size=16)
+
+
+def test_weights_of_an_encoder_alone_are_for_vit_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pt"
+    save_checkpoint(path, description("primus"), autoencoder("primus"), Progress())
+    network = build_network("primus", **SMALL, num_layers=2)
+    of_network = replace(description("primus"), config=network.config)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="holds a pre-trained encoder alone"):
+        initial_state(StartSettings(weights=path), None, of_network, unlisted(None), network)

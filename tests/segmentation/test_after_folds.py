@@ -1,7 +1,8 @@
 """Postprocessing that the folds choose, on made-up predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from utils.distributed.process import Process
 from utils.io.scan import Scan
 from utils.segmentation.after_folds import Findings, ScannedFold, judge_folds
 from utils.segmentation.job import SegmentationJob
+from utils.system.errors import InputError
 
 LABELS = ("background", "liver", "kidneys")
 ORGANS = {1: "liver", 2: "kidneys"}
@@ -45,6 +47,7 @@ def judged(
     soft_dice: Callable[[int], float] = lambda number: 0.9,
     mirrored: Callable[[int], float] | None = None,
     drawn: Callable[[int], np.ndarray] = lambda number: label_map(),
+    record: Mapping[str, Any] = MappingProxyType({}),
     **scan_fields: Any,
 ) -> Findings:
     """Two folds of five scans whose masks are the labels, spoiled.
@@ -52,6 +55,7 @@ def judged(
     Args:
         mirrored: by scan, the liver's Dice with mirrored passes.
         drawn: by scan, its label.
+        record: what its record says beside its organs.
     """
 
     def write(path: Path, voxels: np.ndarray) -> None:
@@ -77,7 +81,7 @@ def judged(
             organ: {"dice": dice(mask, label, value), "soft_dice": soft_dice(number), "volume_ml": 1.0}
             for value, organ in ORGANS.items()
         }
-        records[name] = {"organs": organs}
+        records[name] = {"organs": organs, **record}
         if mirrored is not None:
             with_mirrored[name] = {"organs": {**organs, "liver": {**organs["liver"], "dice": mirrored(number)}}}
     tried = None if mirrored is None else (job("mirrored"), with_mirrored)
@@ -165,3 +169,8 @@ def test_an_organ_that_some_labels_lack_may_be_absent_although_all_masks_have_it
 
     model = judged(tmp_path, with_islands, drawn=without_liver).chosen.models["liver"]
     assert not model.always_there
+
+
+def test_a_mask_that_somebody_corrected_is_not_the_networks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"scan0.nii.gz: was changed after it was written"):
+        judged(tmp_path, with_islands, record={"mask": "0123456789ab"})

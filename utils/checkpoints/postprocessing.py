@@ -1,8 +1,8 @@
 """What the folds of a cross-validation tell about a network: what helps at test time, and how far a mask is right."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -83,6 +83,10 @@ class FromFolds:
 
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
     models: Mapping[str, DiceModel] = field(default_factory=dict)
+
+    def of(self, structures: Collection[str]) -> "FromFolds":
+        """The same without the models of others than some organs and regions."""
+        return replace(self, models={name: model for name, model in self.models.items() if name in structures})
 
     def content(self) -> dict[str, Any]:
         """The same for a checkpoint."""

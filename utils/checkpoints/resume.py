@@ -216,6 +216,8 @@ def _transfer(
 ) -> InitialState:
     """Start a new run from a file's weights."""
     recorded = describe(content, path)
+    if recorded is not None and recorded.network in AUTOENCODERS:
+        raise InputError(f"{path}: holds a pre-trained encoder alone. Start from it by `vit_weights`.")
     if recorded is not None:
         fields = description.architecture.flags
         fixed = [name for name in fields if name not in ADAPTABLE and not fields[name].metadata.get("any_weights")]

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from utils.checkpoints.description import METADATA, Description
+from utils.checkpoints.description import METADATA, Description, describe
 from utils.checkpoints.postprocessing import FromFolds
 from utils.checkpoints.progress import Progress
 from utils.checkpoints.read import read_checkpoint
+from utils.data.regions import scored_structures
 from utils.system.files import atomic_write
 from utils.system.tensors import save_tensors
 
@@ -47,11 +48,16 @@ def save_checkpoint(
 def write_from_folds(path: Path, found: FromFolds) -> None:
     """Write what a cross-validation found into a checkpoint, unless it says so already.
 
+    Of regions that the data list got after the training, the checkpoint knows nothing.
+
     Raises:
         InputError: if it can't be read.
         WriteError: if it can't be written.
     """
     content = read_checkpoint(path)
+    description = describe(content, path)
+    assert description is not None, "checkpoints of main.py describe themselves"
+    found = found.of(scored_structures(description.labels, description.regions))
     if content.get("from_folds") == found.content():
         return
     with atomic_write(path) as temporary, open(temporary, "wb") as file:

@@ -91,7 +91,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"@{path}: names itself by way of the files that it names. Take it out of one of them")
             try:
                 with open(path, encoding="utf-8-sig") as file:  # as some editors mark a text file
-                    words = shlex.split(COMMENT.sub(lambda match: match["quoted"] or "", file.read()))
+                    without_comments = COMMENT.sub(lambda match: match["quoted"] or "", file.read())
+                    words = shlex.split(without_comments.replace("\\\n", " "))  # as a shell joins lines
             except (OSError, ValueError) as error:  # the latter of what isn't text, or a quote without end
                 reason = error.strerror if isinstance(error, OSError) else error
                 self.error(
@@ -138,7 +139,8 @@ def number(
     def parse(text: str) -> Any:
         value = parse_number(kind, text)
         at_a_bound = (above and value == least) or (below and value == most)
-        if not math.isfinite(value) or value < least or value > most or at_a_bound:
+        is_finite = kind is int or math.isfinite(value)  # which takes no whole number beyond floats
+        if not is_finite or value < least or value > most or at_a_bound:
             lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
             upper = "" if most == math.inf else f"{'below' if below else 'at most'} {most:g}"
             bounds = " and ".join(bound for bound in (lower, upper) if bound) or "finite"

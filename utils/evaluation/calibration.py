@@ -68,7 +68,8 @@ def fit_dice_model(
         The model; and for each scan the Dice that a fit to the other scans predicts, None where it isn't known.
     """
     soft, true, sizes = (np.array(values, dtype=float) for values in (soft_dice, dice, volumes))
-    known = np.flatnonzero(np.isfinite(soft) & np.isfinite(true) & (sizes > 0))
+    # a soft Dice of 0 is of a network so unsure that no probability counts
+    known = np.flatnonzero((soft > 0) & np.isfinite(true) & (sizes > 0))
     if len(known) < FEWEST_SCANS:
         return None
     predicted: list[float | None] = [None] * len(soft)

@@ -41,8 +41,8 @@ def dice_per_structure(
         drawn.
     """
     assert prediction.shape == label.shape, f"{prediction.shape} and {label.shape} differ"
-    judged = label != IGNORED
-    if not judged.all():
+    # in a byte, torch would take IGNORED for 255
+    if label.dtype != torch.uint8 and not (judged := label != IGNORED).all():
         prediction, label = prediction[judged], label[judged]
     return dice_of_counts(joint_counts(label, prediction, num_classes), structures, not_annotated)
 

@@ -101,6 +101,7 @@ def _metadata(description: Description) -> dict[str, Any]:
         "authors": "those who trained the network",
         "copyright": "of those who trained the network",
         "intended_use": "Research. It is no medical device.",
+        "labels": {str(value): name for value, name in enumerate(description.labels)},  # of masks
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
     }
 

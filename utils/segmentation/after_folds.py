@@ -17,6 +17,8 @@ from utils.io.reader import read_file, read_label
 from utils.io.scan import IGNORED, Scan
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.masks import keep_largest_component
+from utils.segmentation.records import was_changed
+from utils.system.errors import InputError
 from utils.system.text import one_line
 
 Records = Mapping[str, dict[str, Any]]
@@ -226,10 +228,15 @@ def _count(scan: Scan, fold: ScannedFold) -> _CountedMask:
     """Read a finished scan's mask and label, and count their voxels.
 
     Raises:
-        InputError: if one can't be read.
+        InputError: if one can't be read, or the mask isn't the network's any more.
     """
     assert scan.label is not None, "validation scans have labels"
     path, classes = fold.job.mask_file(scan.name), len(fold.job.labels)
+    if was_changed(path, fold.records[scan.name]):
+        raise InputError(
+            f"{path}: was changed after it was written, so that its Dice isn't the network's. Move it elsewhere; the "
+            "same command makes the network's anew."
+        )
     volume = read_file(path)
     mask = read_label(path, path, volume, classes)
     label = torch.from_numpy(read_label(scan.label, path, volume, classes, scan.ignore, scan.structures))

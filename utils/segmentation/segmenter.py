@@ -242,6 +242,7 @@ class Segmenter:
                 )
                 raise InputError(fault)
             volume = read_scan(found.scans[0], self.in_channels)
+            volume.remarks.extend(found.remarks)
         elif isinstance(scan, nib.spatialimages.SpatialImage):
             volume = volume_from_nibabel(scan, GIVEN)
         elif hasattr(scan, "GetDirection"):
