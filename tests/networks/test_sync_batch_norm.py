@@ -8,6 +8,8 @@ import torch.multiprocessing
 from torch import nn
 
 from networks.layers.sync_batch_norm import synchronise
+from utils.distributed.process import Process
+from utils.distributed.rendezvous import RankInfo
 
 
 def batch() -> torch.Tensor:
@@ -46,6 +48,11 @@ def train(rank: int, folder: str) -> None:
     torch.save([output, [g / 2 for g in gradients if g is not None], network.state_dict()], f"{folder}/{rank}.pt")
     network.eval()
     torch.save(network(batch()), f"{folder}/evaluated{rank}.pt")
+    partly_fixed = nn.Conv3d(5, 1, 1)
+    partly_fixed.weight.requires_grad_(False)
+    loss(Process(torch.device("cpu"), RankInfo(rank, 2)).wrap(partly_fixed)(batch()[rank::2])).backward()
+    assert partly_fixed.bias is not None
+    assert partly_fixed.bias.grad is not None
     dist.destroy_process_group()
 
 

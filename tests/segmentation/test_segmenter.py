@@ -13,10 +13,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from pydicom.uid import generate_uid
 
 import hubconf
 from tests.conftest import REPOSITORY
-from tests.io.series import write_series
+from tests.io.series import save, write_series
 from tests.segmentation.conftest import load, scan_of, voxels
 from utils.export import export_bundle, export_task
 from utils.phantom import LABELS
@@ -72,8 +73,14 @@ def test_every_way_to_give_a_scan_has_test_pys_mask(
 def test_a_folder_with_a_dicom_series(segmenter: Segmenter, phantoms: Path, tmp_path: Path) -> None:
     image = load(scan_of(phantoms))
     array = np.asarray(image.dataobj).astype(np.int16)
-    write_series(tmp_path / "series", array, image.affine)
-    mask = segmenter(tmp_path / "series").array
+    written = write_series(tmp_path / "series", array, image.affine)
+    localizer = written[0].copy()
+    localizer.ImageType, localizer.filename = ["ORIGINAL", "PRIMARY", "LOCALIZER"], tmp_path / "series/localizer"
+    localizer.SeriesInstanceUID = generate_uid()
+    save(localizer)
+    found = segmenter(tmp_path / "series")
+    mask = found.array
+    assert [remark for remark in found.remarks if "localizer" in remark]
     assert mask.shape == array.shape
     of_array = segmenter(array, image.affine).array
     # the series is read in the order of its slices, which may be the other way round
