@@ -12,7 +12,6 @@ from utils.data.channels import CLASSES, Channels
 from utils.data.overlap import dice_of, joint_counts
 
 NEGLIGIBLE = 0.05
-PLANES = 4  # that are summed at a time, so few that a CPU's cache holds them
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,12 @@ def soft_dice(probability: Tensor, mask: Tensor) -> float:
     Args:
         probability, mask: (D, H, W), the latter of booleans.
     """
-    size = total = both = torch.zeros((), dtype=torch.float64, device=probability.device)
-    for values, inside in zip(probability.split(PLANES), mask.split(PLANES), strict=True):
-        values = torch.where(values < NEGLIGIBLE, 0.0, values)
-        size = size + inside.sum()
-        total = total + values.sum(dtype=torch.float64)
-        both = both + torch.where(inside, values, 0.0).sum(dtype=torch.float64)
-    return float(2 * both / (total + size)) if size > 0 else math.nan
+    size = int(mask.sum())
+    if size == 0:
+        return math.nan
+    probability = torch.where(probability < NEGLIGIBLE, 0.0, probability)
+    both = float(torch.where(mask, probability, 0.0).sum(dtype=torch.float64))
+    return 2 * both / (float(probability.sum(dtype=torch.float64)) + size)
 
 
 def agreement(masks: Sequence[Tensor], structures: Mapping[str, Sequence[int]]) -> dict[str, float]:

@@ -10,13 +10,12 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor, nn
 
 from networks.precision import Precision
-from utils.data.channels import CLASSES, Channels
+from utils.data.channels import CLASSES, PLANES, Channels
 from utils.data.mirroring import Mirroring
 from utils.inference.confidence import CertaintyCollector
 from utils.system.errors import InputError, size_text
 
 OVERLAP = 0.5  # of neighbouring windows, unless somebody asks for another
-PLANES = 4  # planes (classes, H, W) per softmax or sigmoid, so few that a CPU's cache holds them
 
 Window = tuple[slice, slice, slice]
 
