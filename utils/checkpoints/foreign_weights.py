@@ -109,7 +109,7 @@ def as_weights(name: str, tensor: Tensor, wanted: Tensor | None, source: object)
         wanted: that one; None for a tensor that has no place, and is only told.
 
     Raises:
-        DamagedError: if it has other numbers than those of weights, or some aren't finite that are in the other one.
+        DamagedError: if it has other numbers than those of weights, or infinite ones where the other one has none.
     """
     if wanted is None:
         return tensor

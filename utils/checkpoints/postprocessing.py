@@ -85,7 +85,7 @@ class FromFolds:
     models: Mapping[str, DiceModel] = field(default_factory=dict)
 
     def of(self, structures: Collection[str]) -> "FromFolds":
-        """The same without the models of others than some organs and regions."""
+        """The same, with the models of these organs and regions alone."""
         return replace(self, models={name: model for name, model in self.models.items() if name in structures})
 
     def content(self) -> dict[str, Any]:

@@ -107,7 +107,11 @@ class PreprocessedScans(Dataset):
             ) from error
 
     def _write(self, scan: Any, file: Path) -> None:
-        """Write a scan's file in one step, since others may be reading it, or writing the same."""
+        """Write a scan's file in one step, since others may be reading it, or writing the same.
+
+        Unlike :func:`utils.system.files.atomic_write` it doesn't wait for the disk: a damaged file shows by its
+        checksums, and is made again.
+        """
         assert self.folder is not None
         temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}{UNFINISHED}")
         try:
