@@ -85,10 +85,10 @@ class RunFolder:
         self.say = say
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
+        self.lock = _lock(path)
         network_file = description.architecture.file
         if network_file is not None:
             _keep_copy(network_file, path / network_file.name)
-        self.lock = _lock(path)
         if progress.at_start:
             for file in _own_files(path):
                 remove(file)
