@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 dependencies = ["torch", "monai", "nibabel", "numpy", "scipy"]
@@ -17,7 +18,9 @@ OURS = ("utils", "networks", "optimizers")
 LATER = ["utils.io.simpleitk_formats", "utils.io.dicom_labels", "utils.io.dicom_series"]
 if importlib.util.find_spec("numba") is not None:
     LATER.append("networks.layers.norm_kernels")
-_modules: dict[str, Any] = {}  # ours, between two calls
+# ours, between two calls; torch.hub imports this file anew at each
+_KEPT = f"unetr_hub:{Path(__file__).parent}"
+_modules: dict[str, Any] = vars(sys.modules.setdefault(_KEPT, ModuleType(_KEPT))).setdefault("modules", {})
 
 
 def segmenter(weights: Any, **options: Any) -> Any:

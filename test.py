@@ -26,10 +26,11 @@ from utils.inference.sliding_window import Ensemble, Predictor
 from utils.io.find_scans import FoundScans, find_scans, require_elsewhere
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.pipeline import gather_outcomes, segment_scans
+from utils.segmentation.records import named_as_before
 from utils.segmentation.results import claim_results, write_results
 from utils.system.allocator import return_freed_memory
 from utils.system.errors import InputError, one_line_errors
-from utils.system.files import file_state
+from utils.system.files import file_state, remove
 from utils.system.text import one_line
 
 gc.freeze()
@@ -48,6 +49,8 @@ def main(process: Process, args: argparse.Namespace) -> None:
     settings = description.preprocessing
     job = job_from_args(args, files, [one for _, one in members])
     mirrorings = description.mirrorings(job.postprocessing.mirrored)
+    if not listed:
+        require_elsewhere(job.folder, args.input)
     process.on_main_then_broadcast("claiming --output_dir", partial(claim_results, job))
     found = process.on_main_then_broadcast("finding scans", partial(scans_to_segment, args, data, job))
 
@@ -96,16 +99,18 @@ def scans_to_segment(args: argparse.Namespace, data: DataList, job: Segmentation
 
     Raises:
         InputError: if there is none, or a result would take the place of a scan or lie among scans.
+        WriteError: if the log of an earlier launch can't be removed.
     """
     if args.input is not None:
-        require_elsewhere(job.folder, args.input)
         found = find_scans(args.input, job.in_channels)
         if not found.scans:
             raise InputError("\n       ".join(found.faults.values()))
+        found.scans = named_as_before(found.scans, job)
     else:
         data.require(args.split)
         found = FoundScans(scans=getattr(data, args.split))
     job.require_no_scan_replaced(found.scans, args.input or ())
+    remove(job.error_log)
     return found
 
 

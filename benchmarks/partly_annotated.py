@@ -54,9 +54,11 @@ def make_recipe(arm: str, data_dir: Path, work: Path, fold: int, hours: float) -
     scans = len(content["training"])
     content["training"] += ARMS[arm](read_json(data_dir / "partial.json")["entries"])
     write_json(path, content)
-    epochs = round(parse_train([f"@{plan}"]).max_epochs * scans / len(content["training"]))
+    planned, share = parse_train([f"@{plan}"]), scans / len(content["training"])
+    epochs, warmup = (max(1, round(number * share)) for number in (planned.max_epochs, planned.warmup_epochs))
     recipe = folder / "arm.args"
-    recipe.write_text(f"@{plan.resolve()} --data_dir={folder} --max_epochs={epochs} --val_every={epochs}\n")
+    flags = {"data_dir": folder, "max_epochs": epochs, "warmup_epochs": warmup, "val_every": epochs}
+    recipe.write_text(f"@{plan.resolve()} {' '.join(f'--{name}={value}' for name, value in flags.items())}\n")
     return recipe
 
 

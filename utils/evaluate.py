@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import utils
 from utils.config.messages import name_flags
-from utils.config.parser import Parser, names, positive, whole
+from utils.config.parser import Parser, file_path, names, positive, whole
 from utils.data.data_list import DataList, LabelMeaning, labels_in, numbered_labels, read_data_list, read_labels
 from utils.data.folders import DESCRIPTION
 from utils.evaluation.mask_folders import (
@@ -26,9 +26,9 @@ from utils.evaluation.mask_folders import (
     Classes,
     MaskPair,
     find_pairs,
-    highest_value,
     picture_file,
     score_pair,
+    values_in,
     with_annotation,
 )
 from utils.evaluation.measurements import save_measurements, scores_of
@@ -37,8 +37,9 @@ from utils.evaluation.report import write_report
 from utils.evaluation.tables import save_scores, scan_table
 from utils.evaluation.view import PAGE, view_file
 from utils.io.scan import without_endings
-from utils.system.errors import InputError, one_line_errors
+from utils.system.errors import InputError, WriteError, first_line, one_line_errors
 from utils.system.files import make_folder, writable_folder
+from utils.system.text import SHOWN
 
 OUTPUT = "evaluation"
 
@@ -81,7 +82,7 @@ def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Seque
     """Names of values and regions: those of the flags, of a ``dataset.json`` beside the labels, or else numbers.
 
     Raises:
-        InputError: if the list has no names, or a file that is read for its values can't be.
+        InputError: if the list has no names.
     """
     if args.label_names is not None:
         return args.label_names
@@ -91,7 +92,12 @@ def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Seque
         found = labels_in(path) if path.is_file() else LabelMeaning()
         if found.labels is not None:
             return Classes(found.labels, found.ignore, found.regions, found.also_called)
-    return Classes(numbered_labels(highest_value(pairs) + 1))
+    predicted, drawn = values_in(pair.prediction for pair in pairs), values_in(pair.label for pair in pairs)
+    if predicted and drawn and not predicted & drawn:
+        values = (", ".join(map(str, sorted(each)[:SHOWN])) for each in (predicted, drawn))
+        print("note: predictions have the values {} and labels {}; renumber one of them, or Dice is 0".format(*values))
+    every = predicted | drawn or {1}
+    return Classes(numbered_labels(max(every) + 1), scored=frozenset(every))
 
 
 def write_results(folder: Path, records: list[dict[str, Any]], classes: Classes, command: str, nsd_mm: float) -> None:
@@ -121,8 +127,12 @@ def _scored(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) -> di
     """The record of a pair, or what is wrong with it."""
     try:
         return score_pair(pair, classes, nsd_mm, folder)
+    except WriteError:
+        raise
     except InputError as error:
         return str(error)
+    except Exception as error:  # whatever damaged bytes break in a library; the others are scored all the same
+        return f"{pair.prediction}: can't be scored ({type(error).__name__}: {first_line(error)})."
 
 
 def _classes(text: str) -> Classes:
@@ -140,13 +150,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m utils.evaluate",
         description="Score masks of any program against labels, with tables and report.",
     )
-    parser.add_argument("predictions", help="folder of the masks")
-    parser.add_argument("labels", help="folder of the labels")
-    parser.add_argument("--images", help="folder of the scans, for pictures and intensities")
-    parser.add_argument("--output_dir", help=f"folder for tables and report (default: {OUTPUT} in that of the masks)")
+    parser.add_argument("predictions", type=file_path, help="folder of the masks")
+    parser.add_argument("labels", type=file_path, help="folder of the labels")
+    parser.add_argument("--images", type=file_path, help="folder of the scans, for pictures and intensities")
+    parser.add_argument(
+        "--output_dir", type=file_path, help=f"folder for tables and report (default: {OUTPUT} in that of the masks)"
+    )
     parser.add_argument("--label_names", type=_classes, help="names of the values 0, 1, …, with commas between: "
                         "background,liver,… (default: those in dataset.json)")  # fmt: skip
-    parser.add_argument("--json_list", help="data list that names the labels, and what isn't annotated")
+    parser.add_argument("--json_list", type=file_path, help="data list that names the labels, and what isn't annotated")
     parser.add_argument("--fold", type=whole, default=0, help="of the data list, if its entries name folds")
     parser.add_argument("--nsd_mm", type=positive, default=TOLERANCE_MM, metavar="MM",
                         help="tolerance of the surface Dice")  # fmt: skip

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from utils.checkpoints.read import read_checkpoint, read_torchscript
 from utils.checkpoints.save import add_metadata
 from utils.checkpoints.task import write_task
 from utils.config.messages import name_flags
-from utils.config.parser import Parser
+from utils.config.parser import Parser, file_path
 from utils.inference.bundle import LICENSE, SCRIPT, WEIGHTS, write_bundle
 from utils.system.errors import InputError, WriteError, one_line_errors
 from utils.system.files import atomic_write, writable_folder
@@ -238,6 +239,7 @@ WRITERS: Mapping[str, Callable[[Path, nn.Module, Tensor, str], Forward]] = {
 
 
 FORMATS = (*WRITERS, BUNDLE, TASK)
+FOLD = re.compile(r"fold\d+")  # the folder of a fold, below that of its cross-validation
 
 
 def export_task(run: Path, output: Path) -> int:
@@ -252,7 +254,8 @@ def export_task(run: Path, output: Path) -> int:
         InputError: if the folder has no network, or one can't be read.
         WriteError: if the archive can't be written.
     """
-    networks = {path.parent.name: path for path in sorted(run.glob(f"fold*/{LATEST}"))}
+    folds = [path for path in sorted(run.glob(f"fold*/{LATEST}")) if FOLD.fullmatch(path.parent.name)]
+    networks = {path.parent.name: path for path in folds}
     if not networks:
         networks = {path.stem: path for path in (run / BEST, run / LATEST) if path.is_file()}
         networks = dict(list(networks.items())[:1])
@@ -296,9 +299,13 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = Parser(prog="python -m utils.export", description="Write a trained network for other programs.")
-    parser.add_argument("weights", help="a checkpoint: runs/NAME/model.pt; for zip the folder: runs/NAME")
+    parser.add_argument(
+        "weights", type=file_path, help="a checkpoint: runs/NAME/model.pt; for zip the folder: runs/NAME"
+    )
     parser.add_argument("--format", choices=FORMATS, default="torchscript", help=", ".join(FORMATS))
-    parser.add_argument("--output", metavar="FILE", help="the file or folder to write (default: beside the checkpoint)")
+    parser.add_argument(
+        "--output", type=file_path, metavar="FILE", help="the file or folder to write (default: beside the checkpoint)"
+    )
     parser.add_argument(
         "--model_name", metavar="FILE", help="for a network of your own: its .py file, which is code and is run"
     )

@@ -5,10 +5,11 @@ else of the folder's ``dataset.json``.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from utils.config.messages import name_flags
-from utils.config.parser import Parser, count, whole
+from utils.config.parser import Parser, count, file_path, whole
 from utils.data.data_list import clean_labels, numbered_labels
 from utils.data.folders import (
     DESCRIPTION,
@@ -20,12 +21,15 @@ from utils.data.folders import (
 )
 from utils.data.label_names import read_values
 from utils.system.errors import InputError, one_line_errors
+from utils.system.files import writable_folder
 from utils.system.text import one_line
 
 
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m utils.make_data_list", description="Write one data list for each fold.")
-    parser.add_argument("--data_dir", required=True, help="folder of the scans; the lists are written there")
+    parser.add_argument(
+        "--data_dir", type=file_path, required=True, help="folder of the scans; the lists are written there"
+    )
     parser.add_argument("--folds", type=count, default=5, help="number of folds, at least 2")
     parser.add_argument("--seed", type=whole, default=0, help="another seed deals the scans otherwise")
     parser.add_argument("--labels", help="names of the labels 0, 1, …, with commas between: background,spleen,…")
@@ -49,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
         for note in notes:
             print(f"note: {note}")
     list_paths(data_dir, folder, args.folds, args.overwrite)  # else found out after all labels have been read
+    writable_folder(data_dir, "`data_dir`")
 
     notes.clear()
     try:
@@ -65,7 +70,9 @@ def main(args: argparse.Namespace) -> None:
     for fault in absent_classes(names, values):
         print(f"note: {source}: {fault}")
     print(f"{len(folder.training)} labelled scans in {args.folds} folds: {paths[0]} … {paths[-1].name}")
-    print(f"train with --data_dir {data_dir} --fold 0, or let python -m utils.plan choose its settings")
+    print(
+        f"train with --data_dir {shlex.quote(str(data_dir))} --fold 0, or let python -m utils.plan choose its settings"
+    )
 
 
 def _label_names(text: str) -> tuple[str, ...]:

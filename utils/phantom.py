@@ -24,9 +24,9 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from utils.config.messages import name_flags
-from utils.config.parser import Parser, count, positive, whole
-from utils.system.errors import InputError, one_line_errors
-from utils.system.files import write_json
+from utils.config.parser import Parser, count, file_path, number, whole
+from utils.system.errors import InputError, WriteError, one_line_errors
+from utils.system.files import read_json, write_json
 from utils.system.signals import end_with_parent
 
 LABELS = (
@@ -250,7 +250,15 @@ def write_phantoms(folder: Path, parts: dict[str, int], seed: int, spacing: tupl
 
     Returns:
         The path of the data list, ``dataset_0.json``.
+
+    Raises:
+        InputError: if a file that isn't a phantom would be replaced.
     """
+    path, total = folder / "dataset_0.json", sum(parts.values())
+    files = [folder / name for number in range(1, total + 1) for name in _entry(number).values()]
+    foreign = [file for file in (path, *files) if file.exists() and not _is_phantom(file)]
+    if foreign:
+        raise InputError(f"{foreign[0]}: is there already, and is no phantom. Give another `output_dir`.")
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     content: dict[str, object] = {
@@ -259,36 +267,52 @@ def write_phantoms(folder: Path, parts: dict[str, int], seed: int, spacing: tupl
         "modality": {"0": "CT"},
         "labels": {str(value): name for value, name in enumerate(LABELS)},
     }
-    total = sum(parts.values())
     # without the initializer, processes of a program that is killed would wait for work for ever
     with ProcessPoolExecutor(initializer=end_with_parent) as pool:
         written = pool.map(partial(_write_phantom, folder, seed, spacing), range(1, total + 1))
         entries = list(tqdm(written, total=total, desc="phantoms", leave=False, disable=None))
     for part, size in parts.items():
         content[part], entries = entries[:size], entries[size:]
-    path = folder / "dataset_0.json"
     write_json(path, content)
     return path
 
 
 def _write_phantom(folder: Path, seed: int, spacing: tuple[float, float, float], number: int) -> dict[str, str]:
     image, label = draw_abdomen(seed * 100_000 + number, spacing)
-    entry = {"image": f"imagesTr/img{number:04d}.nii.gz", "label": f"labelsTr/label{number:04d}.nii.gz"}
+    entry = _entry(number)
     nib.save(image, folder / entry["image"])
     nib.save(label, folder / entry["label"])
     return entry
 
 
+def _entry(number: int) -> dict[str, str]:
+    """What the data list says of a phantom."""
+    return {"image": f"imagesTr/img{number:04d}.nii.gz", "label": f"labelsTr/label{number:04d}.nii.gz"}
+
+
+def _is_phantom(path: Path) -> bool:
+    """Whether a file is from this program: its list, an image or a label."""
+    try:
+        if path.suffix == ".json":
+            content = read_json(path)
+            return isinstance(content, dict) and str(content.get("description")).startswith(NOTICE)
+        header = nib.Nifti1Image.from_filename(path).header
+        return bool(header["descrip"].item().decode(errors="replace") == NOTICE)
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
+        return False
+
+
 def _parse() -> argparse.Namespace:
     parser = Parser(prog="python -m utils.phantom", description="Write synthetic CT-like abdomens with 13 organs.")
-    parser.add_argument("--output_dir", required=True, help="folder to write to")
+    parser.add_argument("--output_dir", type=file_path, required=True, help="folder to write to")
     parser.add_argument("--training", type=count, default=24, help="phantoms to train on")
     parser.add_argument("--validation", type=count, default=6, help="phantoms to validate on")
     parser.add_argument("--test", type=whole, default=6, help="phantoms to test on")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the drawings")
-    parser.add_argument("--space_x", type=positive, default=2.5, help="voxel size in mm, left to right")
-    parser.add_argument("--space_y", type=positive, default=2.5, help="voxel size in mm, back to front")
-    parser.add_argument("--space_z", type=positive, default=4.0, help="voxel size in mm, feet to head")
+    size = number(float, 0.1, 50)
+    parser.add_argument("--space_x", type=size, default=2.5, help="voxel size in mm, left to right")
+    parser.add_argument("--space_y", type=size, default=2.5, help="voxel size in mm, back to front")
+    parser.add_argument("--space_z", type=size, default=4.0, help="voxel size in mm, feet to head")
     return parser.parse_args()
 
 
@@ -302,12 +326,14 @@ def main(args: argparse.Namespace) -> None:
     parts = {"training": args.training, "validation": args.validation, "test": args.test}
     try:
         path = write_phantoms(folder, parts, args.seed, (args.space_x, args.space_y, args.space_z))
+    except WriteError:
+        raise
     except OSError as error:
         raise InputError(f"--output_dir {folder}: can't write there ({error.strerror}). Give another.") from error
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         raise InputError(
-            "a process that draws phantoms was killed (is the machine out of memory?). Free memory, or give a larger "
-            "--space_x, --space_y or --space_z."
+            "a process that draws phantoms was killed, or had no memory. Free memory, or give a larger --space_x, "
+            "--space_y or --space_z."
         ) from None
     print(f"{sum(parts.values())} {NOTICE}; {path} lists them")
 

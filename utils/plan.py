@@ -19,7 +19,7 @@ import torch
 
 from networks.registry import find_architecture
 from utils.config.messages import name_flags
-from utils.config.parser import Parser, names, positive, whole
+from utils.config.parser import Parser, file_path, names, positive, whole
 from utils.config.recipe import write_recipe
 from utils.data.data_list import clean_labels, find_data_list, read_data_list
 from utils.distributed.launch import LaunchSettings, launch
@@ -168,8 +168,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m utils.plan",
         description="Choose all settings for a folder of scans, and write a recipe that gives a reason for each.",
     )
-    parser.add_argument("--data_dir", required=True, help="folder of the scans; the plan is written there")
-    parser.add_argument("--json_list", help="data list (default: dataset_FOLD.json, written if there is none)")
+    parser.add_argument(
+        "--data_dir", type=file_path, required=True, help="folder of the scans; the plan is written there"
+    )
+    parser.add_argument(
+        "--json_list", type=file_path, help="data list (default: dataset_FOLD.json, written if there is none)"
+    )
     parser.add_argument("--fold", type=whole, default=0, help="the fold that trains and validates")
     parser.add_argument("--labels", type=label_names, help="names of the labels 0, 1, …, with commas between: "
                         "background,liver,… (default: those in dataset.json)")  # fmt: skip
@@ -177,7 +181,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "(default: a fixed number of steps)")  # fmt: skip
     parser.add_argument("--memory", type=positive, metavar="GB", help="what training may take (default: four fifths "
                         "of what is there)")  # fmt: skip
-    parser.add_argument("--model_name", default="unetr", metavar="NAME", help="the network, as main.py knows it")
+    parser.add_argument(
+        "--model_name", type=file_path, default="unetr", metavar="NAME", help="the network, as main.py knows it"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there)")
     parser.add_argument("--workers", type=whole, default=8, help="threads that read scans")
     return parser.parse_args(argv)

@@ -5,7 +5,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from networks import NETWORKS
@@ -41,14 +41,14 @@ def help_text() -> str:
 
 def page() -> str:
     """The page as it should be."""
+    known = train_parser()._actions
     parts = [HEAD, "## main.py", *_tables(train_parser())]
     for name, architecture in NETWORKS.items():
         if name != "unetr":
             parts += [
                 f"### network with --model_name {name}",
-                *_rows(train_parser(architecture), "network", {"--model_name"}),
+                *_rows(train_parser(architecture), "network", [one for one in known if one.dest == "model_name"]),
             ]
-    known = set(train_parser()._option_string_actions)
     parts += ["## test.py", "These beside those of `main.py` for data, network, preprocessing, windows and machine:"]
     parts += _tables(test_parser(None), without=known)
     parts += ["## python -m utils.crossval", "The flags of `main.py`, but for those of a single run, and:"]
@@ -61,7 +61,7 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(parser: Parser, without: set[str] | None = None) -> Iterator[str]:
+def _tables(parser: Parser, without: Sequence[argparse.Action] = ()) -> Iterator[str]:
     for group in parser._action_groups:
         rows = list(_rows(parser, str(group.title), without))
         if rows and group.title != "options":
@@ -69,19 +69,26 @@ def _tables(parser: Parser, without: set[str] | None = None) -> Iterator[str]:
             yield from rows
 
 
-def _rows(parser: Parser, title: str, without: set[str] | None = None) -> Iterator[str]:
+def _rows(parser: Parser, title: str, without: Sequence[argparse.Action] = ()) -> Iterator[str]:
     """The table of one group, if it has a flag to show."""
     group = next(group for group in parser._action_groups if group.title == title)
-    lines = []
-    for action in group._group_actions:
-        flags = action.option_strings
-        if action.help == argparse.SUPPRESS or set(flags) <= (without or set()):
-            continue
-        default = action.default
-        shown = "" if default is None or default is False or default == [] else f"`{_text(default)}`"
-        lines.append(f"| {', '.join(f'`{flag}`' for flag in flags)} | {shown} | {str(action.help).replace('|', '/')} |")
+    shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+    lines = [_row(action) for action in shown if not any(_says(one, action) for one in without)]
     if lines:
         yield "\n".join(["| flag | default | what |", "| --- | --- | --- |", *lines])
+
+
+def _says(known: argparse.Action, action: argparse.Action) -> bool:
+    """Whether the row of a flag says all of another program's flag, which may leave its default to a checkpoint."""
+    alike = action.default is None or (action.default, action.help) == (known.default, known.help)
+    return known.option_strings == action.option_strings and alike
+
+
+def _row(action: argparse.Action) -> str:
+    default = action.default
+    shown = "" if default is None or default is False or default == [] else f"`{_text(default)}`"
+    flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+    return f"| {flags} | {shown} | {str(action.help).replace('|', '/')} |"
 
 
 def _text(default: object) -> str:

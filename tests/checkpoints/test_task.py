@@ -38,6 +38,8 @@ def crossval(folder: Path) -> Path:
 
 def test_all_folds_are_an_ensemble(tmp_path: Path) -> None:
     run, task = crossval(tmp_path), tmp_path / "task.zip"
+    for copy in ("fold0_old", "fold0 (copy)"):  # which are no folds
+        shutil.copytree(run / "fold0", run / copy)
     assert export_task(run, task) == 2
     with zipfile.ZipFile(task) as archive:
         assert archive.testzip() is None

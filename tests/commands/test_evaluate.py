@@ -262,3 +262,51 @@ def test_what_test_py_writes_beside_its_masks_is_left_out(
     shutil.copy(next((tmp_path / "ct").iterdir()), tmp_path / "masks" / "case_001_0000.dcm")
     records = evaluated(tmp_path, "--workers=0")
     assert records["case_001_0000"]["organs"]["label 1"]["dice"] == 1
+
+
+def test_an_image_with_a_voxel_that_is_no_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.zeros((10, 4, 5), np.float32)
+    for name, value in (("a", np.nan), ("b", 1.0)):
+        pair(tmp_path, name, boxes((1, 0, 4)), boxes((1, 2, 6)))
+        image[0, 0, 0] = value
+        save(tmp_path / "images" / f"{name}.nii.gz", image)
+    message = error_of(
+        [*(str(tmp_path / one) for one in ("masks", "labels")), f"--images={tmp_path / 'images'}"], capsys
+    )
+    assert "1 failed and 1 were scored" in message
+    assert f"{tmp_path / 'images' / 'a.nii.gz'}: " in message
+    json.loads(
+        (tmp_path / "masks/evaluation/measurements.json").read_text(),
+        parse_constant=lambda text: pytest.fail(f"{text} is no JSON"),
+    )
+
+
+def test_without_names_a_bad_file_is_named_and_the_others_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair(tmp_path, "a", boxes((1, 0, 4)), boxes((1, 2, 6)))
+    for name in ("b", "c"):
+        pair(tmp_path, name, boxes((1, 0, 4)), boxes((1, 2, 6)))
+    (tmp_path / "labels" / "b.nii.gz").write_bytes(b"")
+    header = nib.Nifti1Header()
+    header["sform_code"], header["srow_x"] = 1, (0, 0, 0, 1)
+    nib.save(nib.Nifti1Image(boxes((1, 0, 4)), None, header), tmp_path / "masks" / "c.nii.gz")
+    message = error_of([str(tmp_path / "masks"), str(tmp_path / "labels")], capsys)
+    assert "2 failed and 1 were scored" in message
+    assert f"{tmp_path / 'labels' / 'b.nii.gz'}: " in message
+    assert f"{tmp_path / 'masks' / 'c.nii.gz'}: its affine can't place voxels" in message
+
+
+def test_without_names_values_that_occur_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair(tmp_path, "a", boxes((255, 0, 4)), boxes((255, 2, 6)))
+    assert list(evaluated(tmp_path)["a"]["organs"]) == ["label 255"]
+    pair(tmp_path, "a", boxes((255, 0, 4)), boxes((1, 2, 6)))
+    capsys.readouterr()
+    assert list(evaluated(tmp_path)["a"]["organs"]) == ["label 1", "label 255"]
+    assert "note: predictions have the values 255 and labels 1; renumber one of them" in capsys.readouterr().out
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    pair(tmp_path, "a\udcff", boxes((1, 0, 4)), boxes((1, 2, 6)))
+    assert evaluated(tmp_path)["a%FF"]["organs"]["label 1"]["dice"] == 0.5
+    assert (tmp_path / "masks" / "evaluation" / "report.html").exists()

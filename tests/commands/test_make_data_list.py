@@ -296,6 +296,7 @@ def test_a_full_disk_leaves_all_lists_as_they_were(
         ("background,", "--labels: has an empty name"),
         ("", "--labels: has an empty name"),
         ("background,liver, liver", "--labels: has a name twice"),
+        ("background,ignore,liver", "`labels`: .* The value that is called ignore has to be the last one"),
         ("background", "--labels: names 1 labels, but the files have the values 0 … 1"),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from utils.data.check import check_scan
 from utils.data.data_list import read_data_list
 from utils.data.preprocessing import Preprocessing
-from utils.phantom import LABELS, draw_abdomen
+from utils.phantom import LABELS, draw_abdomen, write_phantoms
+from utils.system.errors import InputError
 
 SPACING = (4.0, 4.0, 5.0)
 
@@ -82,3 +83,21 @@ def test_files_pass_the_data_check_and_say_that_they_are_synthetic(phantoms: Pat
     assert "not patients" in json.loads((phantoms / "dataset_0.json").read_text())["description"]
     header = nib.Nifti1Image.from_filename(data.training[0].image[0]).header
     assert b"not patients" in bytes(header["descrip"])
+
+
+def test_real_scans_are_not_replaced(tmp_path: Path) -> None:
+    """BTCV's own files have the same names."""
+    (tmp_path / "imagesTr").mkdir()
+    real = tmp_path / "imagesTr" / "img0001.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), real)
+    content = real.read_bytes()
+    with pytest.raises(InputError, match=r"img0001\.nii\.gz: is there already, and is no phantom"):
+        write_phantoms(tmp_path, {"training": 1, "validation": 1}, 0, (20.0, 20.0, 20.0))
+    assert real.read_bytes() == content
+    real.unlink()
+    (tmp_path / "dataset_0.json").write_text('{"description": "BTCV"}')
+    with pytest.raises(InputError, match=r"dataset_0\.json: is there already"):
+        write_phantoms(tmp_path, {"training": 1, "validation": 1}, 0, (20.0, 20.0, 20.0))
+    (tmp_path / "dataset_0.json").unlink()
+    for _ in range(2):  # ours are
+        write_phantoms(tmp_path, {"training": 1, "validation": 1}, 0, (20.0, 20.0, 20.0))

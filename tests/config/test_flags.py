@@ -152,13 +152,13 @@ def test_a_checkpoint_record_leads_back_to_its_flags() -> None:
         ("--space_z 0", "argument --space_z: must be above 0, not 0"),
         ("--RandFlipd_prob 1.5", "argument --RandFlipd_prob: must be at least 0 and at most 1, not 1.5"),
         ("--seed 99999999999999999999", "argument --seed: must be at least 0 and at most 9.22337e+18"),
-        ("--infer_overlap 1", "--infer_overlap must be below 1"),
-        ("--ema_decay 1", "--ema_decay must be below 1"),
+        ("--infer_overlap 1", "argument --infer_overlap: must be at least 0 and below 1, not 1"),
+        ("--ema_decay 1", "argument --ema_decay: must be above 0 and below 1, not 1"),
         ("--drop_path_rate 1", "argument --drop_path_rate: must be at least 0 and below 1, not 1.0"),
         ("--model_name segresnet --vit_lr 1", "--vit_lr is not for segresnet; leave it out"),
         ("--patch_size 4", "argument --patch_size: must be one of 16, 8, not 4"),
         ("--patch_size 8 --roi_x 20", "--roi_x, --roi_y, --roi_z must be multiples of 8 for unetr, not 20 × 96 × 96"),
-        ("--ema_decay 0", "argument --ema_decay: must be above 0 and at most 1, not 0"),
+        ("--ema_decay 0", "argument --ema_decay: must be above 0 and below 1, not 0"),
         ("--clip_grad_norm 0", "argument --clip_grad_norm: must be above 0, not 0"),
         ("--num_heads 5", "--num_heads 5 must divide --hidden_size 768"),
         ("--a_min 300", "--a_max 250 must be above --a_min 300"),
@@ -310,3 +310,53 @@ def test_the_page_of_flags_has_every_flag_with_its_default() -> None:
         if "m" in programs:
             flag = f"--{name.replace('dist_', 'dist-')}"
             assert defaults[flag] == ("" if default in ("None", "False") else f"`{default}`"), flag
+
+
+def test_a_tilde_is_the_users_home_also_behind_an_equals_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    args = parse_train(["--data_dir=~/scans", "--logdir=~/runs/a", "--cache_dir=~/cache", "--model_name=unetr"])
+    assert (args.data_dir, args.logdir, args.cache_dir) == ("/home/ada/scans", "/home/ada/runs/a", "/home/ada/cache")
+    assert parse_test(["--input", "~/a", "b", "--output_dir=~/out"]).input == ["/home/ada/a", "b"]
+
+
+def test_a_flag_that_takes_several_may_be_given_several_times() -> None:
+    weights = ["--pretrained_model_name", "x.pt", "--pretrained_model_name", "y.pt"]
+    args = parse_test(["--input", "a", "--input", "b", "c", "--output_dir", "o", *weights])
+    assert args.input == ["a", "b", "c"]
+    assert args.pretrained_model_name == ["x.pt", "y.pt"]
+    assert parse_test([]).pretrained_model_name == ["UNETR_model_best_acc.pth"]
+    assert parse_crossval(["--folds", "0", "--folds", "2"])[0].folds == [0, 2]
+
+
+@pytest.mark.parametrize(("text", "value"), [("-1e3", -1000), ("-.5", -0.5), ("-1.5E+2", -150), ("-175", -175)])
+def test_a_negative_number_is_no_flag(text: str, value: float) -> None:
+    assert parse_train(["--a_min", text]).a_min == value
+
+
+@pytest.mark.parametrize("flag", ["--data_dir", "--cache_dir", "--json_list", "--checkpoint", "--pretrained_dir"])
+def test_an_empty_path_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an unset variable of the shell gives it."""
+    with pytest.raises(SystemExit):
+        parse_train([f"{flag}="])
+    assert f"argument {flag}: names no file or folder" in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_system_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_train([f"--logdir={'é' * 128}"])
+    assert "argument --logdir: must have no part of more than 255 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "idle"),
+    [
+        ("--intensity zscore --a_min -100 --b_max 2", {"--intensity zscore": ["--a_min", "--b_max"]}),
+        ("--momentum 0.5", {"--optim_name adamw": ["--momentum"]}),
+        ("--optim_name sgd --momentum 0.9 --betas 0.8 0.9", {"--optim_name sgd": ["--betas"]}),
+        ("--lrschedule constant --warmup_epochs 5", {"--lrschedule constant": ["--warmup_epochs"]}),
+        ("--a_min -100 --betas 0.8 0.9 --warmup_epochs 5", {}),
+        ("--intensity zscore", {}),
+    ],
+)
+def test_flags_that_do_nothing_are_told(given: str, idle: dict[str, list[str]]) -> None:
+    assert flags.idle_in_training(parse_train(given.split())) == idle

@@ -270,6 +270,26 @@ def test_a_scan_longer_than_a_person_is_a_fault(scan: Scan) -> None:
     assert "is 10 m long by its header, with voxels of 2 × 2 × 1000 mm. Mend its header." in fault
 
 
+def test_a_scan_of_less_than_a_few_voxels_is_a_fault(scan: Scan) -> None:
+    """Metres without a unit, which count as mm."""
+    affine = np.diag([0.0007, 0.0007, 0.003, 1.0])
+    save(scan.image[0], np.random.default_rng(0).normal(0, 100, (8, 9, 10)).astype(np.float32), affine)
+    with_label(scan, np.zeros((8, 9, 10), np.uint8), affine)
+    (fault,) = check_scan(scan, 1, 3, SETTINGS).faults
+    assert "one or two voxels of 1.5 × 1.5 × 2 mm along each axis; its own are 0.0007 × 0.0007 × 0.003 mm" in fault
+
+
+@pytest.mark.parametrize(("size", "remarks"), [(0.1, 1), (0.2, 0)])
+def test_voxels_ten_times_as_fine_as_the_networks_are_noted(scan: Scan, size: float, remarks: int) -> None:
+    """Centimetres without a unit; the network's voxels have 1.5 × 1.5 × 2 mm."""
+    affine = np.diag([size, size, size, 1.0])
+    save(scan.image[0], np.random.default_rng(0).normal(0, 100, (40, 40, 50)).astype(np.float32), affine)
+    with_label(scan, np.zeros((40, 40, 50), np.uint8), affine)
+    found = check_scan(scan, 1, 3, SETTINGS)
+    assert found.faults == []
+    assert len([remark for remark in found.remarks if "Is the unit of its header right?" in remark]) == remarks
+
+
 def test_a_scan_that_resampling_makes_too_large_is_a_fault(scan: Scan) -> None:
     """8 × 9 × 10 voxels of 400 mm are 3.2 × 3.6 × 4 m, and at 0.5 mm 3.7e11 voxels."""
     affine = np.diag([400.0, 400.0, 400.0, 1.0])

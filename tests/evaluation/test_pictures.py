@@ -155,3 +155,9 @@ def test_a_legend_of_many_organs_leaves_the_slices_their_size() -> None:
             assert max(panel.get_window_extent().y0 for panel in figure.axes) > legend.y1 - 1
     assert sizes[2] > 0.9 * sizes[0]
     assert sizes[3] > 0.9 * sizes[1]
+
+
+def test_no_organ_is_drawn_in_the_grey_of_scans_and_many_differ() -> None:
+    colours = [colour[:3] for colour in label_colours(["background"] * 61)[1:]]
+    assert min(max(colour) - min(colour) for colour in colours) > 0.1
+    assert len(set(colours)) == 60

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from utils.evaluation.metrics import FoldScores, Scores
-from utils.evaluation.tables import fold_table, organ_table, save_csv, save_fold_scores, save_scores, scan_table
+from utils.evaluation.tables import (
+    fold_table,
+    organ_table,
+    save_csv,
+    save_fold_scores,
+    save_scores,
+    scan_table,
+    volume_text,
+)
 
 NOT_UTF_8 = os.fsdecode(b"m\xff")
 ODD = ("a\nb", "c\td\r\n", "\x1b[31mred", "x" * 300, "\u202eabc", "شعب", NOT_UTF_8, "☃")
@@ -69,3 +77,19 @@ def test_scores_of_folds_are_written(tmp_path: Path) -> None:
         ["dice", "1", "0.25", "0.25"],
     ]
     assert len(rows) == 8
+
+
+@pytest.mark.parametrize(
+    ("volume", "text"),
+    [(0.0, ""), (0.03, "0.030"), (0.0042, "0.0042"), (0.95, "0.95"), (1.0, "1.0"), (1523.04, "1523.0")],
+)
+def test_a_small_volume_has_as_many_decimals_as_it_needs(volume: float, text: str) -> None:
+    assert volume_text(volume) == text
+
+
+def test_what_was_found_is_not_absent_for_want_of_a_prediction() -> None:
+    scores = Scores(("a", "b"), ("liver", "cyst"), np.array([[0.9, np.nan], [0.8, np.nan]]))
+    lines = scan_table(scores, found=[[True, True], [True, False]]).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["a", "0.9000", "0.9000", "–"], ["b", "0.8000", "0.8000", "absent"], ["mean", "0.8500", "0.8500", "–"],
+    ]  # fmt: skip

@@ -76,6 +76,14 @@ def test_a_large_slice_is_halved_and_the_mask_takes_the_nearest_voxel(tmp_path: 
     assert content["label"] == content["prediction"]
 
 
+def test_voxel_sizes_are_where_niivue_reads_them(tmp_path: Path) -> None:
+    affine = np.array([[0.0, -2, 0, 90], [3, 0, 0, -60], [0, 0, 5, 10], [0, 0, 0, 1]])
+    image = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    content = written(tmp_path / "a.scan.js", image, (image > 5).astype(np.uint8), affine=affine)
+    for name in ("image", "prediction"):
+        assert np.allclose(volume(content[name]).header.get_zooms(), (2, 3, 5))
+
+
 @pytest.mark.parametrize(
     ("shape", "spacing", "factors"),
     [
@@ -271,3 +279,24 @@ def test_a_phone_has_the_view_above_its_controls(tmp_path: Path, tab: Browser) -
     assert tops[0] < 300 < tops[1]
     tab.evaluate("((slider) => { slider.value = 100; slider.oninput(); })(document.getElementById('opacity'))")
     assert coloured(tab, LIVER) > 2000
+
+
+def test_a_ball_on_thick_slices_is_round_and_a_hundred_organs_hide_nothing(tmp_path: Path, tab: Browser) -> None:
+    x, y, z = np.indices((60, 60, 24)) - np.array([30, 30, 12]).reshape(3, 1, 1, 1)
+    mask = (x**2 + y**2 + (2.5 * z) ** 2 <= 22**2).astype(np.uint8)
+    image = np.full(mask.shape, 50, np.float32)
+    mask[0, :, 0], mask[0, :10, 1] = np.arange(2, 62), np.arange(62, 72)  # further organs, in a corner
+    labels = ("background", *(f"organ {number}" for number in range(1, 72)))
+    path = view_file(tmp_path, "a")
+    write_view(path, image, {"prediction": mask, "label": None}, np.diag([1.0, 1, 2.5, 1]), labels, (0.0, 100.0))
+    write_viewer(tmp_path, {"a": path})
+    tab.open(f"{tmp_path.as_uri()}/{view_address('a')}")
+    tab.wait_for("document.body.dataset.ready === 'yes'")
+    tab.evaluate("((slider) => { slider.value = 100; slider.oninput(); })(document.getElementById('opacity'))")
+    tab.evaluate("document.querySelector('input[value=coronal]').click()")
+    box = tab.evaluate("document.querySelector('#prediction canvas').getBoundingClientRect().toJSON()")
+    left, top, right, bottom = (round(box[side]) for side in ("left", "top", "right", "bottom"))
+    pixels = tab.screenshot()[top:bottom, left:right].astype(int)
+    rows, columns = np.nonzero(np.abs(pixels - LIVER).max(axis=-1) <= 6)
+    assert np.ptp(columns) / np.ptp(rows) == pytest.approx(1, rel=0.15)  # in slices that fade at their ends
+    assert (np.abs(pixels - 127).max(axis=-1) <= 2).sum() > 10_000  # the image beside it

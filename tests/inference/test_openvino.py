@@ -203,6 +203,17 @@ def test_without_a_cache_the_network_is_compiled_for_this_launch(
     assert "note: OpenVINO's compiled network can't be cached for the next launch" in capsys.readouterr().out
 
 
+class Bessel(nn.Module):
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return torch.special.i0(windows)
+
+
+def test_a_layer_that_openvino_does_not_know() -> None:
+    _, description = member()
+    with pytest.raises(UnfitError, match="OpenVINO can't compile the network"):
+        compile_network(Bessel(), description, FLOAT32, print)
+
+
 def test_openvino_computes_on_cpus_alone() -> None:
     with pytest.raises(UnfitError, match=r"computes on CPUs, not on cuda:0\. Give `device` cpu, or `engine` torch\.$"):
         openvino.require_fit([member()[0]], torch.device("cuda", 0))

@@ -158,6 +158,14 @@ def test_with_little_memory_the_batch_shrinks_and_stays_small() -> None:
     assert said == [f"out of GPU memory: from here on {size} windows at a time" for size in (4, 2)]
 
 
+def test_progress_starts_over_with_the_windows() -> None:
+    done: list[int] = []
+    predictor = Predictor((16, 16, 16), 0.0, 0.5, 2, CPU.device, lambda _: None)
+    predictor(Ensemble(((LittleMemory(2), CPU), (LittleMemory(1), CPU))), torch.rand(1, 1, 40, 16, 16), done.append)
+    assert min(done) < 0  # after the first network's windows
+    assert sum(done) == 2 * 4
+
+
 def test_then_stitching_moves_to_the_cpu_before_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated GPU, whose memory holds one window but not the whole scan."""
     devices: list[str] = []

@@ -1,5 +1,6 @@
 """NRRD and MetaImage lie where NIfTI does, and each fault is told in one line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,30 @@ def test_lengths_in_other_units_become_mm(tmp_path: Path) -> None:
         ("scan.mha", b"DimSize", b"DistanceUnits = cm\nDimSize"),
     ):
         assert read(changed(tmp_path, name, old, new)).spacing == pytest.approx((9, 12, 30))
+
+
+@pytest.mark.parametrize("size", [None, b"0", b"10"])
+def test_packed_voxels_whose_size_is_not_stated_rightly(tmp_path: Path, size: bytes | None) -> None:
+    """ITK reads as many bytes as are stated, and makes up the other voxels."""
+    path = save_with_simpleitk(tmp_path / "scan.mha", packed=True)
+    stated = re.search(rb"CompressedDataSize = \d+\n", path.read_bytes())
+    assert stated is not None
+    replace(path, stated[0], b"" if size is None else b"CompressedDataSize = %s\n" % size)
+    assert_fault(path, "doesn't state the size of its packed voxels rightly (CompressedDataSize = ")
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
+def test_a_header_without_voxel_sizes_is_noted(tmp_path: Path, name: str) -> None:
+    voxels = np.arange(24, dtype="<i2")
+    heads = {
+        "scan.nrrd": b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 3 2\nendian: little\nencoding: raw\n\n",
+        "scan.mha": b"ObjectType = Image\nNDims = 3\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nDimSize = 4 3 2\n"
+        b"ElementType = MET_SHORT\nElementByteOrderMSB = False\nElementDataFile = LOCAL\n",
+    }
+    path = text(tmp_path, name, heads[name] + voxels.tobytes())
+    volume = read(path)
+    assert volume.spacing == (1, 1, 1)
+    assert volume.remarks[0] == f"{path}: its header gives no voxel size, and 1 mm is taken."
 
 
 @pytest.mark.parametrize("name", ["scan.gipl", "scan.vtk", "scan.mrc"])

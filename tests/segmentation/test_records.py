@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from tests.segmentation.conftest import failure, full_disk, load, scan_of, series, voxels
@@ -298,3 +299,48 @@ def test_the_folder_of_records_may_not_be_a_link(
     Path("out/records").symlink_to(Path("elsewhere").absolute())
     assert "out/records is a link" in failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
     assert not list(Path("elsewhere").iterdir())
+
+
+def patients(folder: Path) -> dict[str, str]:
+    """By the name of its mask, the patient of each DICOM segmentation."""
+    return {path.stem: str(pydicom.dcmread(path).PatientName) for path in Path("out").glob("*.dcm")}
+
+
+def test_a_series_keeps_its_name_when_others_come_into_its_folder(segment: Any, phantoms: Path) -> None:
+    for number, name in enumerate(("ALICE", "BOB", "CAROL")):
+        series(Path("new"), phantoms, PatientName=name, SeriesNumber=2)
+        Path("in").mkdir(exist_ok=True)
+        for file in sorted(Path("new").iterdir()):  # all in one folder
+            file.rename(Path("in") / f"{name}_{file.name}")
+        segment("--input=in")
+        before = patients(Path("out"))
+        assert len(before) == number + 1
+        assert before["in"] == "ALICE"
+        if number == 1:
+            bob = {stem for stem, patient in before.items() if patient == "BOB"}
+    assert {stem for stem, patient in before.items() if patient == "BOB"} == bob
+
+
+def test_a_scan_keeps_its_name_when_another_of_that_name_comes(segment: Any, phantoms: Path) -> None:
+    made = []
+    for number, patient in ((5, "p2"), (7, "p1")):
+        Path(f"in/{patient}/ct").mkdir(parents=True)
+        shutil.copy(scan_of(phantoms, number), f"in/{patient}/ct/x.nii.gz")
+        segment("--input=in")
+        made.append(Path("out/x.nii.gz").stat().st_mtime_ns)
+    assert made[0] == made[1]
+    assert {path.name for path in Path("out").glob("*.nii.gz")} == {"x.nii.gz", "ct_x_2.nii.gz"} or {
+        path.name for path in Path("out").glob("*.nii.gz")
+    } == {"x.nii.gz", "ct_x.nii.gz"}
+
+
+def test_a_mistyped_input_leaves_the_log_of_errors(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(f"--input={scan_of(phantoms)}")
+    Path("out/errors.log").write_text("what went wrong")
+    failure(lambda: segment("--input=nowhere"), capsys)
+    assert Path("out/errors.log").read_text() == "what went wrong"
+    shutil.copytree(phantoms / "imagesTr", "in")
+    failure(lambda: segment("--input=in", "--output_dir=in/out"), capsys)
+    assert not Path("in/out").exists()

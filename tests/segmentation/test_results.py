@@ -108,3 +108,19 @@ def test_what_the_folds_found_is_done_and_said_unless_a_flag_leaves_it_out(
     assert ((by_the_folds == liver) <= (raw == liver)).all()
     other, _, _ = masks("--largest_component=spleen")  # a flag says it in the place of the folds
     assert np.array_equal(other == liver, raw == liver)
+
+
+def test_both_grids_have_the_dice_of_what_postprocessing_leaves(segment: Any, phantoms: Path) -> None:
+    found = {}
+    for flag in ("--no_postprocessing", "--largest_component=all"):
+        segment(f"--data_dir={phantoms}", flag, "--overwrite")
+        scans = json.loads(Path("out/measurements.json").read_text())["scans"]
+        grids = ("dice", "dice_network_grid")
+        found[flag] = np.array(
+            [[organ[grid] or 0 for organ in scan["organs"].values()] for scan in scans for grid in grids]
+        )
+    raw, corrected = found.values()
+    gains = (corrected - raw).reshape(-1, 2, raw.shape[1])
+    changed = np.abs(gains[:, 0]) > 0.01  # on the scan's own grid
+    assert changed.any()
+    assert (np.sign(gains[:, 1]) == np.sign(gains[:, 0]))[changed].all()

@@ -266,7 +266,37 @@ def test_errors_and_remarks_call_a_scan_by_its_name(segmenter: Segmenter, tmp_pa
         segmenter(tmp_path / "missing.nii", name="upload 9")
 
 
-@pytest.mark.parametrize("scans", ["/scans/a.nii.gz", Path("/scans/a.nii.gz"), ARRAY])
+def test_a_name_takes_the_place_of_the_path_alone(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("scan", "up"):
+        Path(folder).mkdir()
+    Path("up/x.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(InputError, match=r"^the upload: is no volume"):
+        segmenter("./up/x.nii.gz", name="the upload")
+    with pytest.raises(InputError, match=r"^the upload/x\.nii\.gz: is no volume"):
+        segmenter("up/", name="the upload")
+    with pytest.raises(InputError, match=r"^the upload: holds no scan: no NIfTI"):
+        segmenter("scan", name="the upload")
+
+
+def test_images_in_memory_that_cannot_be_placed(segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match="the scan: has no affine"):
+        segmenter(nib.Nifti1Image(ARRAY, None))
+    with pytest.raises(InputError, match=r"the scan: is Analyze 7\.5, which doesn't tell left from right"):
+        segmenter(nib.AnalyzeImage(ARRAY, np.eye(4)))
+    turned = np.eye(4)
+    turned[:3, 3] = (5, 6, 7)
+    with pytest.raises(InputError, match="its affine ends with the row 5, 6, 7, 1 instead of 0, 0, 0, 1"):
+        segmenter(ARRAY, turned.T)
+    with pytest.raises(InputError, match="`affine`: isn't made of numbers"):
+        segmenter(ARRAY, np.full((4, 4), "a"))
+
+
+@pytest.mark.parametrize(
+    "scans", ["/scans/a.nii.gz", Path("/scans/a.nii.gz"), ARRAY, nib.Nifti1Image(ARRAY, np.eye(4))]
+)
 def test_one_scan_is_no_batch(segmenter: Segmenter, scans: Any) -> None:
     with pytest.raises(InputError, match="Give a list of scans"):
         segmenter.batch(scans)

@@ -153,13 +153,21 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
             open_regular(path)
 
 
+def test_no_file_takes_the_place_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "null"
+    monkeypatch.setattr(Path, "is_char_device", lambda self: self == path)
+    with pytest.raises(WriteError, match="null: is a device, and would be replaced by a file"), atomic_write(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("content", "expected"), [(b'\xef\xbb\xbf{"a": 1}', {"a": 1}), ('["é"]'.encode(), ["é"])])
 def test_json_with_and_without_a_byte_order_mark(tmp_path: Path, content: bytes, expected: object) -> None:
     (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") == expected
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff\xfe", b""])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff\xfe", b"", b'{"a": {"b": 1, "b": 1}}'])
 def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"."):

@@ -236,7 +236,8 @@ def build_with_weights(
     Raises:
         InputError: if they don't fit it.
     """
-    network = description.build_empty()  # to draw random weights takes longer than to read a file's
+    # to draw random weights takes longer than to read a file's; a program may have another default than float32
+    network = description.build_empty().float()
     return network, load_weights(network, content["state_dict"], str(source), kind=kind_of(content))
 
 

@@ -17,8 +17,10 @@ from utils.checkpoints.description import config_from, preprocessing_from
 from utils.checkpoints.load import FORMATS
 from utils.config.messages import name_flags
 from utils.config.parser import (
+    Extend,
     Parser,
     count,
+    file_path,
     names,
     not_negative,
     number,
@@ -35,6 +37,7 @@ from utils.evaluation.metrics import TOLERANCE_MM
 from utils.inference.engines import ENGINES
 from utils.inference.sliding_window import OVERLAP
 from utils.system.errors import InputError
+from utils.system.files import LONGEST_NAME
 from utils.training.losses import LOSSES
 
 AUGMENTATIONS = ("published", "strong")
@@ -60,15 +63,18 @@ FindFaults = Callable[[argparse.Namespace, Architecture], list[str]]
 
 def _run_name(text: str) -> str:
     """What a run is called: a folder of its own, below runs/ or by an absolute path."""
-    if os.path.normpath(text).split(os.sep)[0] in (".", ".."):
+    parts = os.path.normpath(text).split(os.sep)
+    if parts[0] in (".", ".."):
         raise argparse.ArgumentTypeError(f"must be a name below runs/, not {text!r}")
-    return text
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise argparse.ArgumentTypeError(f"must have no part of more than {LONGEST_NAME} bytes")
+    return os.path.expanduser(text)
 
 
 def _add_list_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data_dir", default="/dataset/dataset0/", help="folder of the scans")
-    group.add_argument("--json_list", help="data list (default: dataset_FOLD.json)")
+    group.add_argument("--data_dir", type=file_path, default="/dataset/dataset0/", help="folder of the scans")
+    group.add_argument("--json_list", type=file_path, help="data list (default: dataset_FOLD.json)")
     group.add_argument("--fold", type=whole, default=0, help="which fold validates")
     rare(group.add_argument("--workers", type=whole, default=8, help="threads or processes that load data, at most one "
                             "per core; 0 prepares nothing ahead"))  # fmt: skip
@@ -77,14 +83,14 @@ def _add_list_flags(parser: argparse.ArgumentParser) -> None:
 def _add_caching_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("check and caching")
     rare(group.add_argument("--skip_data_check", action="store_true", help="start without reading every file first"))
-    rare(group.add_argument("--cache_dir", help="keep preprocessed scans in this folder between runs"))
+    rare(group.add_argument("--cache_dir", type=file_path, help="keep preprocessed scans in this folder between runs"))
     rare(group.add_argument("--use_normal_dataset", action="store_true", help="keep no preprocessed scan in memory"))
 
 
 def _add_model_flag(parser: argparse.ArgumentParser, default: str | None = "unetr") -> None:
     known = ", ".join(sorted(NETWORKS, key=lambda name: name != "unetr"))
     parser.add_argument_group("network").add_argument(
-        "--model_name", default=default, metavar="NAME", help=f"{known}, or a .py file"
+        "--model_name", type=file_path, default=default, metavar="NAME", help=f"{known}, or a .py file"
     )
 
 
@@ -191,7 +197,7 @@ def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
                             "squares"))  # fmt: skip
     rare(group.add_argument("--clip_grad_norm", type=positive, metavar="X",
                             help="longest gradient of all weights together; longer ones are shortened"))  # fmt: skip
-    rare(group.add_argument("--ema_decay", type=number(float, 0, 1, above=True), metavar="X",
+    rare(group.add_argument("--ema_decay", type=number(float, 0, 1, above=True, below=True), metavar="X",
                             help="validate and save a running average of the weights: this share of it, such as 0.999, "
                             "and the rest of each step"))  # fmt: skip
     group.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N", help="seed of all randomness")
@@ -228,7 +234,7 @@ def _add_group_flags(parser: argparse.ArgumentParser, architecture: Architecture
 def _add_window_flags(parser: argparse.ArgumentParser, fast: bool = False) -> None:
     group = parser.add_argument_group("sliding windows")
     overlap = group.add_mutually_exclusive_group()
-    action = overlap.add_argument("--infer_overlap", type=probability, default=OVERLAP, metavar="P",
+    action = overlap.add_argument("--infer_overlap", type=number(float, 0, 1, below=True), default=OVERLAP, metavar="P",
                                   help="share of a window that its neighbour repeats, 0 to below 1")  # fmt: skip
     if fast:
         overlap.add_argument("--fast", action="store_const", dest="infer_overlap", const=FAST_OVERLAP,
@@ -259,13 +265,14 @@ def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
 def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:
     group = parser.add_argument_group("weights to start from")
     group.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
-    group.add_argument("--pretrained_dir", default=WEIGHTS_FOLDER, metavar="DIR", help="its folder")
+    group.add_argument("--pretrained_dir", type=file_path, default=WEIGHTS_FOLDER, metavar="DIR", help="its folder")
     group.add_argument("--pretrained_model_name", default=WEIGHTS_FILE, metavar="F", help="its name")
     group.add_argument("--adapt_weights", action="store_true", help="fit it to other classes, channels or windows")
     rare(group.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)"))
-    rare(group.add_argument("--vit_weights", metavar="FILE",
+    rare(group.add_argument("--vit_weights", type=file_path, metavar="FILE",
                             help="start the encoder from a ViT that was trained elsewhere, the rest anew"))  # fmt: skip
-    rare(group.add_argument("--checkpoint", metavar="FILE", help="continue the run that saved this model_final.pt"))
+    rare(group.add_argument("--checkpoint", type=file_path, metavar="FILE",
+                            help="continue the run that saved this model_final.pt"))  # fmt: skip
     allowed = [*architecture.flags, *_defaults(_add_preprocessing_flags), "json_list"]
 
     def setting(text: str) -> str:
@@ -274,7 +281,7 @@ def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture
             raise argparse.ArgumentTypeError(f"must be among {', '.join(allowed)}, not {text!r}")
         return name
 
-    rare(group.add_argument("--allow_change", nargs="+", default=[], metavar="FLAG", type=setting,
+    rare(group.add_argument("--allow_change", nargs="+", action=Extend, default=[], metavar="FLAG", type=setting,
                             help="flags that may differ from the run that goes on, such as a_min a_max; json_list "
                             "stands for the data list"))  # fmt: skip
 
@@ -315,7 +322,10 @@ def _add_cost_flags(parser: argparse.ArgumentParser) -> None:
 def _add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument(
-        "--output_dir", metavar="DIR", help="where masks, tables and report go (default: PRETRAINED_DIR/scores)"
+        "--output_dir",
+        type=file_path,
+        metavar="DIR",
+        help="where masks, tables and report go (default: PRETRAINED_DIR/scores)",
     )
     group.add_argument("--overwrite", action="store_true", help="do finished scans again")
     group.add_argument("--organs", type=names, help="only these, with commas between: spleen,liver (default: all)")
@@ -382,7 +392,12 @@ def train_parser(architecture: Architecture | None = None) -> Parser:
 
 def _add_crossval_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("cross-validation").add_argument(
-        "--folds", type=whole, nargs="+", metavar="FOLD", help="folds to train and score (default: all that are listed)"
+        "--folds",
+        type=whole,
+        nargs="+",
+        action=Extend,
+        metavar="FOLD",
+        help="folds to train and score (default: all that are listed)",
     )
     rare(
         parser.add_argument_group("cross-validation").add_argument(
@@ -419,7 +434,12 @@ def pretrain_parser(architecture: Architecture | None = None) -> Parser:
     )
     _add_list_flags(parser)
     parser.add_argument_group("data").add_argument(
-        "--input", nargs="+", metavar="PATH", help="files, DICOM folders, or folders of both, instead of a data list"
+        "--input",
+        type=file_path,
+        nargs="+",
+        action=Extend,
+        metavar="PATH",
+        help="files, DICOM folders, or folders of both, instead of a data list",
     )
     _add_run_flags(parser)
     _add_model_flag(parser)
@@ -450,7 +470,7 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _pretrain_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
-    faults = [*_faults(vars(args)), *_foreign(args, autoencoder_of(architecture), _group_flags(architecture))]
+    faults = _foreign(args, autoencoder_of(architecture), _group_flags(architecture))
     try:
         config_from(autoencoder_of(architecture), vars(args), preprocessing_from(vars(args)))
     except InputError as error:
@@ -463,6 +483,24 @@ def idle_in_pretraining(args: argparse.Namespace) -> list[str]:
     idle = _defaults(_add_loss_flags, _add_window_flags)
     idle |= dict.fromkeys(name for one in NETWORKS.values() for name in _group_flags(one))
     return [f"--{name}" for name, default in idle.items() if getattr(args, name, default) != default]
+
+
+def idle_in_training(args: argparse.Namespace) -> dict[str, list[str]]:
+    """By the flag that decides it, the flags that were given to ``main.py`` and do nothing beside that one."""
+    defaults = _defaults(_add_preprocessing_flags, _add_optimization_flags)
+    needed: dict[str, dict[str, tuple[str, ...]]] = {
+        "intensity": {"ct": ("a_min", "a_max", "b_min", "b_max")},
+        "optim_name": {"sgd": ("momentum",), "adam": ("betas",), "adamw": ("betas",)},
+        "lrschedule": {"warmup_cosine": ("warmup_epochs",), "warmup_poly": ("warmup_epochs",)},
+    }
+    idle = {}
+    for flag, users in needed.items():
+        value = getattr(args, flag)
+        others = {name for names in users.values() for name in names} - set(users.get(value, ()))
+        given = sorted(f"--{name}" for name in others if getattr(args, name) != defaults[name])
+        if given:
+            idle[f"--{flag} {value}"] = given
+    return idle
 
 
 def _launch_faults(args: argparse.Namespace, goes_on: str | None) -> list[str]:
@@ -491,10 +529,11 @@ def test_parser(architecture: Architecture | None) -> Parser:
         epilog="A checkpoint knows its network and preprocessing. Their flags are for weights that don't. " + FILES,
     )
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--pretrained_dir", default=WEIGHTS_FOLDER, metavar="DIR", help="their folder")
+    weights.add_argument("--pretrained_dir", type=file_path, default=WEIGHTS_FOLDER, metavar="DIR", help="their folder")
     weights.add_argument(
         "--pretrained_model_name",
         nargs="+",
+        action=Extend,
         default=[WEIGHTS_FILE],
         metavar="FILE",
         help="their files, or patterns such as 'fold*.pt', whose probabilities are averaged",
@@ -502,7 +541,7 @@ def test_parser(architecture: Architecture | None) -> Parser:
     weights.add_argument("--saved_checkpoint", choices=FORMATS, default="ckpt",
                          help="ckpt, torchscript, or any: some are checkpoints and some TorchScript")  # fmt: skip
     scans = parser.add_argument_group("scans")
-    scans.add_argument("--input", nargs="+", metavar="PATH",
+    scans.add_argument("--input", type=file_path, nargs="+", action=Extend, metavar="PATH",
                        help="files, DICOM folders, or folders of both, instead of a data list")  # fmt: skip
     scans.add_argument("--split", choices=SPLITS, default="validation", help="part of the data list to segment")
     _add_list_flags(parser)
@@ -586,7 +625,7 @@ def _foreign(args: argparse.Namespace, architecture: Architecture, allowed: Iter
 
 def _train_faults(args: argparse.Namespace, architecture: Architecture) -> list[str]:
     """What is wrong with the flags of ``main.py``."""
-    faults = [*_faults(vars(args)), *_foreign(args, architecture)]
+    faults = _foreign(args, architecture)
     try:
         config_from(architecture, vars(args), preprocessing_from(vars(args)))
     except InputError as error:
@@ -636,25 +675,14 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         of_training = flags and flags <= parser.known_elsewhere
         advice = "; main.py takes them, and what test.py needs of them is in the weights: leave them out"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice if of_training else ''}")
-    faults = _faults(vars(args))
     if args.input is not None and args.output_dir is None:
-        faults.append("--input needs --output_dir, where the masks go")
-    if faults:
-        parser.error("; ".join(faults))
+        parser.error("--input needs --output_dir, where the masks go")
     return args
 
 
 def _in_flags(error: InputError) -> str:
     """An error about settings in terms of flags, without its full stop."""
     return name_flags(str(error)).rstrip(".")
-
-
-def _faults(flags: Mapping[str, Any]) -> list[str]:
-    """What is wrong between flags; those that are left to a checkpoint (None) are not judged."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    faults = []
-    faults += [f"--{name} must be below 1" for name in ("infer_overlap", "ema_decay") if given.get(name) == 1]
-    return faults
 
 
 def recorded_flags() -> list[str]:

@@ -15,7 +15,19 @@ from utils.system.errors import one_line_errors
 
 FILE = Path(__file__).with_name("help_text.json")
 REPOSITORY = FILE.parents[2]
-SOURCES = ("networks/**/*.py", "optimizers/*.py", "utils/config/*.py", "utils/training/losses.py")
+SOURCES = (
+    "networks/**/*.py",
+    "optimizers/*.py",
+    "utils/config/*.py",
+    "utils/training/losses.py",
+    # constants that help texts name
+    "utils/checkpoints/load.py",
+    "utils/data/mirroring.py",
+    "utils/data/preprocessing.py",
+    "utils/evaluation/metrics.py",
+    "utils/inference/engines.py",
+    "utils/inference/sliding_window.py",
+)
 ASKED = ("-h", "--help", "--help-all")
 OF_A_PARSER = ("usage", "description", "epilog")
 OF_A_FLAG = ("dest", "nargs", "choices", "default", "metavar", "help")

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from utils.config.flags import WEIGHTS_FILE, WEIGHTS_FOLDER
+from utils.config.flags import WEIGHTS_FILE, WEIGHTS_FOLDER, idle_in_training
 from utils.data.crops import Augmentation
 from utils.data.data_list import DataList
 from utils.data.mirroring import SIDES_ONLY
@@ -65,4 +65,5 @@ def training_notes(
             epochs_done >= args.max_epochs
         ),
     }
-    return [remark for remark, holds in remarks.items() if holds]
+    idle = [f"{', '.join(flags)} does nothing with {why}" for why, flags in idle_in_training(args).items()]
+    return idle + [remark for remark, holds in remarks.items() if holds]

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from utils.system.text import one_line
 
+# what is a number rather than a flag, also in scientific notation
+NEGATIVE_NUMBER = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE)
 # a comment in a file of flags; the first part keeps a # in quotes
 COMMENT = re.compile(r"""(?P<quoted>"[^"]*"|'[^']*')|(?:^|(?<=\s))#.*""", re.MULTILINE)
 
@@ -35,6 +37,15 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._format_action_invocation(action)
 
 
+class Extend(argparse.Action):
+    """Values of a flag that takes several are added to those that it was given before, in place of its default."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """Add the values."""
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if known is self.default else [*known, *values])
+
+
 class _HelpAll(argparse.Action):
     def __call__(self, parser: Any, *_: object, **__: object) -> None:
         print(parser.format_help(rare=True), end="")
@@ -49,6 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
         self.known_elsewhere: Collection[str] = ()  # flags of another program, which are no misspellings
         if self.add_help:
             self.add_argument("--help-all", action=_HelpAll, nargs=0, help=argparse.SUPPRESS)  # the last line names it
@@ -169,6 +181,13 @@ real = number(float)
 positive = number(float, 0, above=True)
 not_negative = number(float, 0)
 probability = number(float, 0, 1)
+
+
+def file_path(text: str) -> str:
+    """The path of a file or folder. A ``~`` before it is the user's home, which no shell knows behind a ``=``."""
+    if not text:
+        raise argparse.ArgumentTypeError("names no file or folder")
+    return os.path.expanduser(text)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.checked_scans import Checked, CheckedScans
-from utils.data.preprocessing import Preprocessing, intensity_remarks, size_fault, window_fault
+from utils.data.preprocessing import Preprocessing, scan_remarks, size_fault, window_fault
 from utils.distributed.process import Process
 from utils.io.geometry import grid_faults
 from utils.io.reader import (
@@ -161,7 +161,8 @@ def check_scan(
         volumes = sum(len(volume.voxels) for _, volume in parts) + 1  # and the label
         fault = size_fault(path, first.shape, first.affine, settings, volumes)
         found.faults += [fault] if fault is not None else []
-        found.remarks += [text for path, volume in parts for text in intensity_remarks(path, volume.voxels, settings)]
+        for path, volume in parts:
+            found.remarks += scan_remarks(path, volume.voxels, volume.affine, settings)
     if not found.faults and (fault := channel_fault(parts, in_channels)) is not None:
         channels = sum(len(volume.voxels) for _, volume in parts)
         found.faults.append(f"{fault} Give `in_channels` {channels}, or a scan that has {in_channels}.")

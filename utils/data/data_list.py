@@ -5,6 +5,7 @@ import json
 import os
 import re
 import reprlib
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -221,7 +222,7 @@ def find_data_list(data_dir: str, json_list: str | None, fold: int) -> Path:
         raise InputError(f"{folder / name}: no such data list. `fold` can be one of {', '.join(map(str, others))}.")
     raise InputError(
         f"{folder / name}: no such data list. Give `json_list`, or write one with "
-        f"`python -m utils.make_data_list --data_dir {data_dir}`."
+        f"`python -m utils.make_data_list --data_dir {shlex.quote(str(data_dir))}`."
     )
 
 
@@ -553,7 +554,7 @@ def read_also_called(table: Any, labels: Sequence[str] | None) -> dict[str, tupl
     """
     table = {} if table is None else table
     lists = {name: [of] if isinstance(of, str) else of for name, of in table.items()} if isinstance(table, dict) else {}
-    if len(lists) < len(table) or not all(
+    if not isinstance(table, dict) or not all(
         isinstance(of, list) and all(isinstance(one, str) for one in of) for of in lists.values()
     ):
         raise ValueError(f'"{ALSO_CALLED}" must give names for labels, as in {{"parotid right": ["Parotid_R"]}}')

@@ -106,6 +106,10 @@ def read_folder(
     given = labels
     try:
         labels, ignore = read_labels(content.get("labels") if labels is None else list(labels))
+    except ValueError as error:
+        mend = "Mend the file" if given is None else f"The value that is called {IGNORE} has to be the last one"
+        raise InputError(f"{source if given is None else '`labels`'}: {error}. {mend}.") from error
+    try:
         regions, output = read_regions(content, labels)
         also_called = read_also_called(content.get(ALSO_CALLED), labels if given is None else None)
         if modalities is None:

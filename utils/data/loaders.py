@@ -103,7 +103,7 @@ class PreprocessedScans(Dataset):
                 raise cause from None
             raise InputError(
                 f"{self.scans[index].path}: can't be preprocessed ({first_line(cause)}). "
-                "Leave out `skip_data_check` to see every fault."
+                "Without `skip_data_check` a run first lists every fault that it finds."
             ) from error
 
     def _write(self, scan: Any, file: Path) -> None:

@@ -23,6 +23,7 @@ from utils.system.typed import shown, type_faults
 
 INTENSITIES = ("ct", "zscore")
 LONGEST_MM = 5000.0
+FAR_FINER = 10  # times as many voxels along each axis as the network takes
 # what a few voxels do to a standardisation: the farthest is that many standard deviations away (of a normal
 # distribution's million voxels it is 5), and those beyond FAR_STD make up that share of the variance
 DOMINANT_STD, FAR_STD, DOMINANT_SHARE = 50.0, 10.0, 0.5
@@ -99,9 +100,9 @@ def window_fault(path: Path, low: float, high: float, settings: Preprocessing) -
 def size_fault(
     path: Path, shape: Sequence[int], affine: np.ndarray, settings: Preprocessing, volumes: float
 ) -> str | None:
-    """A sentence if a scan would be longer than a person, or take more memory than there is, else None.
+    """A sentence if a scan is longer than a person, smaller than a few voxels, or too large for the memory, else None.
 
-    A header that is wrong about its voxel size says so; resampling would then not come to an end.
+    So says a header that is wrong about its voxel size; resampling would then not come to an end, or leave nothing.
 
     Args:
         shape: (X, Y, Z).
@@ -113,6 +114,11 @@ def size_fault(
     if (fault := length_fault(path, shape, affine)) is not None:
         return fault
     sizes, new_sizes = (" × ".join(f"{size:.4g}" for size in each) for each in (spacing, settings.spacing))
+    if (lengths < 2 * np.array(settings.spacing)).all():
+        return (
+            f"{path}: would have no more than one or two voxels of {new_sizes} mm along each axis; its own are "
+            f"{sizes} mm. Mend its header if they are wrong, or give a smaller `spacing`."
+        )
     voxels = float(np.prod(np.maximum(lengths, min(settings.spacing))) / np.prod(settings.spacing))
     own = 2 * float(np.prod(shape))  # on its own grid, as it is and with its axes turned
     if 4 * (voxels * volumes + own) > available_memory():
@@ -133,12 +139,23 @@ def length_fault(path: Path, shape: Sequence[int], affine: np.ndarray) -> str | 
     return f"{path}: is {longest / 1000:.3g} m long by its header, with voxels of {sizes} mm. Mend its header."
 
 
-def intensity_remarks(path: Path, voxels: np.ndarray, settings: Preprocessing) -> list[str]:
-    """A remark for each channel of which a few voxels would make up most of the standard deviation.
+def scan_remarks(path: Path, voxels: np.ndarray, affine: np.ndarray, settings: Preprocessing) -> list[str]:
+    """What a person should know of a scan before it is preprocessed, a sentence each.
 
     Args:
         voxels: (C, X, Y, Z).
+        affine: (4, 4), from voxel indices to mm.
     """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    remarks = _intensity_remarks(path, voxels, settings)
+    if (spacing * FAR_FINER < settings.spacing).all():
+        own, new = (" × ".join(f"{size:.4g}" for size in each) for each in (spacing, settings.spacing))
+        remarks.append(f"{path}: its voxels of {own} mm become voxels of {new} mm. Is the unit of its header right?")
+    return remarks
+
+
+def _intensity_remarks(path: Path, voxels: np.ndarray, settings: Preprocessing) -> list[str]:
+    """A remark for each channel of which a few voxels would make up most of the standard deviation."""
     if settings.intensity != "zscore":
         return []
     remarks = []

@@ -1,7 +1,8 @@
 """Two folders of masks, predictions and labels, of any program: pairs by name, each scored and measured."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from utils.evaluation.pictures import grey_window, orthogonal, pixels, save_pict
 from utils.evaluation.view import view_file, write_view
 from utils.io.find_scans import is_volume
 from utils.io.geometry import ras_spacing, to_ras
-from utils.io.reader import LABELS, header_file, read_file, read_label
-from utils.io.scan import is_dicom, without_endings
+from utils.io.reader import LABELS, content_faults, header_file, read_file, read_label
+from utils.io.scan import Volume, is_dicom, without_endings
 from utils.io.structures import names_by_class
 from utils.system.errors import InputError
 from utils.system.files import fitting_name
-from utils.system.text import few_names
+from utils.system.text import few_names, printable
 
 PROBABILITIES = "_probabilities"  # how test.py calls what lies beside its masks and is none
 PICTURES = "pictures"
@@ -53,17 +54,20 @@ class Classes:
         ignore: the value of voxels that nobody judged, if there may be some.
         regions: unions of values, which are scored too.
         also_called: further names that structures have in DICOM labels.
+        scored: the values that are scored; None for all that have names.
     """
 
     names: tuple[str, ...]
     ignore: int | None = None
     regions: tuple[Region, ...] = ()
     also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scored: frozenset[int] | None = None
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
         """What is scored, by name, with its values."""
-        return scored_structures(self.names, self.regions)
+        every = scored_structures(self.names, self.regions)
+        return {name: values for name, values in every.items() if self.scored is None or self.scored.issuperset(values)}
 
 
 def find_pairs(
@@ -98,7 +102,7 @@ def find_pairs(
         )
     scans = {} if images is None else volumes_in(images)
     pairs = [
-        MaskPair(without_endings(masks[key].name), masks[key], references[key], _scan_of(masks[key], scans))
+        MaskPair(printable(without_endings(masks[key].name)), masks[key], references[key], _scan_of(masks[key], scans))
         for key in sorted(common)
     ]
     faults = [
@@ -163,18 +167,13 @@ def _scan_of(mask: Path, scans: Mapping[str, Path]) -> Path | None:
     return scans.get(stem, scans.get(f"{stem}{FIRST_CHANNEL}"))
 
 
-def highest_value(pairs: Sequence[MaskPair]) -> int:
-    """The highest value in any mask or label, at least 1.
-
-    Raises:
-        InputError: if a file can't be read, or is no label map.
-    """
-    return max(1, *(int(read_values(path).max()) for pair in pairs for path in (pair.prediction, pair.label)))
-
-
-def read_values(path: Path) -> np.ndarray:
-    """The values of a mask, (X, Y, Z) in int16."""
-    return read_label(path, path, read_file(path), LABELS.max + 1)
+def values_in(paths: Iterable[Path]) -> frozenset[int]:
+    """The values of some masks but for the background's. One that can't be read has none; scoring it tells why."""
+    found: set[int] = set()
+    for path in paths:
+        with suppress(InputError):
+            found.update(np.unique(read_label(path, path, read_file(path), LABELS.max + 1)).tolist())
+    return frozenset(found - {0})
 
 
 def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) -> dict[str, Any]:
@@ -189,13 +188,13 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
         WriteError: if one of these can't be written.
     """
     number = len(classes.names)
-    prediction = read_file(pair.prediction)
+    prediction = _read_sound(pair.prediction)
     mask = read_label(pair.prediction, pair.prediction, prediction, number)
     names = _dicom_names(pair.label, classes)
     label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore, names)
     volume = prediction
     if pair.image is not None:
-        volume = read_file(pair.image)
+        volume = _read_sound(pair.image)
         read_label(pair.prediction, pair.image, volume, number)  # refuses another grid
     organs = measure(mask, volume, classes.structures)
     scores = agreement(mask, label, prediction.spacing, classes.structures, number, nsd_mm, pair.not_annotated)
@@ -220,6 +219,18 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
         "remarks": [*prediction.remarks],
         "organs": organs,
     }
+
+
+def _read_sound(path: Path) -> Volume:
+    """A volume of finite voxels that can be placed in space.
+
+    Raises:
+        InputError: if it is none.
+    """
+    volume = read_file(path)
+    if faults := content_faults(path, volume):
+        raise InputError(faults[0])
+    return volume
 
 
 def _dicom_names(label: Path, classes: Classes) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patches import Patch, Rectangle
@@ -21,6 +21,8 @@ from utils.system.files import atomic_write
 from utils.system.text import one_line
 
 TRANSPARENT = (0.0, 0.0, 0.0, 0.0)
+COLOURED = [number for number in range(20) if number not in (14, 15)]  # of tab20; these two are grey, as scans are
+GOLDEN = 0.618  # of the circle of hues, from one colour to the next
 LONGEST_CAPTION = 48
 LEGEND_ROW = 0.28  # inches
 LETTERS: dict[str, Any] = {"color": "white", "fontsize": 13}  # legible at half the size too
@@ -253,7 +255,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     organs = list(dict.fromkeys(organ for record in validated for organ in record.get("dice", {}).get("organs", {})))
     for number, organ in enumerate(organs):
         values = _numbers(record["dice"]["organs"].get(organ) for record in validated)
-        colour = colormaps["tab20"](number % 20)
+        colour = _colour(number)
         scores.plot(validations, values, marker=".", linewidth=0.8, color=colour, label=caption(organ))
     scores.plot(validations, mean, marker="o", linewidth=2.5, color="black", label="mean")
     if not np.isnan(mean).all():
@@ -326,7 +328,16 @@ def fullest_planes(voxels: np.ndarray) -> list[int]:
 
 def label_colours(labels: Sequence[str]) -> list[Colour]:
     """A colour (red, green, blue, opacity) for each class; the background is transparent."""
-    return [TRANSPARENT, *(colormaps["tab20"](value % 20) for value in range(len(labels) - 1))]
+    return [TRANSPARENT, *map(_colour, range(len(labels) - 1))]
+
+
+def _colour(number: int) -> Colour:
+    """The colours of tab20 but for grey; then others, each far from the one before in hue."""
+    if number < len(COLOURED):
+        return colormaps["tab20"](COLOURED[number])
+    hue, saturation, value = number * GOLDEN % 1, 0.55 + 0.4 * (number % 2), 0.95 - 0.2 * (number % 3)
+    red, green, blue = hsv_to_rgb((hue, saturation, value))
+    return float(red), float(green), float(blue), 1.0
 
 
 def _overlay_style(colours: Sequence[Colour]) -> dict[str, Any]:

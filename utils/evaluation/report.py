@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import nan_mean
 from utils.evaluation.pages import box_plot, data_uri, decimals, label_axis, render, scans_in_words, svg_uri
-from utils.evaluation.tables import NOT_DRAWN
+from utils.evaluation.tables import NOT_DRAWN, volume_text
 from utils.evaluation.view import view_address, write_viewer
 from utils.system.files import write_text
 
@@ -159,7 +159,8 @@ def _distances(record: Mapping[str, Any], usual: Mapping[str, UsualVolume]) -> d
 def _dice_reasons(record: Mapping[str, Any], mean: float) -> list[str]:
     dice = {organ: values["dice"] for organ, values in record["organs"].items() if values.get("dice") is not None}
     if math.isnan(mean):
-        return ["no organ is in the label or the prediction"]
+        drawn = all(values.get("annotated", True) for values in record["organs"].values())
+        return ["no organ is in the label or the prediction" if drawn else "nothing in it was drawn that can be scored"]
     lowest = min(dice, key=lambda organ: dice[organ])
     remark = "" if record["organs"][lowest]["volume_ml"] else " (not found)"
     return [f"mean Dice {mean:.2f}", f"lowest Dice: {lowest} {dice[lowest]:.2f}{remark}"]
@@ -219,7 +220,7 @@ def _summary_row(records: Sequence[Mapping[str, Any]], organ: str, scores: Seque
     return {
         "organ": organ,
         "found": f"{len(volumes)} of {len(records)}",
-        "volume": decimals(float(nan_mean(volumes)), 1),
+        "volume": volume_text(statistics.fmean(volumes)) if volumes else "–",
         "scores": [decimals(_organ_mean(records, organ, score), SCORES[score][1]) for score in scores],
     }
 
@@ -249,7 +250,7 @@ def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> 
     found = values["volume_ml"] > 0
     intensity, box = "–", ["–"] * 3
     if found and values["mean"] is not None:
-        digits = 0 if values["std"] >= 10 else 2
+        digits = 0 if values["std"] >= 10 else 2 if values["std"] >= 0.1 else 5
         intensity = f"{decimals(values['mean'], digits)} ± {decimals(values['std'], digits)}"
     if found:
         corners = zip(*values["bounding_box_mm"], strict=True)
@@ -257,7 +258,7 @@ def _organ_row(organ: str, values: Mapping[str, Any], scores: Sequence[str]) -> 
     return {
         "name": organ,
         "touches_edge": values["touches_edge"],
-        "volume": decimals(values["volume_ml"], 1) if found else "not found",
+        "volume": volume_text(values["volume_ml"]) if found else "not found",
         "intensity": intensity,
         "box": box,
         "scores": [_score_cell(values, score) for score in scores],
@@ -268,6 +269,8 @@ def _score_cell(values: Mapping[str, Any], score: str) -> str:
     if not values.get("annotated", True):
         return NOT_DRAWN
     if values.get(score) is None:
+        if score == "predicted_dice" and values["volume_ml"] > 0:
+            return "–"  # too few scans of the folds tell
         return "undefined" if score == "hd95_mm" and values.get("dice") is not None else "absent"
     return decimals(values[score], SCORES[score][1])
 
@@ -313,4 +316,4 @@ def _volume_in_words(volume: float) -> str:
     """A volume in ml, in litres from one litre on."""
     if volume >= 1000:
         return f"{volume / 1000:.1f} l"
-    return f"{volume:.0f} ml" if volume >= 10 else f"{volume:.1f} ml"
+    return f"{volume:.0f} ml" if volume >= 10 else f"{volume_text(volume) or 0} ml"

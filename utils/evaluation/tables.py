@@ -12,7 +12,7 @@ from utils.evaluation.metrics import FoldScores, Scores, nan_to_none
 from utils.system.files import atomic_write, write_json
 from utils.system.text import one_line
 
-NOT_DRAWN = "not drawn"  # in the place of a score
+NOT_DRAWN, ABSENT = "not drawn", "absent"  # in the place of a score
 FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet computes a cell that begins with one of these
 
 
@@ -24,20 +24,37 @@ def organ_table(scores: Scores) -> str:
     return "\n".join([*rows, f"  {'mean':<{width}}  {_text(scores.mean)}"])
 
 
-def scan_table(scores: Scores) -> str:
-    """One line per scan with its mean and the Dice of each organ, then the means."""
+def scan_table(scores: Scores, found: Sequence[Sequence[bool]] | None = None) -> str:
+    """One line per scan with its mean and the Dice of each organ, then the means.
+
+    Args:
+        found: by scan and organ, whether it was found: then it isn't absent, even if it has no Dice.
+    """
     cells = [list(map(_text, dice)) for dice in scores.dice]
     for scan, organ in scores.not_annotated:
         cells[scan][organ] = NOT_DRAWN
+    for row, organs in zip(cells, found or (), strict=False):
+        row[:] = ["–" if cell == ABSENT and there else cell for cell, there in zip(row, organs, strict=True)]
     rows = [[scan, _text(mean), *row] for scan, mean, row in zip(scores.scans, scores.scan_means, cells, strict=True)]
-    rows.append(["mean", _text(scores.mean), *map(_text, scores.organ_means)])
+    means = ["–" if math.isnan(value) else f"{value:.4f}" for value in (scores.mean, *scores.organ_means)]
+    rows.append(["mean", *means])
     return _table(["scan", "mean", *scores.organs], rows)
 
 
 def volume_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """One line per scan with the volume of each organ in ml."""
-    rows = [[record["scan"], *(f"{one['volume_ml']:.1f}" for one in record["organs"].values())] for record in records]
+    """One line per scan with the volume of each organ in ml; a dash for one that wasn't found."""
+    rows = [
+        [record["scan"], *(volume_text(one["volume_ml"]) or "–" for one in record["organs"].values())]
+        for record in records
+    ]
     return _table(["scan", *records[0]["organs"]], rows)
+
+
+def volume_text(volume: float) -> str:
+    """A volume in ml with a decimal, or with as many as a smaller one needs to be seen; empty for none at all."""
+    if volume == 0:
+        return ""
+    return f"{volume:.1f}" if volume >= 1 else f"{volume:.{1 - math.floor(math.log10(volume))}f}"
 
 
 def fold_table(scores: FoldScores) -> str:
@@ -138,7 +155,7 @@ def _by_organ(scores: Scores | FoldScores, values: Any) -> dict[str, float | Non
 
 
 def _text(value: float) -> str:
-    return "absent" if math.isnan(value) else f"{value:.4f}"
+    return ABSENT if math.isnan(value) else f"{value:.4f}"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

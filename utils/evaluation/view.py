@@ -36,6 +36,8 @@ ENDING = ".scan.js"  # no other file there has it
 MOST_IN_PLANE = 256  # voxels along an axis of a slice: what a third of a screen shows
 MOST_VOXELS = 256**3  # what a browser draws smoothly
 MOST_BYTES = 15_000_000  # of a scan's script
+# organs; NiiVue mixes the colours of more, unless the file says that it holds labels: then it draws them less opaque
+MOST_MIXED = 60
 
 
 def view_file(folder: Path, stem: str) -> Path:
@@ -134,9 +136,10 @@ def _reduced(
     low, high = window
     step = (high - low) / 255 or 1.0
     grey = np.rint((np.clip(_means(image, factors), low, high) - low) / step).astype(np.uint8)
-    volumes = {name: _nifti(numbers[mask], grid) for name, mask in small.items()}
+    many = len(found) > MOST_MIXED
+    volumes = {name: _nifti(numbers[mask], grid, as_labels=many) for name, mask in small.items()}
     return {
-        "image": _nifti(grey, grid, step, low),
+        "image": _nifti(grey, grid, slope=step, intercept=low),
         "window": [low, high],
         "prediction": None,
         "label": None,
@@ -178,13 +181,18 @@ def _from_blocks(factors: Sequence[int]) -> np.ndarray:
     return affine
 
 
-def _nifti(voxels: np.ndarray, affine: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> str:
+def _nifti(
+    voxels: np.ndarray, affine: np.ndarray, as_labels: bool = False, slope: float = 1.0, intercept: float = 0.0
+) -> str:
     """A packed NIfTI file in base64."""
     header = nib.Nifti1Header()
     header.set_data_shape(voxels.shape)
     header.set_data_dtype(voxels.dtype)
     header.set_sform(affine, 1)
+    header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))  # which tell NiiVue how long the axes are
     header.set_xyzt_units("mm")
+    if as_labels:
+        header.set_intent("label")
     header.set_slope_inter(slope, intercept)
     file = io.BytesIO()
     header.write_to(file)
@@ -207,7 +215,11 @@ def write_viewer(folder: Path, views: Mapping[str, Path]) -> None:
     for name, source in files.items():
         write_bytes(folder / FOLDER / name, source.read_bytes())
     scans = [
-        {"name": one_line(scan), "hash": view_address(scan).partition("#")[2], "script": f"{FOLDER}/{quote(path.name)}"}
+        {
+            "name": one_line(scan),
+            "hash": view_address(scan).partition("#")[2],
+            "script": f"{FOLDER}/{quote(path.name, errors='surrogateescape')}",
+        }
         for scan, path in views.items()
     ]
     version = re.search(r"NiiVue\]\(\S+\) (\S+)", (NIIVUE / "README.md").read_text(encoding="utf-8"))

@@ -69,7 +69,7 @@ class CompiledNetwork(nn.Module):
 
     def _logits(self, window: Tensor) -> Tensor:
         if self.ends is None:
-            logits = torch.empty(self.shape)
+            logits = torch.empty(self.shape, dtype=torch.float32)
             self._infer([window], logits)
             return logits
         assert self.features is not None
@@ -279,12 +279,13 @@ def _compile(
     with torch.inference_mode():
         expected = network(window)
         inputs = [window] if ends is None else ends.inputs(window)
-        with warnings.catch_warnings(action="ignore"):  # torch warns that tracing is old and fixes shapes
-            traced = torch.jit.trace(network if ends is None else BetweenEnds(network, ends), inputs, check_trace=False)
         try:
+            with warnings.catch_warnings(action="ignore"):  # torch warns that tracing is old and fixes shapes
+                inner = network if ends is None else BetweenEnds(network, ends)
+                traced = torch.jit.trace(inner, inputs, check_trace=False)
             compiled = CompiledNetwork(_compile_trace(traced, inputs, precision), ends)
             logits = compiled(window)
-        except (ImportError, RuntimeError) as error:
+        except Exception as error:  # what a network of one's own has that can't be traced, or OpenVINO doesn't know
             raise UnfitError(
                 f"OpenVINO can't compile the network ({first_line(error)})", "Give `engine` torch"
             ) from error

@@ -116,7 +116,8 @@ class Predictor:
         """Predict a scan: (1, C, D, H, W) -> class probabilities (classes, D, H, W).
 
         Args:
-            progress: called with a number of windows when they are done; skipped ones come first in each pass.
+            progress: called with a number of windows when they are done; skipped ones come first in each pass. If a
+                GPU runs out of memory, the number of all that were done comes with a minus.
             certainty: gets the probabilities of each network.
 
         Raises:
@@ -133,13 +134,22 @@ class Predictor:
             if certainty is not None:
                 certainty.add(probabilities[:, *inner])
 
+        done = 0
+
+        def count(windows: int) -> None:
+            nonlocal done
+            done += windows
+            if progress is not None:
+                progress(windows)
+
         while True:
             try:
                 if certainty is not None:
                     certainty.clear()
-                return self._averaged(ensemble, padded.to(self.stitching), progress or _no_progress, add)[:, *inner]
+                return self._averaged(ensemble, padded.to(self.stitching), count, add)[:, *inner]
             except torch.OutOfMemoryError as error:
                 self._use_less_memory(error)
+                count(-done)  # they are done again
 
     def _averaged(
         self,
@@ -229,10 +239,6 @@ def _class_major(volume: Tensor) -> Tensor:
     classes, depth, height, width = volume.shape
     # (classes, D, H, W) -> (D, H, W, classes) -> (D, classes, H, W) of other strides -> (classes, D, H, W)
     return volume.movedim(0, -1).view(depth, classes, height, width).transpose(0, 1)
-
-
-def _no_progress(_: int) -> None:
-    """No-op progress callback."""
 
 
 def _with_rim(window: Window) -> Window:

@@ -40,6 +40,9 @@ def affine_faults(path: Path, affine: np.ndarray) -> list[str]:
             f"{path}: its affine can't place voxels in space: a voxel size is 0 or missing, or a number is beyond "
             f"{FARTHEST_MM:g}. Mend its header."
         ]
+    if not np.allclose(affine[3], (0, 0, 0, 1)):
+        row = ", ".join(f"{number:g}" for number in affine[3])
+        return [f"{path}: its affine ends with the row {row} instead of 0, 0, 0, 1. Is it transposed?"]
     return []
 
 

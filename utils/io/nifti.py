@@ -134,6 +134,10 @@ def volume_from_nibabel(image: Any, source: Path) -> Volume:
         voxels = np.asanyarray(image.dataobj)  # nibabel may read the file only now
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{source}: can't be read ({first_line(error)}). Copy it again.") from error
+    if image.affine is None:
+        raise InputError(f"{source}: has no affine, which says how large its voxels are and how it lies. Give it one.")
+    if isinstance(image.header, nib.AnalyzeHeader) and not isinstance(image.header, nib.Nifti1Header):
+        raise InputError(f"{source}: is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI.")
     if not isinstance(image.header, nib.Nifti1Header):
         return volume_from_array(source, voxels, image.affine)
     return _placed(source, image, voxels, np.abs(np.asarray(image.header["pixdim"][1:4], float)))

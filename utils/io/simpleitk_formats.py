@@ -9,7 +9,7 @@ import numpy as np
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.reader_process import ask_itk_kind, ask_itk_volume
 from utils.io.scan import BEST_DEFLATE, Volume, is_dicom, memory_error, stream_error, volume_from_array
-from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, unpacked_size
+from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, stream_sizes
 from utils.system.errors import InputError
 from utils.system.files import open_regular, require_regular
 
@@ -24,7 +24,8 @@ NAMES_OTHERS = {
 META_PACKED = re.compile(rb"^CompressedData *= *True", re.MULTILINE)
 META_PACKED_SIZE = re.compile(rb"^CompressedDataSize *= *(\d{1,18})", re.MULTILINE)
 META_TEXT = re.compile(rb"^BinaryData *= *False", re.MULTILINE)
-# a header tells how its axes lie by one of these
+# a header tells the size of voxels, and how its axes lie, by one of these
+SIZED = re.compile(rb"^(spacings:|space directions:|ElementSpacing|ElementSize)", re.MULTILINE)
 ORIENTED = re.compile(rb"^(space directions:|TransformMatrix|Rotation|Orientation)", re.MULTILINE)
 NRRD_UNITS = re.compile(rb"^space units:.*$", re.MULTILINE)
 META_UNIT = re.compile(rb"^DistanceUnits *= *(\S+)", re.MULTILINE)
@@ -102,6 +103,8 @@ def read_with_simpleitk(path: Path) -> Volume:
     affine[:3] *= _millimetres(text)
     voxels = np.moveaxis(array, (0, 2), (2, 0))  # (Z, Y, X[, C]) -> (X, Y, Z[, C])
     volume = volume_from_array(path, voxels, LPS_TO_RAS @ affine)
+    if files is not None and not SIZED.search(text):
+        volume.remarks.append(f"{path}: its header gives no voxel size, and 1 mm is taken.")
     if not ORIENTED.search(text):
         volume.remarks.append(f"{path}: its header doesn't tell how it lies, so that left and right are a guess.")
     return volume
@@ -188,7 +191,15 @@ def _require_meta_data(path: Path, files: VoxelFiles, needed: int) -> None:
             f"{path}: is cut off or damaged ({found} of {least} bytes of its voxels are there). Copy it again."
         )
     if packed:
-        _require_stream(path, data, files.start, needed)
+        stream = _require_stream(path, data, files.start, needed)
+        stated = int(packed_size[1]) if packed_size else 0
+        # ITK unpacks as many bytes as are stated, and makes up the other voxels; but for a file of its own
+        # the size may be missing
+        if stated < stream and (stated > 0 or not files.files):
+            raise InputError(
+                f"{path}: doesn't state the size of its packed voxels rightly (CompressedDataSize = {stated}, and they "
+                f"are {stream} bytes). Convert it again."
+            )
 
 
 def _require_nrrd_data(path: Path, files: VoxelFiles, needed: int) -> None:
@@ -201,10 +212,11 @@ def _require_nrrd_data(path: Path, files: VoxelFiles, needed: int) -> None:
         _require_stream(path, files.files[0] if files.files else path, files.start, needed)
 
 
-def _require_stream(path: Path, data: Path, start: int, needed: int) -> None:
-    found = unpacked_size(data, start, needed)
+def _require_stream(path: Path, data: Path, start: int, needed: int) -> int:
+    found, packed = stream_sizes(data, start, needed)
     if found != needed:
         raise stream_error(path, found, needed)
+    return packed
 
 
 def _itk_reason(text: str) -> str:

@@ -96,28 +96,30 @@ def require_below(path: Path, file: Path) -> None:
         ) from error
 
 
-def unpacked_size(path: Path, start: int, most: int) -> int:
-    """How many bytes a gzip or zlib stream holds, counted up to one more than ``most`` without keeping them.
+def stream_sizes(path: Path, start: int, most: int) -> tuple[int, int]:
+    """How many bytes a gzip or zlib stream holds, and how many it has in the file; neither is kept.
 
     Args:
         start: where in the file it begins.
+        most: bytes that it should hold; counting stops at more.
 
     Raises:
         EOFError, zlib.error: if it is cut off or damaged.
     """
-    size = 0
+    size = packed_size = 0
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, as its first bytes tell
     with open_regular(path) as file:
         file.seek(start)
-        while (packed := file.read(1 << 16)) and not unpacker.eof:
+        while not unpacker.eof and (packed := file.read(1 << 16)):
+            packed_size += len(packed)
             while packed and size <= most and not unpacker.eof:
                 size += len(unpacker.decompress(packed, 1 << 20))
                 packed = unpacker.unconsumed_tail
             if size > most:
-                return size
+                return size, packed_size
     if not unpacker.eof:
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-    return size
+    return size, packed_size - len(unpacker.unused_data)
 
 
 def _head(path: Path) -> bytes:

@@ -6,7 +6,7 @@ and everything the results were made with.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from networks.registry import OF_THE_WINDOW
 from utils.io.reader import scan_files
 from utils.io.scan import Scan
-from utils.segmentation.job import SegmentationJob
+from utils.segmentation.job import RECORDS, SegmentationJob
 from utils.system.errors import InputError
 from utils.system.files import LONGEST_NAME, content_hash, file_state, read_json, remove, write_json
 from utils.system.typed import STRICT
@@ -51,6 +51,7 @@ class _Organ(TypedDict):
 @with_config(STRICT)
 class _MadeWith(TypedDict):
     network: Annotated[list[Any], Len(2, 2)]
+    files: NotRequired[list[Annotated[list[Any], Len(1, 3)]]]
     one_file_per_organ: NotRequired[bool]
     save_probabilities: NotRequired[bool]
     rtstruct: NotRequired[bool]
@@ -81,7 +82,7 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     if not all(path.is_file() and not path.is_symlink() for path in needed):
         return None
     record = read_record(job.record_file(scan.name))
-    if record is None or record["source"] != source_of(scan) or record["scan"] != scan.name:
+    if record is None or not _is_of(record, scan) or record["scan"] != scan.name:
         return None
     if list(record["organs"]) != list(job.structures) or not _has_scores(record, job):
         return None
@@ -112,8 +113,9 @@ def require_replaceable(scan: Scan, job: SegmentationJob) -> None:
     if not mask.exists():
         return
     record = read_record(job.record_file(scan.name))
-    if record is not None and record["source"] != source_of(scan):
-        what = f"is the mask of {record['source']}, and would be replaced by that of {source_of(scan)}"
+    if record is not None and not _is_of(record, scan):
+        other = source_of(scan) if record["source"] != source_of(scan) else "another series in it"
+        what = f"is the mask of {record['source']}, and would be replaced by that of {other}"
     elif record is not None and was_changed(mask, record):
         what = f"{CHANGED}, and would be replaced"
     elif not job.record_file(scan.name).exists():
@@ -141,6 +143,40 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def source_of(scan: Scan) -> str:
     """Where a scan comes from: its first file, or the folder of its series."""
     return os.path.realpath(scan.path)
+
+
+def named_as_before(scans: Sequence[Scan], job: SegmentationJob) -> list[Scan]:
+    """The scans under the names that they have in the output folder already; a new one gets none of these.
+
+    A scan's name depends on what else is in its folder, and so may become another one when scans are added.
+    """
+    known: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((job.folder / RECORDS).glob("*.json")):
+        record = read_record(path)
+        if record is not None and job.record_file(record["scan"]) == path:
+            known.setdefault(record["source"], []).append(record)
+    names: dict[Scan, str] = {}
+    for scan in scans:
+        of_it = next((record["scan"] for record in known.get(source_of(scan), ()) if _is_of(record, scan)), None)
+        if of_it is not None and of_it not in names.values():
+            names[scan] = of_it
+    taken = set(names.values())
+    for scan in scans:
+        name, number = names.get(scan, scan.name), 1
+        while scan not in names and name in taken:
+            number += 1
+            name = f"{scan.name}_{number}"
+        taken.add(name)
+        names[scan] = name
+    return [replace(scan, name=names[scan]) for scan in scans]
+
+
+def _is_of(record: Mapping[str, Any], scan: Scan) -> bool:
+    """Whether a record is that of a scan. Several series may lie in one folder, and have different files there."""
+    if record["source"] != source_of(scan):
+        return False
+    recorded = {os.path.basename(name) for name, *_ in record["made_with"].get("files", [])}
+    return not scan.is_series or not recorded or bool(recorded & {file.name for file in scan_files(scan)})
 
 
 def start_record(scan: Scan, job: SegmentationJob) -> None:

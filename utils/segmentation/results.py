@@ -29,7 +29,6 @@ def claim_results(job: SegmentationJob) -> None:
 
     Raises:
         InputError: if it isn't writable, or another program has locked it.
-        WriteError: if the log of an earlier launch can't be removed.
     """
     writable_folder(job.folder, "`output_dir`")
     for inner in (job.folder / RECORDS, job.folder / VIEWS):
@@ -44,7 +43,6 @@ def claim_results(job: SegmentationJob) -> None:
         records,
         f"`output_dir` {job.folder}: another program is writing there. Wait for its end, or give another folder.",
     )
-    remove(job.error_log)
 
 
 def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: Process) -> None:
@@ -71,7 +69,9 @@ def write_results(outcome: Outcome, job: SegmentationJob, engine: str, process: 
         process.say(f"volumes in ml\n{volume_table(unlabelled)}")
         predictions = predictions_of(unlabelled, tuple(job.structures))
         if predictions is not None:
-            process.say(f"predicted Dice, by what the folds of a cross-validation showed\n{scan_table(predictions)}")
+            found = [[one["volume_ml"] > 0 for one in record["organs"].values()] for record in unlabelled]
+            table = scan_table(predictions, found)
+            process.say(f"predicted Dice, by what the folds of a cross-validation showed\n{table}")
     process.say(f"{job.folder} holds {', '.join(written[:-1])} and {written[-1]}")
 
 

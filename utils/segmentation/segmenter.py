@@ -1,6 +1,7 @@
 """Trained networks for other programs: an object that segments arrays, images and files."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from utils.checkpoints.load import LoadSettings, load_ensemble
 from utils.checkpoints.postprocessing import Postprocessing, common
 from utils.checkpoints.read import PATH_FLAGS
 from utils.data.data_list import unlisted
-from utils.data.preprocessing import OnNetworkGrid, intensity_remarks
+from utils.data.preprocessing import OnNetworkGrid, scan_remarks
 from utils.data.regions import scored_structures
 from utils.distributed.launch import choose_device
 from utils.distributed.process import Process
@@ -33,7 +34,7 @@ from utils.io.reader import content_faults, read_scan
 from utils.io.scan import Volume, volume_from_array
 from utils.segmentation.masks import label_rgb, mask_image
 from utils.segmentation.volumes import make_mask, on_network_grid, predict_probabilities
-from utils.system.errors import InputError, size_text
+from utils.system.errors import InputError, first_line, is_out_of_memory, no_memory, size_text
 
 GIVEN = Path("the scan")  # what messages call one that is from no file
 Progress = Callable[[int, int], object]  # windows that are done, and all
@@ -186,17 +187,17 @@ class Segmenter:
             affine: of an array: (4, 4), from voxel indices to mm; x runs to the Right, y to Anterior, z to Superior.
             probabilities: whether to give these too.
             measurements: whether to measure the organs.
-            progress: called with the number of windows that are done, and of all.
+            progress: called with the number of windows that are done, and of all. If a GPU has no memory for them, they
+                are done again, and the number falls.
             name: what errors and remarks call the scan, in the place of its path.
 
         Raises:
             InputError: if the scan can't be used.
         """
-        place = str(scan) if isinstance(scan, str | os.PathLike) else str(GIVEN)
-        with _spelled({} if name is None else {place: name}):
+        place = str(Path(scan)) if isinstance(scan, str | os.PathLike) else str(GIVEN)
+        with _spelled({}, place, name):
             found = self._segmented(self._read(scan, affine), probabilities, measurements, progress)
-        if name is not None:
-            found.remarks[:] = [remark.replace(place, name) for remark in found.remarks]
+        found.remarks[:] = [_renamed(remark, place, name) for remark in found.remarks]
         return found
 
     def batch(
@@ -210,7 +211,7 @@ class Segmenter:
         Raises:
             InputError: at the first scan that can't be used.
         """
-        if isinstance(scans, str | os.PathLike | np.ndarray):
+        if isinstance(scans, str | os.PathLike | np.ndarray | nib.spatialimages.SpatialImage):
             raise InputError(f"`scans`: is one {type(scans).__name__}. Give a list of scans.")
         return self._batch(scans, probabilities, measurements)
 
@@ -261,7 +262,7 @@ class Segmenter:
             )
         volumes = self._ensemble.volumes(self.in_channels, len(self._output.names(self._names)))
         grid = on_network_grid(source, volume, None, self._settings, volumes)
-        volume.remarks.extend(intensity_remarks(source, volume.voxels, self._settings))
+        volume.remarks.extend(scan_remarks(source, volume.voxels, volume.affine, self._settings))
         return _Read(source, scan, volume, grid)
 
     def _segmented(self, read: _Read, probabilities: bool, measurements: bool, progress: Progress | None) -> Segmented:
@@ -279,16 +280,19 @@ class Segmenter:
             found, _ = predict_probabilities(
                 read.source, grid.image, self._ensemble, self._predictor, self._structures, count
             )
-        mask = make_mask(found, grid, volume, self._output, self._postprocessing, ())
         on_scan = None
-        if probabilities:
-            on_scan = np.stack(
-                [
-                    class_on_scan_grid(one, grid.affine, volume.affine, volume.shape, self._output.outside(number))
-                    for number, one in enumerate(found)
-                ]
-            )
-        measured = measure(mask, volume, self._structures) if measurements else None
+        try:
+            mask = make_mask(found, grid, volume, self._output, self._postprocessing, ())
+            if probabilities:
+                on_scan = np.empty((len(found), *volume.shape), np.float32)
+                for number, one in enumerate(found):
+                    outside = self._output.outside(number)
+                    on_scan[number] = class_on_scan_grid(one, grid.affine, volume.affine, volume.shape, outside)
+            measured = measure(mask, volume, self._structures) if measurements else None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(no_memory(read.source)) from error
         image: Any = mask
         if hasattr(read.given, "GetDirection"):
             image = _itk_mask(mask, read.given)
@@ -300,6 +304,10 @@ class Segmenter:
 def _volume_of_array(voxels: np.ndarray, affine: np.ndarray | None) -> Volume:
     if affine is None:
         raise InputError("`affine`: an array needs one, (4, 4), from voxel indices to mm.")
+    try:
+        affine = np.array(affine, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`affine`: isn't made of numbers ({first_line(error)}). Give (4, 4).") from error
     if np.shape(affine) != (4, 4):
         raise InputError(f"`affine`: must be (4, 4), not {size_text(np.shape(affine)) or 'a number'}.")
     if voxels.ndim not in (3, 4) or voxels.size == 0:
@@ -331,16 +339,28 @@ def _itk_mask(mask: np.ndarray, scan: Any) -> Any:
 
 
 @contextmanager
-def _spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Put a caller's words into errors, in the place of those of the command line or of a path."""
+def _spelled(names: Mapping[str, str], place: str = "", called: str | None = None) -> Iterator[None]:
+    """Put a caller's words into errors, in the place of those of the command line.
+
+    Args:
+        place: the path of a scan, which becomes ``called`` unless that is None.
+    """
     try:
         yield
     except InputError as error:
         text = str(error).replace("`input` ", "").replace("`input`", "its path")
         text = text.replace("that the flags describe", "that was asked for")
-        for word, name in names.items():
+        for word, name in {"`noamp`": "`amp` False", **names}.items():
             text = text.replace(word, name)
-        raise InputError(text) from error
+        raise InputError(_renamed(text, place, called)) from error
+
+
+def _renamed(text: str, place: str, called: str | None) -> str:
+    """A message in which a path is called otherwise, where it stands alone or before what lies in it."""
+    if called is None:
+        return text
+    before = r"(?<![\w./-])" if os.sep in place else "^"  # further on, a name without folders may be a mere word
+    return re.sub(rf"{before}{re.escape(place)}(?=[:,/ ]|$)", lambda _: called, text)
 
 
 def _silent(_: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from utils.checkpoints.postprocessing import predicted_dice
-from utils.data.preprocessing import OnNetworkGrid, intensity_remarks
+from utils.data.preprocessing import OnNetworkGrid, scan_remarks
 from utils.distributed.process import Process
 from utils.evaluation.measurements import agreement, measure
 from utils.evaluation.metrics import dice_per_structure, nan_mean, nan_to_none
@@ -27,7 +27,7 @@ from utils.io.scan import Scan, Volume
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.masks import label_rgb, write_mask, write_probabilities
 from utils.segmentation.records import provenance, source_of, start_record
-from utils.segmentation.volumes import make_mask, on_network_grid, predict_probabilities
+from utils.segmentation.volumes import make_mask, on_network_grid, postprocess, predict_probabilities
 from utils.system.errors import InputError
 from utils.system.files import content_hash, make_folder, write_json
 
@@ -84,7 +84,7 @@ def prepare(scan: Scan, job: SegmentationJob, ensemble: Ensemble) -> PreparedSca
     source = scan.image[0]
     volumes = ensemble.volumes(job.in_channels, len(job.output.names(job.labels)))
     preprocessed = on_network_grid(source, volume, label, job.preprocessing, volumes)
-    volume.remarks.extend(intensity_remarks(source, volume.voxels, job.preprocessing))
+    volume.remarks.extend(scan_remarks(source, volume.voxels, volume.affine, job.preprocessing))
     return PreparedScan(scan, made_with, volume, label, preprocessed)
 
 
@@ -132,6 +132,7 @@ def segment(
     dice = None
     if preprocessed.label is not None:
         prediction, structures = job.output.label_map(probabilities), job.structures.values()
+        postprocess(prediction.numpy(), job.postprocessing)
         classes = len(job.labels)
         dice = dice_per_structure(prediction, preprocessed.label, structures, classes, scan.not_annotated).numpy()
     return SegmentedScan(prepared, mask, dice, certainty, seconds)

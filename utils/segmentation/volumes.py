@@ -94,8 +94,13 @@ def make_mask(
         left_out: labels that become background.
     """
     mask = to_scan_grid(probabilities, grid.affine, volume.affine, volume.shape, output)
-    for label in postprocessing.largest_component:
-        keep_largest_component(mask, label)
+    postprocess(mask, postprocessing)
     for label in left_out:
         mask[mask == label] = 0
     return mask
+
+
+def postprocess(mask: np.ndarray, postprocessing: Postprocessing) -> None:
+    """Change a mask (three axes, on either grid) in place as the folds or flags say."""
+    for label in postprocessing.largest_component:
+        keep_largest_component(mask, label)

@@ -80,12 +80,21 @@ def parse_json(text: str) -> Any:
     """The content of a JSON text.
 
     Raises:
-        ValueError: if it isn't JSON, or nested deeper than Python can follow.
+        ValueError: if it isn't JSON, names something twice, or is nested deeper than Python can follow.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError("its lists are nested too deep") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Python would take the last of two values of one name, and tell nobody."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in found if names.count(name) > 1)!r} twice")
+    return found
 
 
 @contextmanager
@@ -102,6 +111,8 @@ def atomic_write(path: Path, previous: Path | None = None, *, shared: bool = Fal
         WriteError: if the disk is full or refuses for another reason; ``path`` and ``previous`` stay as they were.
     """
     temporary = _unfinished(path, secrets.token_hex(4) if shared else "")
+    if path.is_char_device() or path.is_block_device():  # root could replace /dev/null
+        raise WriteError(f"{path}: is a device, and would be replaced by a file")
     try:
         # made anew: a link of that name, wherever it points, is removed and not followed
         temporary.unlink(missing_ok=True)
