@@ -320,11 +320,10 @@ def test_a_tilde_is_the_users_home_also_behind_an_equals_sign(monkeypatch: pytes
 
 
 def test_a_flag_that_takes_several_may_be_given_several_times() -> None:
-    weights = ["--pretrained_model_name", "x.pt", "--pretrained_model_name", "y.pt"]
-    args = parse_test(["--input", "a", "--input", "b", "c", "--output_dir", "o", *weights])
+    args = parse_test(["--input", "a", "--input", "b", "c", "--output_dir", "o"])
     assert args.input == ["a", "b", "c"]
-    assert args.pretrained_model_name == ["x.pt", "y.pt"]
-    assert parse_test([]).pretrained_model_name == ["UNETR_model_best_acc.pth"]
+    weights = ["--pretrained_model_name", "x.pt", "--pretrained_model_name", "y.pt"]
+    assert parse_test(weights).pretrained_model_name == ["y.pt"]  # as for main.py, where it is one file
     assert parse_crossval(["--folds", "0", "--folds", "2"])[0].folds == [0, 2]
 
 

@@ -533,7 +533,6 @@ def test_parser(architecture: Architecture | None) -> Parser:
     weights.add_argument(
         "--pretrained_model_name",
         nargs="+",
-        action=Extend,
         default=[WEIGHTS_FILE],
         metavar="FILE",
         help="their files, or patterns such as 'fold*.pt', whose probabilities are averaged",

@@ -38,7 +38,10 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Extend(argparse.Action):
-    """Values of a flag that takes several are added to those that it was given before, in place of its default."""
+    """Values of a flag that takes several are added to those that it was given before.
+
+    Elsewhere the last ones count, so that a command line can change what a file of flags says.
+    """
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         """Add the values."""
