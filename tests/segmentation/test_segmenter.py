@@ -306,6 +306,11 @@ PROGRAM = """
 import sys, torch
 segmenter = torch.hub.load(sys.argv[1], "segmenter", weights=sys.argv[2], device="cpu", source="local")
 print(int(segmenter(sys.argv[3]).array.max()))
+torch.hub.load(sys.argv[1], "segmenter", weights=sys.argv[2], device="cpu", source="local")
+try:
+    segmenter("bad.nrrd")
+except ValueError as error:
+    print(error)
 network = torch.hub.load(sys.argv[1], "unetr", source="local", img_size=32, hidden_size=12, mlp_dim=12, num_heads=2)
 print(tuple(network(torch.zeros(1, 1, 32, 32, 32)).shape))
 import utils
@@ -319,11 +324,14 @@ def test_torch_hub_from_another_folder_beside_a_package_called_utils(
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "__init__.py").write_text("MINE = 'theirs'\n")
     (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "bad.nrrd").write_text("NRRD0004\ntype: short\n\n")
     command = [sys.executable, "program.py", str(REPOSITORY), str(trained / "model.pt"), str(scan_of(phantoms))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     largest = int(segmenter(scan_of(phantoms)).array.max())
-    assert done.stdout.splitlines()[-3:] == [str(largest), "(1, 14, 32, 32, 32)", "theirs"]
+    first, fault, shape, theirs = done.stdout.splitlines()[-4:]
+    assert (first, shape, theirs) == (str(largest), "(1, 14, 32, 32, 32)", "theirs")
+    assert fault.count("can't be read") == 1  # by the first Segmenter, after a second one was loaded
 
 
 def test_what_is_imported_in_functions_is_known_to_hubconf() -> None:
