@@ -24,7 +24,7 @@ from utils.checkpoints.progress import Progress
 from utils.checkpoints.resume import learner_state
 from utils.distributed.process import Process
 from utils.evaluation.validation import Validation
-from utils.system.errors import LostError, Stopped, TrainingError
+from utils.system.errors import LostError, Stopped, TrainingError, is_out_of_memory
 from utils.training.losses import Loss
 from utils.training.run_folder import RunFolder
 
@@ -165,12 +165,6 @@ def run_training(run: Run, progress: Progress) -> None:
             while progress.epoch < plan.epochs:
                 process.stop_together_if_requested()
                 run_epoch(run, progress)
-    except torch.OutOfMemoryError:
-        advice = (
-            "Give a smaller `batch_size` (with `accumulate`) or `crops_per_scan`, `activation_checkpointing`, or "
-            "`nocuda_graph`."
-        )
-        raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     except TrainingError as error:
         raise TrainingError(f"{error} {_last_good(run)} Try a lower `optim_lr`, or `noamp`.") from None
     except LostError as error:
@@ -191,6 +185,14 @@ def run_training(run: Run, progress: Progress) -> None:
             text += "that could not be saved, and `resume` will go on from the checkpoint before"
         process.barrier()
         raise Stopped(stopped.number, text if process.is_main else "") from None
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
+            raise
+        advice = (
+            "Give a smaller `batch_size` (with `accumulate`) or `crops_per_scan`, `activation_checkpointing`, or "
+            "`nocuda_graph`."
+        )
+        raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     if folder is not None:
         folder.require_saved()
 

@@ -81,9 +81,29 @@ def last_change(state: Path) -> int:
     return int(text)
 
 
+def require_same_archive(orthanc: Orthanc, last: int, state: Path) -> None:
+    """Check that an address is Orthanc's, and has the change that was handled last.
+
+    Raises:
+        InputError: if it isn't, or hasn't.
+    """
+    try:
+        newest = int(json.loads(orthanc.get("/changes?last"))["Last"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{orthanc.address}: isn't the address of Orthanc's REST API. Give another.") from error
+    except (OSError, http.client.HTTPException):
+        return  # not there yet; it is tried again
+    if newest < last:
+        raise InputError(
+            f"--state {state}: has change {last}, and {orthanc.address} has {newest} changes: it is of another "
+            "archive. Remove it to begin anew, or give another."
+        )
+
+
 def follow(orthanc: Orthanc, segmenter: Segmenter, modality: str, state: Path) -> None:
     """Segment series after series, as they are complete."""
     last = last_change(state)
+    require_same_archive(orthanc, last, state)
     while True:
         try:
             answer: dict[str, Any] = json.loads(orthanc.get(f"/changes?since={last}&limit=100"))
@@ -109,7 +129,7 @@ def handle(orthanc: Orthanc, series: str, segmenter: Segmenter, modality: str) -
         tags = json.loads(orthanc.get(f"/series/{series}"))["MainDicomTags"]
         if tags.get("Modality") == modality:
             print(f"{tags['SeriesInstanceUID']}: {segment_series(orthanc, series, segmenter)}", flush=True)
-    except (InputError, WriteError, zipfile.BadZipFile) as error:
+    except (InputError, zipfile.BadZipFile) as error:  # a full disk ends the program, and is no fault of a series
         print(f"error: series {series}: {error}", file=sys.stderr, flush=True)
     except urllib.error.HTTPError as error:
         if error.code == 401 or error.code >= 500:

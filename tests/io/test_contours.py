@@ -113,6 +113,20 @@ def test_contours_between_the_slices() -> None:
     assert in_slices(filled(disk(3.2, 2.1))[0]).index(True) == 2
 
 
+@pytest.mark.parametrize("step", [0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.8])
+def test_contours_of_a_finer_scan_fill_each_slice(step: float) -> None:
+    mask, _ = filled(*(disk(3.2, step * number) for number in range(round(8 / step) + 1)))
+    expected = filled(disk(3.2, 4))[0][..., 4].sum()
+    assert mask.sum((0, 1)).tolist() == [expected] * 9
+
+
+def test_a_copy_of_a_contour_is_no_hole() -> None:
+    whole = filled(box(1.5, 6.5, 3))[0]
+    first = box(1.5, 6.5, 3)
+    for copy in (np.vstack([first, first[:1]]), np.roll(first, 2, axis=0), first[::-1], first + 0.002):
+        np.testing.assert_array_equal(filled(first, copy)[0], whole)
+
+
 def test_contours_along_other_planes_of_the_grid() -> None:
     mask = np.zeros(SHAPE, bool)
     mask[3:8, 5:12, 2:6] = True

@@ -149,6 +149,23 @@ def fault(path: Path, volume: Volume) -> str:
     return str(caught.value)
 
 
+def test_a_segmentation_of_thicker_slices_is_none_of_this_scan(tmp_path: Path) -> None:
+    """Made on slices of 7.5 mm, of which every one lies on a slice of the scan's 2.5 mm."""
+    _, volume = scan(tmp_path)
+    thick = write_series(tmp_path / "thick", phantom((14, 12, 3)), AXIAL @ np.diag([1.0, 1, 3, 1]))
+    for one in thick:
+        one.FrameOfReferenceUID = volume.datasets[0].FrameOfReferenceUID
+    write_seg(tmp_path / "seg.dcm", thick, {"liver": np.ones((14, 12, 3), bool)}, "BINARY")
+    assert re.search(r"has other pixels or slices than its scan \(of [\d.]+ mm\)", fault(tmp_path / "seg.dcm", volume))
+
+
+def test_names_with_a_backslash(tmp_path: Path) -> None:
+    series, volume = scan(tmp_path)
+    write_rtstruct(tmp_path / "rt.dcm", series, {"PTV\\60": outlines(blobs() == 1, AXIAL)})
+    mask = read_label(tmp_path / "rt.dcm", tmp_path / "ct", volume, 2, structures=((), ("PTV\\60",)))
+    np.testing.assert_array_equal(mask, blobs() == 1)
+
+
 def test_labels_of_other_scans(tmp_path: Path) -> None:
     _, volume = scan(tmp_path)
     other, _ = scan(tmp_path / "other")

@@ -351,6 +351,20 @@ def test_slices_without_the_preamble_are_one_fault(tmp_path: Path, implicit: boo
     assert (result.scans, result.remarks) == ([], [])
 
 
+def test_voxels_beside_a_header_are_no_dicom(tmp_path: Path) -> None:
+    voxels = np.zeros((5, 6, 7), np.uint8)
+    voxels.ravel()[0] = 2  # as the first element of a DICOM file without its preamble
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "lab.mhd"))
+    result = find_scans([str(tmp_path)], 1)
+    assert [scan.name for scan in result.scans] == ["lab"]
+    assert result.faults == {}
+
+
+def test_a_path_that_the_system_refuses_is_a_fault() -> None:
+    (fault,) = find_scans(["x" * 300], 1).faults.values()
+    assert "x" * 300 in fault
+
+
 def test_what_many_folders_have_in_common_is_said_once(tmp_path: Path) -> None:
     for number in range(5):
         write_series(tmp_path / "study" / str(number), phantom((4, 4, 1)), AXIAL, ImageType=["ORIGINAL", "LOCALIZER"])

@@ -191,11 +191,24 @@ def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
     assert not Path("runs/bad/model_final.pt").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),  # of a CPU
+        MemoryError(),
+    ],
+)
 def test_a_device_that_is_out_of_memory_is_one_line(
-    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_main: Run,
+    phantoms: Path,
+    in_tmp: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        raise error
 
     monkeypatch.setattr(Learner, "loss", full)
     argv = [f"--data_dir={phantoms}", "--logdir=full", "--workers=0", "--max_epochs=2", *TINY]

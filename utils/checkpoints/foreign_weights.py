@@ -15,7 +15,7 @@ from utils.system.errors import DamagedError, InputError, size_text
 from utils.system.typed import shown_text
 
 # what saving a wrapped network puts before its names: DistributedDataParallel, and a module that holds it
-PREFIXES = {"module.": "a DDP model", "backbone.": "a backbone"}
+PREFIXES = {"module.": "a DDP model", "_orig_mod.": "a compiled model", "backbone.": "a backbone"}
 SHOWN_NAMES = 10  # of tensors, in a message
 PATCHES = ("patch_size", "patch")  # settings by which a patch has another size
 ADAPTABLE = ("in_channels", "out_channels")

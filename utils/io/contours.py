@@ -68,15 +68,47 @@ def fill_contours(
 
 
 def _planes(contours: Sequence[Polygon], axis: int) -> tuple[np.ndarray, list[list[Polygon]]]:
-    """The heights of the planes with contours, rising, in slices; and the contours of each, none of them twice."""
+    """The heights of the planes with contours, rising, in slices; and the contours of each, none of them twice.
+
+    Of several planes near one slice, as contours of a finer scan have them, the nearest is taken to lie on it.
+    """
     heights = np.array([one[:, axis].mean() for one in contours])
-    near = np.abs(heights - np.rint(heights)) <= ON_SLICE
-    heights[near] = np.rint(heights[near])
-    order = np.argsort(heights, kind="stable")
-    starts = np.flatnonzero(np.diff(heights[order], prepend=-np.inf) > SAME_PLANE)
-    groups = np.split(order, starts[1:])
-    distinct = [list({contours[index].tobytes(): contours[index] for index in group}.values()) for group in groups]
-    return np.array([heights[group].mean() for group in groups]), distinct
+    groups: list[list[int]] = []
+    for index in np.argsort(heights, kind="stable").tolist():
+        if groups and heights[index] - heights[groups[-1][0]] <= SAME_PLANE / 2:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    found = [float(heights[group].mean()) for group in groups]
+    nearest: dict[int, int] = {}  # by slice, the plane that lies on it
+    for number, height in enumerate(found):
+        on, away = round(height), abs(height - round(height))
+        if away <= ON_SLICE and (on not in nearest or away < abs(found[nearest[on]] - on)):
+            nearest[on] = number
+    planes: list[tuple[float, list[Polygon]]] = []
+    for number, height in enumerate(found):
+        is_near = abs(height - round(height)) <= ON_SLICE
+        if not is_near or nearest[round(height)] == number:
+            members = _distinct([contours[index] for index in groups[number]])
+            planes.append((float(round(height)) if is_near else height, members))
+    return np.array([height for height, _ in planes]), [members for _, members in planes]
+
+
+def _distinct(contours: Sequence[Polygon]) -> list[Polygon]:
+    """The contours without copies, which may begin elsewhere, be closed, or be rounded otherwise."""
+    boxes = np.array([np.concatenate([one.min(0), one.max(0)]) for one in contours])
+    kept: list[int] = []
+    for index, one in enumerate(contours):
+        alike = [other for other in kept if np.abs(boxes[other] - boxes[index]).max() <= ON_LINE]
+        if not any(_is_copy(one, contours[other]) for other in alike):
+            kept.append(index)
+    return [contours[index] for index in kept]
+
+
+def _is_copy(one: Polygon, other: Polygon) -> bool:
+    """Whether each point of either contour is one of the other's."""
+    pairs = ((one, other), (other, one))
+    return all(float(cKDTree(points).query(asked)[0].max()) <= ON_LINE for points, asked in pairs)
 
 
 def _stack(

@@ -17,7 +17,7 @@ from utils import __version__
 from utils.io.dicom_seg import MAY_BE_EMPTY, is_standard
 from utils.io.dicom_series import Plane, planes_of, quiet_pydicom, stack_planes
 from utils.io.outlines import outlines
-from utils.io.structures import dicom_name
+from utils.io.structures import dicom_name, text_of
 from utils.system.errors import InputError, first_line
 from utils.system.files import atomic_write
 
@@ -136,7 +136,7 @@ def _header(datasets: Sequence[Dataset]) -> Dataset:
     whole.SOPClassUID, whole.SOPInstanceUID = RTStructureSetStorage, generate_uid()
     for keyword in MAY_BE_EMPTY:
         value = first.get(keyword)
-        setattr(whole, keyword, str(value) if value is not None and is_standard(keyword, value) else None)
+        setattr(whole, keyword, text_of(value) if value is not None and is_standard(keyword, value) else None)
     whole.StudyInstanceUID, whole.FrameOfReferenceUID = first.StudyInstanceUID, first.FrameOfReferenceUID
     whole.PositionReferenceIndicator = None
     whole.Modality, whole.SeriesInstanceUID, whole.SeriesNumber = "RTSTRUCT", generate_uid(), 1001

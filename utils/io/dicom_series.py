@@ -451,9 +451,11 @@ def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Pl
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
         raise InputError(f"{name}: the axes in ImageOrientationPatient aren't perpendicular unit ones. {EXPORT_AGAIN}")
     thickness = [_numbers(place, keyword) for keyword in ("SliceThickness", "SpacingBetweenSlices")]
+    # frames of converted files may have them in common, outside the functional groups
+    sources = [(next((one for one in (place, header) if one.get(keyword) is not None), None), keyword, default)
+               for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))]  # fmt: skip
     slope, intercept = (
-        _numbers(place, keyword) if place.get(keyword) is not None else np.array([default])
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        np.array([default]) if source is None else _numbers(source, keyword) for source, keyword, default in sources
     )
     if slope is None or intercept is None or slope[0] == 0:
         raise InputError(f"{name}: has no usable RescaleSlope and RescaleIntercept. {EXPORT_AGAIN}")

@@ -45,7 +45,7 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
     bare: dict[Path, list[Path]] = {}  # DICOM without preamble, by folder
     for text in paths:
         path = Path(text)
-        given = header_file(path) if path.exists() and not path.is_dir() else None
+        given = header_file(path) if os.path.exists(path) and not os.path.isdir(path) else None
         before, empty = len(found.faults), True
         for file in _files_below(path, found) if given is None else [given]:
             try:
@@ -76,13 +76,16 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
             empty = False
         if empty and len(found.faults) == before:
             found.faults[text] = f"`input` {path}: {NO_SCAN}"
+    beside = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
+    bare = {folder: [file for file in files if os.path.realpath(file) not in beside] for folder, files in bare.items()}
     for folder, slices_of_it in bare.items():
+        if not slices_of_it:
+            continue
         found.faults[str(folder)] = (
             f"{folder}: has {len(slices_of_it)} files, {slices_of_it[0].name} first, that are DICOM without the "
             "preamble that its files begin with. Export the series again."
         )
-    named = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
-    volumes = {name: file for name, file in volumes.items() if os.path.realpath(file) not in named}
+    volumes = {name: file for name, file in volumes.items() if os.path.realpath(file) not in beside}
     series, remarks = find_series(list(slices.values()))
     found.remarks += remarks
     found.scans = [Scan(one.name, one.files, None, is_series=True) for one in series]

@@ -12,7 +12,7 @@ from typing_extensions import override
 from utils.io.contours import fill_contours
 from utils.io.geometry import FARTHEST_MM, LPS_TO_RAS
 from utils.io.scan import Volume
-from utils.io.structures import DicomLabel, Structure
+from utils.io.structures import DicomLabel, Structure, text_of
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
@@ -39,7 +39,7 @@ class RtStruct(DicomLabel):
         for roi in drawn:
             self._contours[int(roi.ReferencedROINumber)] += list(roi.get("ContourSequence") or ())
         self._frame_of = {int(roi.ROINumber): str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois}
-        self.structures = [self._structure(int(roi.ROINumber), str(roi.get("ROIName") or "")) for roi in rois]
+        self.structures = [self._structure(int(roi.ROINumber), text_of(roi.get("ROIName"))) for roi in rois]
         references = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
         self.frames = {str(one.get("FrameOfReferenceUID") or "") for one in references} | {*self._frame_of.values()}
         self.series = {

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.uid import RLELossless
 from typing_extensions import override
 
 from utils.io.dicom_series import DECODED_HERE, GREYS, Plane, planes_of, stored_pixels
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.scan import Volume
-from utils.io.structures import DicomLabel, Structure
+from utils.io.structures import DicomLabel, Structure, text_of
 from utils.system.errors import InputError
 from utils.system.text import one_line
 
@@ -51,6 +50,7 @@ class Segmentation(DicomLabel):
         wanted = {one.number: one.name for one in structures}
         mask = np.zeros(image.shape, bool, order="F")
         to_index = np.linalg.inv(image.affine) @ LPS_TO_RAS
+        self._require_slices(to_index)
         outside = False
         for number, plane in enumerate(self._planes):
             if self._segments is None:
@@ -112,6 +112,29 @@ class Segmentation(DicomLabel):
     def _decoded(self) -> np.ndarray:
         return stored_pixels(self.path, self._dataset, len(self._planes))
 
+    def _require_slices(self, to_index: np.ndarray) -> None:
+        """Check that the slices are no thicker than the scan's, which would leave empty ones between them.
+
+        Frames without a voxel may be left out, so that their distance alone doesn't tell.
+
+        Raises:
+            InputError: if they are.
+        """
+        groups = (self._dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("PerFrame", "Shared"))
+        measures = [item for group in groups if group for item in group[0].get("PixelMeasuresSequence") or ()]
+        stated = next((float(item.SpacingBetweenSlices) for item in measures if item.get("SpacingBetweenSlices")), None)
+        if stated is None:
+            return
+        rotation, directions = to_index[:3, :3], self._planes[0].directions
+        normal, across = np.cross(*directions), int(np.abs(directions @ rotation.T).sum(0).argmin())
+        per_slice = abs((rotation @ normal)[across])
+        heights = np.unique(np.rint([plane.position @ normal * per_slice for plane in self._planes]))
+        if abs(stated * per_slice) > 1 + ON_GRID and (len(heights) < 2 or np.diff(heights).min() > 1):
+            raise InputError(
+                f"{self.path}: has other pixels or slices than its scan (of {abs(stated):g} mm). Export it on the "
+                "scan's own."
+            )
+
     def _grid(self, plane: Plane, to_index: np.ndarray) -> np.ndarray:
         """(3, 3) whole numbers, from (column, row, 1) of a frame to a voxel of the scan.
 
@@ -130,6 +153,4 @@ class Segmentation(DicomLabel):
 
 
 def _name(segment: Dataset) -> str:
-    label = segment.get("SegmentLabel") or ""
-    text = "\\".join(label) if isinstance(label, MultiValue) else str(label)
-    return one_line(text) or f"segment {int(segment.SegmentNumber)}"
+    return one_line(text_of(segment.get("SegmentLabel"))) or f"segment {int(segment.SegmentNumber)}"

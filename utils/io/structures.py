@@ -5,14 +5,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydicom.multival import MultiValue
 
 from utils.io.scan import Volume
 from utils.system.text import one_line
 
 LONGEST = 64  # letters of a name in DICOM
 PASSED_OVER = re.compile(r"[\s_\-]+")
+
+
+def text_of(value: Any) -> str:
+    """The text of an element of DICOM; pydicom takes a backslash in it for a border between two values."""
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
 
 
 @dataclass(frozen=True)

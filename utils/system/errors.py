@@ -65,7 +65,8 @@ def first_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the machine is out of memory; for that of a CPU torch raises a plain RuntimeError."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 def no_memory(path: object) -> str:
