@@ -303,7 +303,7 @@ def test_the_folder_of_records_may_not_be_a_link(
 
 def patients(folder: Path) -> dict[str, str]:
     """By the name of its mask, the patient of each DICOM segmentation."""
-    return {path.stem: str(pydicom.dcmread(path).PatientName) for path in Path("out").glob("*.dcm")}
+    return {path.stem: str(pydicom.dcmread(path).PatientName) for path in folder.glob("*.dcm")}
 
 
 def test_a_series_keeps_its_name_when_others_come_into_its_folder(segment: Any, phantoms: Path) -> None:
@@ -329,9 +329,7 @@ def test_a_scan_keeps_its_name_when_another_of_that_name_comes(segment: Any, pha
         segment("--input=in")
         made.append(Path("out/x.nii.gz").stat().st_mtime_ns)
     assert made[0] == made[1]
-    assert {path.name for path in Path("out").glob("*.nii.gz")} == {"x.nii.gz", "ct_x_2.nii.gz"} or {
-        path.name for path in Path("out").glob("*.nii.gz")
-    } == {"x.nii.gz", "ct_x.nii.gz"}
+    assert {path.name for path in Path("out").glob("*.nii.gz")} == {"x.nii.gz", "ct_x.nii.gz"}
 
 
 def test_a_mistyped_input_leaves_the_log_of_errors(

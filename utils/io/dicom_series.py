@@ -444,6 +444,11 @@ def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Pl
             raise InputError(f"{name}: has no usable {keyword}, so its place is unknown. {EXPORT_AGAIN}")
         return numbers
 
+    def rescale(keyword: str, default: float) -> np.ndarray | None:
+        # frames of converted files may have it in common, outside the functional groups
+        source = next((one for one in (place, header) if one.get(keyword) is not None), None)
+        return np.array([default]) if source is None else _numbers(source, keyword)
+
     spacing, position = required("PixelSpacing", 2), required("ImagePositionPatient", 3)
     if spacing.min() <= 0:
         raise InputError(f"{name}: has PixelSpacing {spacing[0]:g} × {spacing[1]:g} mm. {EXPORT_AGAIN}")
@@ -451,12 +456,7 @@ def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Pl
     if np.abs(directions @ directions.T - np.eye(2)).max() > 0.01:
         raise InputError(f"{name}: the axes in ImageOrientationPatient aren't perpendicular unit ones. {EXPORT_AGAIN}")
     thickness = [_numbers(place, keyword) for keyword in ("SliceThickness", "SpacingBetweenSlices")]
-    # frames of converted files may have them in common, outside the functional groups
-    sources = [(next((one for one in (place, header) if one.get(keyword) is not None), None), keyword, default)
-               for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))]  # fmt: skip
-    slope, intercept = (
-        np.array([default]) if source is None else _numbers(source, keyword) for source, keyword, default in sources
-    )
+    slope, intercept = rescale("RescaleSlope", 1.0), rescale("RescaleIntercept", 0.0)
     if slope is None or intercept is None or slope[0] == 0:
         raise InputError(f"{name}: has no usable RescaleSlope and RescaleIntercept. {EXPORT_AGAIN}")
     rows, columns = (_whole_number(header, keyword) for keyword in ("Rows", "Columns"))
