@@ -93,8 +93,9 @@ def main(process: Process, args: argparse.Namespace) -> None:
     train_loader = training_loader(
         data.training, settings, augmentation, caching, process,
         batch_size=args.batch_size, crops_per_scan=args.crops_per_scan, workers=args.workers, seed=args.seed,
+        classes=classes,
     )  # fmt: skip
-    val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers)
+    val_loader = validation_loader(data.validation, settings, caching, process, workers=args.workers, classes=classes)
 
     network = process.place(optimize_for_cpu(network))
     average = None if args.ema_decay is None else averaged(network, args.ema_decay)
@@ -162,10 +163,14 @@ def main(process: Process, args: argparse.Namespace) -> None:
 
 def files_to_start_from(args: argparse.Namespace, folder: Path, continued: Path | None) -> list[Path]:
     """The files that decide where a run begins, there or not."""
+    if continued is not None:
+        return [continued]
+    files = [folder / LATEST] if args.resume else []
     if args.resume_ckpt or args.resume_jit:
-        return [Path(args.pretrained_dir) / args.pretrained_model_name]
-    files = [continued or folder / LATEST] if args.resume or args.checkpoint else []
-    return files if args.vit_weights is None or continued is not None else [*files, Path(args.vit_weights)]
+        files.append(Path(args.pretrained_dir) / args.pretrained_model_name)
+    if args.vit_weights is not None:
+        files.append(Path(args.vit_weights))
+    return files
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -84,6 +84,10 @@ class Learner:
     clip_grad_norm: float | None = None
     average: AveragedModel | None = None
 
+    def __post_init__(self) -> None:
+        # such as a mask of -inf in a network of one's own
+        self._infinite = [name for name, buffer in self.network.named_buffers() if not buffer.isfinite().all()]
+
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and saved: with the average of its weights where there is one."""
@@ -121,8 +125,9 @@ class Learner:
         return lr
 
     def is_finite(self) -> bool:
-        """Whether all weights are finite."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+        """Whether all weights are finite, and the running statistics."""
+        buffers = [buffer for name, buffer in self.network.named_buffers() if name not in self._infinite]
+        return all(bool(tensor.isfinite().all()) for tensor in (*self.network.parameters(), *buffers))
 
     def state(self) -> dict[str, Any]:
         """What resuming needs beside the saved network."""
@@ -208,8 +213,7 @@ def run_epoch(run: Run, progress: Progress) -> None:
 
     found = None
     if plan.validates(epoch):
-        with process.stop_before_forward(learner.evaluated):
-            found = run.validate(learner.evaluated)
+        found = run.validate(learner.evaluated)
         line |= found.record
     progress.finish_epoch(line, None if found is None else found.score)
     if found is not None and process.on_main_then_broadcast(
@@ -262,9 +266,20 @@ def train_epoch(run: Run, progress: Progress) -> None:
             learner.compiling = False
         start = now
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{so_far.lr:.1e}")
+        if stop:
+            require_finite(learner, process, step)
         process.stop.raise_if_requested(stop)
-    if not learner.is_finite():  # the next step's loss would tell, but they are saved before it
-        raise TrainingError(f"the weights aren't finite after the last step of epoch {progress.epoch + 1}.")
+    require_finite(learner, process, f"the last step of epoch {progress.epoch + 1}")
+
+
+def require_finite(learner: Learner, process: Process, step: str) -> None:
+    """Check the weights before they are saved; the loss of the step after would tell, but comes later.
+
+    Raises:
+        TrainingError: in all processes, if they aren't finite in one of them.
+    """
+    if any(process.all_reduce_max(not learner.is_finite())):
+        raise TrainingError(f"the weights aren't finite after {step}.")
 
 
 def accumulate_gradients(

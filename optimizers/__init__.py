@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from networks.registry import lies_in
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine, warmup_poly
+from utils.system.errors import InputError
+from utils.system.text import few_names
 
 BETAS = (0.9, 0.999)
 OPTIMIZERS: Mapping[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
@@ -37,10 +39,20 @@ def parameter_groups(
 
     Args:
         own: by group, its highest ``lr`` and its ``weight_decay``; None for those of the others.
+
+    Raises:
+        InputError: if that method leaves out parameters that ask for gradients, which nobody would notice.
     """
     declared: Any = getattr(network, "parameter_groups", {})
     if callable(declared):
-        own_groups: list[dict[str, Any]] = declared()
+        own_groups = [{**group, "params": list(group["params"])} for group in declared()]
+        grouped = {id(parameter) for group in own_groups for parameter in group["params"]}
+        left_out = [name for name, one in network.named_parameters() if one.requires_grad and id(one) not in grouped]
+        if left_out:
+            raise InputError(
+                f"{type(network).__name__}: its parameter_groups() leaves out {few_names(left_out)}, which wouldn't be "
+                "trained. Add a group for them, or freeze them by requires_grad_(False)."
+            )
         return own_groups
     groups: list[dict[str, Any]] = []
     rest = dict(network.named_parameters())

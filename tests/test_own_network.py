@@ -12,6 +12,7 @@ import torch
 from networks.layers import optimize_for_cpu
 from networks.registry import find_architecture
 from tests.conftest import REPOSITORY, Run
+from tests.processes import start_group
 from utils import crossval
 from utils.checkpoints import load_network
 from utils.checkpoints.foreign_weights import average_channels
@@ -53,14 +54,15 @@ class MyNet(nn.Module):
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(self.stem(volume)))
 '''
-# what a plain network hasn't: parts that are built from numbers, kept out of files, infinite, fixed, in 2D, or computed
-# without autocast
+# what a plain network hasn't: parts that are built from numbers, kept out of files, infinite, empty, fixed, in 2D, or
+# computed without autocast
 DEMANDING = FILE.replace(
     "self.head = ",
     """\
 self.rates = [float(rate) for rate in torch.linspace(0, 0.1, 4)]
         self.register_buffer("offset", torch.full((1,), 0.5), persistent=False)
         self.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+        self.register_buffer("none", torch.empty(0))
         self.fixed = nn.Parameter(torch.ones(1, config.width, 1, 1, 1), requires_grad=False)
         self.flat = nn.Conv2d(config.width, config.width, 1)
         self.norm = nn.InstanceNorm3d(config.width, track_running_stats=True)
@@ -241,6 +243,27 @@ def test_a_network_with_another_number_of_outputs_ends_before_training(
     message = capsys.readouterr().err
     assert "mynet.py: gives (1, 2, 16, 16, 16) for a window" in message
     assert "not (1, 14, 16, 16, 16)" in message
+
+
+def test_a_network_whose_state_no_checkpoint_keeps_ends_before_training(
+    train: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE + "\n    def get_extra_state(self):\n        return {'calls': 0}\n")
+    with pytest.raises(SystemExit):
+        train("mine")
+    assert "mynet.py: its _extra_state is no tensor but a dict, and checkpoints" in capsys.readouterr().err
+    assert not Path("runs/mine/model_final.pt").exists()
+
+
+def test_layers_that_several_processes_cannot_train_are_named(file: Path, phantoms: Path) -> None:
+    file.write_text(FILE.replace("self.head = ", "self.spare = nn.Conv3d(1, 1, 1)\n        self.head = "))
+    argv = [f"--model_name={file}", f"--data_dir={phantoms}", "--max_epochs=1", *GRID, *SHORT, "--noamp"]
+    group = start_group(2, argv)
+    assert group.wait() == [1, 1], group.texts
+    text = "".join(group.texts)
+    assert "error: rank " in text or "error: MyNet" in text
+    assert "MyNet: its loss doesn't depend on spare.weight and spare.bias, and several processes" in text
+    assert "Traceback" not in text
 
 
 def test_it_is_cross_validated(file: Path, phantoms: Path, run_main: Run, run_test: Run, tmp_path: Path) -> None:

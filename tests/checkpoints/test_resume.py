@@ -111,3 +111,10 @@ def test_all_processes_have_to_see_the_file_that_a_run_begins_from() -> None:
     args = parse_train(["--vit_weights=vit.pth", "--resume", "--save_checkpoint"])
     assert files_to_start_from(args, folder, None) == [latest, Path("vit.pth")]
     assert files_to_start_from(args, folder, latest) == [latest]
+    args = parse_train(["--resume_ckpt", "--pretrained_dir=weights", "--pretrained_model_name=w.pt"])
+    assert files_to_start_from(args, folder, None) == [Path("weights/w.pt")]
+    args = parse_train(
+        ["--resume_ckpt", "--pretrained_dir=weights", "--pretrained_model_name=w.pt", "--resume", "--save_checkpoint"]
+    )
+    assert files_to_start_from(args, folder, latest) == [latest]
+    assert files_to_start_from(args, folder, None) == [latest, Path("weights/w.pt")]

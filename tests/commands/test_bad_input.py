@@ -121,6 +121,22 @@ def test_segmenting_names_missing_weights(run_test: Run, data: Path, capsys: pyt
     assert "pretrained_models/model.pt: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["training", "validation"])
+@pytest.mark.parametrize("caching", [[], ["--use_normal_dataset"], ["--cache_dir=cache"]])
+def test_labels_beyond_the_classes_are_named_without_the_data_check(
+    run_main: Run, data: Path, part: str, caching: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = data.resolve() / json.loads((data / "dataset_0.json").read_text())[part][0]["label"]
+    change(label, lambda voxels: np.where(voxels == voxels.max(), 99, voxels))
+    with pytest.raises(SystemExit) as stop:
+        run_main(["--data_dir=data", "--workers=0", "--max_epochs=1", "--skip_data_check", *TINY, *caching])
+    message = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert message.startswith(f"error: {label}: has the values 0, ")
+    assert "99, but labels are 0 … 13. Remap them." in message
+    assert message.count("\n") == 1
+
+
 @pytest.mark.parametrize("caching", [[], ["--use_normal_dataset"], ["--use_normal_dataset", "--workers=2"]])
 def test_a_scan_that_breaks_after_the_data_check_is_named(
     run_main: Run, data: Path, caching: list[str], capsys: pytest.CaptureFixture[str]

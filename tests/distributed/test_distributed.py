@@ -299,6 +299,30 @@ def test_the_rest_of_an_epoch_is_trained_by_another_number_of_processes(seven: P
     assert [line["epoch"] for line in lines(Path("runs/run"))] == [1, 2]
 
 
+def _stop_rank_1_after_its_first_scan() -> None:
+    original = validation.dice_per_structure
+
+    def dice(*args: Any) -> Any:
+        print("scored one", flush=True)
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    patch(validation, "dice_per_structure", dice)
+
+
+def test_a_signal_during_validation_stops_all_processes(seven: Path) -> None:
+    """Two processes validate four and three scans; the second one leaves two of its own for after the stop."""
+    argv = flags(seven, "run", "--max_epochs=1", "--resume")
+    group = start_group(2, argv, before=_stop_rank_1_after_its_first_scan)
+    assert group.wait() == [143, 143], group.texts
+    assert [text.count("scored one") for text in group.texts] == [4, 1]
+    assert "".join(group.texts).count("stopped by SIGTERM after epoch 0 and 6 scans of the next; ") == 1
+    in_one_process(argv)
+    assert [line["epoch"] for line in lines(Path("runs/run"))] == [1]
+    assert "mean" in lines(Path("runs/run"))[0]["dice"]
+
+
 def failing(group: Group) -> str:
     """The single error line of a group that fails."""
     assert group.wait() == [1] * len(group.processes), group.texts

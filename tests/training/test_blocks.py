@@ -291,6 +291,16 @@ def test_each_kind_of_block_is_compiled_once_and_validation_not_at_all(
     assert counter.frame_count == 18
 
 
+def test_every_shape_of_a_block_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend(CHEAP)
+    use_backend(monkeypatch, counter)
+    network = built(TwoBlocks)
+    compile_blocks(network)
+    for tokens in range(1, 11):  # torch's own limit is 8
+        training_step(network, (2, tokens, 8))
+    assert counter.frame_count == 2 * 10  # the first block's input asks for no gradient, the second one's does
+
+
 def test_dropout_of_compiled_blocks_is_the_same_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     use_backend(monkeypatch)
     network = optimize_for_cpu(small(dropout_rate=0.3, img_size=32))

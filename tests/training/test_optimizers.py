@@ -10,6 +10,7 @@ from networks.precision import Precision
 from optimizers import build_optimizer, build_scheduler, parameter_groups
 from optimizers.lr_scheduler import constant, cosine_anneal, warmup_cosine, warmup_poly
 from trainer import Learner
+from utils.system.errors import InputError
 from utils.training.losses import build_loss
 
 
@@ -127,6 +128,15 @@ class OwnGroups(torch.nn.Module):
 def test_a_network_may_make_its_groups_itself() -> None:
     optimizer = build_optimizer("sgd", parameter_groups(OwnGroups()), lr=0.1, weight_decay=0.0, momentum=0.0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+
+
+def test_a_network_that_leaves_layers_out_of_its_groups_is_refused() -> None:
+    network = OwnGroups()
+    network.tail = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match=r"^OwnGroups: its parameter_groups\(\) leaves out tail.weight and "):
+        parameter_groups(network)
+    network.tail.requires_grad_(False)
+    assert len(parameter_groups(network)) == 2
 
 
 @pytest.mark.parametrize("scaled", [False, True])  # as with float16

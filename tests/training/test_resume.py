@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import main
 import trainer
 from benchmarks.interrupted_training import differences
 from tests.conftest import TINY, FileSizeLimit, Run
@@ -128,6 +129,42 @@ def test_what_is_kept_is_the_average_and_what_goes_on_are_the_weights(
     without = read_checkpoint(train(run_main, phantoms, "averaged", "--resume", "--max_epochs=2") / "model_final.pt")
     assert "trained" not in without["resume"]
     assert equal(without["state_dict"], seen[7])
+
+
+@pytest.mark.parametrize(("score", "line"), [(0.99, "best 0.9900 after epoch 6"), (-1.0, "after epoch 5")])
+def test_a_best_model_of_a_later_epoch_than_the_latest_checkpoint_is_replaced_by_a_better_one_alone(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str], score: float, line: str
+) -> None:
+    """As a kill leaves them, which comes between two saves of the latest checkpoint."""
+    best = whole / "model.pt"
+    torch.save({**torch.load(best, weights_only=True), "score": score, "epoch": 6}, best)
+    train(run_main, phantoms, "whole", *FLAGS, "--resume", "--max_epochs=5")
+    assert capsys.readouterr().out.splitlines()[-2].endswith(line)
+    assert (read_checkpoint(best)["score"] == score) == (score == 0.99)
+
+
+def test_a_damaged_best_model_is_replaced(run_main: Run, phantoms: Path, whole: Path) -> None:
+    (whole / "model.pt").write_bytes(b"damaged")
+    train(run_main, phantoms, "whole", *FLAGS, "--resume", "--max_epochs=5")
+    assert read_checkpoint(whole / "model.pt")["epoch"] == 5
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+def test_a_run_that_ended_since_the_folder_was_claimed_is_kept(
+    run_main: Run, phantoms: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+) -> None:  # fmt: skip
+    notes = main.training_notes
+
+    def another_trains_meanwhile(*args: Any) -> list[str]:
+        shutil.copytree(whole, "runs/late")
+        return notes(*args)
+
+    monkeypatch.setattr(main, "training_notes", another_trains_meanwhile)
+    assert status_of(lambda: train(run_main, phantoms, "late", *FLAGS, *flags)) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: --logdir late: runs/late holds a run already.")
+    assert differences(whole, Path("runs/late")) == []
 
 
 def test_a_signal_during_validation_leaves_the_epoch_to_be_validated(

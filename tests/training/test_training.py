@@ -4,7 +4,8 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from networks import build_network, precision
 from tests.conftest import TINY, Run
@@ -174,20 +176,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(
     assert "Last good checkpoint: none" in message
 
 
-def test_weights_that_the_last_step_of_an_epoch_broke_are_not_saved(
-    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def running_variance(network: nn.Module) -> torch.Tensor:
+    return next(buffer for name, buffer in network.named_buffers() if name.endswith("running_var"))
+
+
+@pytest.mark.parametrize("broken", [lambda network: next(network.parameters()), running_variance])
+@pytest.mark.parametrize(("stop", "batch_size", "after"), [(False, 4, "the last step"), (True, 1, "step 1")])
+def test_weights_that_a_step_broke_are_not_saved(
+    run_main: Run, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    broken: Callable[[nn.Module], torch.Tensor], stop: bool, batch_size: int, after: str,
+) -> None:  # fmt: skip
     update = Learner.update
 
     def breaks(learner: Learner) -> float:
         lr = update(learner)
-        next(learner.network.parameters()).data.view(-1)[0] = float("inf")
+        broken(learner.network).data.view(-1)[0] = float("inf")
         return lr
 
+    def breaks_when_asked_to_end(learner: Learner, loss: torch.Tensor, parts: int) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return add_gradients(learner, loss, parts)
+
+    add_gradients = Learner.add_gradients
     monkeypatch.setattr(Learner, "update", breaks)
-    argv = [f"--data_dir={phantoms}", "--logdir=bad", "--workers=0", "--max_epochs=1", "--batch_size=4", *TINY]
-    message = error_of(run_main, [*argv, "--save_checkpoint", "--skip_data_check"], capsys)
-    assert "the weights aren't finite after the last step of epoch 1. Last good checkpoint: none" in message
+    if stop:
+        monkeypatch.setattr(Learner, "add_gradients", breaks_when_asked_to_end)
+    argv = [f"--data_dir={phantoms}", "--logdir=bad", "--workers=0", "--max_epochs=1", *TINY, "--norm_name=batch"]
+    argv += [f"--batch_size={batch_size}", "--save_checkpoint", "--skip_data_check"]
+    message = error_of(run_main, argv, capsys)
+    assert f"the weights aren't finite after {after} of epoch 1. Last good checkpoint: none" in message
     assert not Path("runs/bad/model_final.pt").exists()
 
 

@@ -117,7 +117,7 @@ def as_weights(name: str, tensor: Tensor, wanted: Tensor | None, source: object)
     kinds = [one.is_floating_point() for one in (tensor, wanted)]
     if kinds[0] != kinds[1] or tensor.is_complex() or (tensor.dtype == torch.bool) != (wanted.dtype == torch.bool):
         raise DamagedError(f"{source}: its {name} holds {_kind(tensor)}, not {_kind(wanted)}. {remedy}")
-    if wanted.ndim > 0 and (tensor.ndim == 0 or tensor.numel() == 0):
+    if wanted.ndim > 0 and (tensor.ndim == 0 or tensor.numel() == 0) and tensor.shape != wanted.shape:
         raise DamagedError(f"{source}: its {name} has the shape {tuple(tensor.shape)}. {remedy}")
     weights = tensor.to(wanted.dtype)
     if not weights.isfinite().all() and not _is_as_infinite(weights, wanted):

@@ -20,6 +20,7 @@ from utils.checkpoints.description import (
 from utils.checkpoints.foreign_weights import Transfer, interpolate_positions, load_weights, predicted_logits
 from utils.checkpoints.read import is_torchscript, read_checkpoint, read_torchscript
 from utils.checkpoints.resume import kind_of
+from utils.checkpoints.schema import tensor_fault
 from utils.checkpoints.task import is_task, networks_of
 from utils.data.channels import RegionChannels
 from utils.data.data_list import DataList, unlisted
@@ -286,8 +287,13 @@ def require_shapes(module: nn.Module, description: Description, path: Path) -> N
     """Let a network that isn't ours predict one window, which shows whether it has the right channels and classes.
 
     Raises:
-        InputError: if it can't, gives something else than logits, or has another number of classes.
+        InputError: if it can't, gives something else than logits, has another number of classes, or a state that no
+            checkpoint keeps.
     """
+    for name, value in module.state_dict().items():
+        fault = tensor_fault(value)
+        if fault is not None:
+            raise InputError(f"{path}: its {name} {fault}, and checkpoints keep tensors alone. Make it a buffer.")
     window = torch.zeros(1, description.config.in_channels, *description.preprocessing.roi)
     expected = (1, description.config.out_channels, *description.preprocessing.roi)
     found = tuple(predicted_logits(module, window, path).shape)

@@ -216,16 +216,18 @@ def training_loader(
     crops_per_scan: int,
     workers: int,
     seed: int,
+    classes: int | None = None,
 ) -> DataLoader:
     """Batches of ``batch_size · crops_per_scan`` augmented crops, each with the name of its scan.
 
-    A scan smaller than the window is padded, as sliding windows pad it.
+    A scan smaller than the window is padded, as sliding windows pad it. A label with other values than
+    0 … ``classes`` - 1 is refused when its scan is prepared.
     """
     # a CT's background is tissue inside the window; an MR's zero is its mean, and says nothing about tissue
     tissue_above = settings.b_min if settings.intensity == "ct" else None
     crops = RandomCrops(settings.roi, crops_per_scan, augmentation, tissue_above, settings.spacing, settings.padding)
     fixed = [
-        ReadScan(settings),
+        ReadScan(settings, classes),
         *scan_transforms(settings),
         transforms.SpatialPadd("image", spatial_size=settings.roi, value=settings.padding),
         transforms.SpatialPadd("label", spatial_size=settings.roi),
@@ -257,10 +259,16 @@ def training_loader(
 
 
 def validation_loader(
-    scans: Sequence[Scan], settings: Preprocessing, caching: Caching, process: Process, *, workers: int
+    scans: Sequence[Scan],
+    settings: Preprocessing,
+    caching: Caching,
+    process: Process,
+    *,
+    workers: int,
+    classes: int | None = None,
 ) -> DataLoader:
     """This process's share of whole scans, one at a time, preprocessed and otherwise as they are."""
-    fixed = [ReadScan(settings), *scan_transforms(settings), *_compact_transforms()]
+    fixed = [ReadScan(settings, classes), *scan_transforms(settings), *_compact_transforms()]
     shard = process.shard(list(scans))
     preprocessed = _preprocessed(shard, fixed, {**asdict(settings), "padded": False}, caching.folder)
     cached: Scans = preprocessed

@@ -184,14 +184,15 @@ class ReadScan(Transform):
 
     Args:
         settings: how it will be preprocessed.
+        classes: how many values its label may have, 0 … ``classes`` - 1; by default any whole numbers.
 
     Returns:
         ``image`` (C, X, Y, Z) and ``label`` (1, X, Y, Z) as MetaTensors in float32 with the image's affine, the scan's
         ``name``, and the classes that are ``not_annotated``.
     """
 
-    def __init__(self, settings: Preprocessing) -> None:
-        self.settings = settings
+    def __init__(self, settings: Preprocessing, classes: int | None = None) -> None:
+        self.settings, self.classes = settings, classes
 
     def __call__(self, scan: Scan) -> dict[Hashable, Any]:
         """Read its files.
@@ -202,7 +203,7 @@ class ReadScan(Transform):
         volume = read_scan(scan)
         label = np.zeros(volume.shape, np.uint8)
         if scan.label is not None:
-            label = read_label(scan.label, scan.path, volume, ignore=scan.ignore, structures=scan.structures)
+            label = read_label(scan.label, scan.path, volume, self.classes, scan.ignore, scan.structures)
         fault = size_fault(scan.path, volume.shape, volume.affine, self.settings, len(volume.voxels) + 1)
         if fault is not None:
             raise InputError(fault)

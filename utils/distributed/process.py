@@ -1,7 +1,8 @@
 """One process of a program; every method also works in a single process."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,9 +16,10 @@ from tqdm import tqdm
 from networks.layers.sync_batch_norm import synchronise
 from utils.distributed.rendezvous import RankInfo
 from utils.distributed.watchdog import Watchdog
-from utils.system.errors import InputError, Spell
+from utils.system.errors import InputError, Spell, Stopped
 from utils.system.files import content_hash
 from utils.system.signals import StopRequest
+from utils.system.text import few_names
 
 T = TypeVar("T")
 
@@ -106,7 +108,7 @@ class Process:
                 parameter.register_hook(_row_major)
         ids = [self.device.index] if self.device.type == "cuda" else None
         with self.collective():
-            return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+            return _DataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
 
     def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
         """Add up gradients in a backward pass of :meth:`wrap`'s network without averaging them over the processes."""
@@ -155,9 +157,20 @@ class Process:
         """
         self.stop.raise_if_requested(*self.all_reduce_max(self.stop.number))
 
-    def stop_before_forward(self, network: nn.Module) -> AbstractContextManager[None]:
-        """After a signal, let a single process stop before the next forward pass; several only stop together."""
-        return self.stop.stop_before_forward(network) if self.world_size == 1 else nullcontext()
+    @contextmanager
+    def stop_before_forward(self, network: nn.Module) -> Iterator[None]:
+        """After a signal, leave the block before the network's next forward pass, and stop all processes at its end.
+
+        Raises:
+            Stopped: in all processes, if one of them has left the block.
+        """
+        stopped_by = 0
+        try:
+            with self.stop.stop_before_forward(network):
+                yield
+        except Stopped as stopped:
+            stopped_by = stopped.number
+        self.stop.raise_if_requested(*self.all_reduce_max(stopped_by))
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -211,6 +224,23 @@ def _row_major(tensor: torch.Tensor) -> torch.Tensor:
 
 def _text(value: Any) -> str:
     return "not there" if value is None else str(value)
+
+
+class _DataParallel(DistributedDataParallel):
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        try:
+            return super().forward(*inputs, **options)
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            trained = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+            numbers = re.search(r"for rank \d+: ([\d ]+)", str(error))
+            unused = [trained[int(number)] for number in numbers[1].split()] if numbers else ["some parameters"]
+            raise InputError(
+                f"{type(self.module).__name__}: its loss doesn't depend on {few_names(unused)}, "
+                "and several processes can't train such a network. Remove them, freeze them by requires_grad_(False), "
+                "or train in one process."
+            ) from error
 
 
 class _ProgressBar(tqdm):  # type: ignore[type-arg]

@@ -57,21 +57,25 @@ def score_scans(
 
     Returns:
         Dice of all processes' scans on the network's grid.
+
+    Raises:
+        Stopped: in all processes, if a signal came before the last forward pass of one.
     """
     network.eval()
     ensemble = Ensemble(((network, precision),))
     structures = scored_structures(labels, regions)
     results = []
     example = None
-    for batch in process.bar(loader, "validating"):
-        probabilities = predictor(ensemble, batch["image"])  # (channels, D, H, W)
-        prediction = predictor.output.label_map(probabilities)  # (D, H, W)
-        label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
-        not_annotated = [int(value) for value in batch["not_annotated"]]
-        dice = dice_per_structure(prediction, label, structures.values(), len(labels), not_annotated)
-        results.append((batch["name"][0], dice.numpy()))
-        if example is None:
-            example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
+    with process.stop_before_forward(network):
+        for batch in process.bar(loader, "validating"):
+            probabilities = predictor(ensemble, batch["image"])  # (channels, D, H, W)
+            prediction = predictor.output.label_map(probabilities)  # (D, H, W)
+            label = batch["label"][0, 0].to(prediction.device)  # (1, 1, D, H, W) -> (D, H, W)
+            not_annotated = [int(value) for value in batch["not_annotated"]]
+            dice = dice_per_structure(prediction, label, structures.values(), len(labels), not_annotated)
+            results.append((batch["name"][0], dice.numpy()))
+            if example is None:
+                example = Example(batch["name"][0], batch["image"][0, 0], label.cpu(), prediction.cpu())
     names, scores = zip(*process.gather_shards(results), strict=True)
     found = Scores(names, tuple(structures), np.stack(scores))
     picture = None if example is None else partial(overlay, example, labels, spacing)

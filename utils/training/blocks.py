@@ -39,6 +39,9 @@ def compile_blocks(network: nn.Module) -> None:
     Raises:
         InputError: if the network names no blocks.
     """
+    # blocks of a kind differ in shape, drop path and batch; torch would leave all but the first few as they are
+    torch._dynamo.config.cache_size_limit = 256  # newer releases call it recompile_limit, and know both names
+    torch._dynamo.config.accumulated_cache_size_limit = 1024
     for block in _outermost(network, "compile", "compiled"):
         block.__class__ = _compiled(type(block))  # type: ignore[arg-type]
 

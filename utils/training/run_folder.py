@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -39,10 +39,9 @@ BEST = "model.pt"
 LATEST = "model_final.pt"
 BEFORE_LATEST = "model_previous.pt"
 SET_ASIDE = "set_aside"
+CHECKPOINTS = (BEST, LATEST, BEFORE_LATEST)
 OWN_FILES = (
-    BEST,
-    LATEST,
-    BEFORE_LATEST,
+    *CHECKPOINTS,
     "args.json",
     "metrics.jsonl",
     "progress.png",
@@ -67,6 +66,9 @@ class RunFolder:
 
     Attributes:
         unsaved: by file, why the last attempt to write it failed.
+
+    Raises:
+        InputError: if another program trains there, or has trained since the folder was claimed.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class RunFolder:
         if network_file is not None:
             _keep_copy(network_file, path / network_file.name)
         if progress.at_start:
+            if not flags["overwrite"]:  # another program may have trained here since the folder was claimed
+                _require_none(path, CHECKPOINTS if flags["resume"] else OWN_FILES)
             for file in _own_files(path):
                 remove(file)
-        if not self.best.exists():
-            progress.best_score = progress.best_epoch = None  # so that the next validation saves a best model here
+        progress.best_score, progress.best_epoch = _score_of(self.best)
         epochs_written = progress.epoch if any(path.glob("events.out.tfevents.*")) else 0
         self.events = EventFile(path, epochs_written)
         write_json(path / "args.json", flags)
@@ -177,11 +180,8 @@ def claim_folder(name: str, *, overwrite: bool, resume: bool, checkpoint: Path |
     is_new = not (RUNS / name).exists()
     path = writable_folder(RUNS / name, f"`logdir` {name}")
     continues = resume or (checkpoint is not None and checkpoint.resolve().parent == path.resolve())
-    if _own_files(path) and not (overwrite or continues):
-        raise InputError(
-            f"`logdir` {name}: {path} holds a run already. Give another name, `overwrite` to replace it, "
-            "or `resume` to continue it."
-        )
+    if not (overwrite or continues):
+        _require_none(path, OWN_FILES)
     if any(path.iterdir()):
         os.close(_lock(path))
     elif is_new:
@@ -238,9 +238,9 @@ def remove_run(path: Path) -> None:
 
 def _lock(path: Path) -> int:
     """Lock a run's folder; see :func:`utils.system.files.lock`."""
-    name = path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
     return lock(
-        path, f"`logdir` {name}: another program is training into {path}. Wait for its end, or give another name."
+        path,
+        f"`logdir` {_name(path)}: another program is training into {path}. Wait for its end, or give another name.",
     )
 
 
@@ -292,6 +292,41 @@ def _set_aside(file: Path) -> Path:
         target = target.with_name(f"{file.name}.{number}")
     os.replace(file, target)
     return target
+
+
+def _require_none(path: Path, files: Sequence[str]) -> None:
+    """Check that a folder holds none of a run's files.
+
+    Args:
+        files: patterns.
+
+    Raises:
+        InputError: if it does.
+    """
+    if any(file for pattern in files for file in path.glob(pattern)):
+        raise InputError(
+            f"`logdir` {_name(path)}: {path} holds a run already. Give another name, `overwrite` to replace it, "
+            "or `resume` to continue it."
+        )
+
+
+def _score_of(best: Path) -> tuple[float | None, int | None]:
+    """Mean Dice of a run's best model, and the epochs behind it; None of a file that isn't there or is damaged.
+
+    After a kill these may be more epochs than the latest checkpoint has.
+    """
+    if not best.exists():
+        return None, None
+    try:
+        content = read_checkpoint(best)
+    except DamagedError:
+        return None, None
+    return content.get("score"), content.get("epoch")
+
+
+def _name(path: Path) -> Path:
+    """A run's folder as the ``logdir`` setting names it."""
+    return path.relative_to(RUNS) if path.is_relative_to(RUNS) else path
 
 
 def _keep_copy(file: Path, copy: Path) -> None:
