@@ -392,8 +392,8 @@ def _load_file(path: Path) -> Architecture:
     except OSError as error:
         raise InputError(f"`model_name` {path}: can't be read ({error.strerror}). Give a .py file.") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 in _FILES:
-        return _FILES[sha256]
+    if sha256 in _FILES:  # maybe by another path, whose file can have changed since
+        return _keep(dataclasses.replace(_FILES[sha256], file=path))
     module_name = f"{FILE_MODULE}{sha256[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -424,8 +424,14 @@ def _load_file(path: Path) -> Architecture:
     ]
     if faults:
         raise InputError(f"`model_name` {path}: {'; '.join(faults)}, to be a flag.")
-    _FILES[sha256] = ARCHITECTURES[found[0].config] = dataclasses.replace(found[0], file=path, sha256=sha256)
-    return _FILES[sha256]
+    return _keep(dataclasses.replace(found[0], file=path, sha256=sha256))
+
+
+def _keep(architecture: Architecture) -> Architecture:
+    """Remember a network from a file."""
+    assert architecture.sha256 is not None
+    _FILES[architecture.sha256] = ARCHITECTURES[architecture.config] = architecture
+    return architecture
 
 
 def lies_in(tensor: str, layers: Iterable[str]) -> bool:

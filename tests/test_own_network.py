@@ -224,6 +224,16 @@ def test_the_run_keeps_a_copy_of_the_file(train: Any, file: Path, run_test: Run,
     assert Path("runs/mine/scores/scores.json").exists()
 
 
+def test_the_copy_is_of_the_file_that_was_given_last(train: Any, file: Path) -> None:
+    train("first")
+    earlier = Path(file.rename("earlier.py"))
+    file.write_text(FILE)
+    find_architecture(str(file))
+    earlier.write_text(FILE.replace("GELU", "ReLU"))
+    train("mine")
+    assert Path("runs/mine/mynet.py").read_text() == FILE
+
+
 def test_a_run_that_replaces_another_keeps_the_file_that_it_was_trained_with(train: Any, file: Path) -> None:
     train("mine")
     # line ends and bytes of another system, which the hash covers
