@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_mask_that_is_not_ours_or_was_changed_is_not_replaced(
     mask.parent.mkdir()
     mask.write_text("theirs")
     message = failure(lambda: segment(scan), capsys)
-    assert "out/img0007.nii.gz: isn't from test.py, and would be replaced. Give another --output_dir, or" in message
+    assert "out/img0007.nii.gz: wasn't written for this scan by test.py, and would be replaced. Give another" in message
     assert mask.read_text() == "theirs"
     segment(scan, "--overwrite")
 
@@ -100,6 +101,43 @@ def test_a_mask_that_is_not_ours_or_was_changed_is_not_replaced(
     assert np.array_equal(voxels(mask), changed)
     segment(scan, "--nsd_mm=3", "--overwrite")
     assert not np.array_equal(voxels(mask), changed)
+
+
+def test_other_results_that_are_not_the_scan_s_or_were_changed_are_not_replaced_or_removed(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, everything = f"--input={scan_of(phantoms)}", ("--one_file_per_organ", "--save_probabilities")
+    probabilities, organ = Path("out/img0007_probabilities.nii.gz"), Path("out/img0007/liver.nii.gz")
+    for path in (probabilities, organ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("theirs")
+        message = failure(lambda: segment(scan, *everything), capsys)
+        assert f"{path}: wasn't written for this scan by test.py, and would be replaced. Give" in message
+        assert path.read_text() == "theirs"
+        path.unlink()
+    segment(scan, *everything)
+    for path in (probabilities, organ):
+        written = path.read_bytes()
+        path.write_text("corrected")
+        for flags in ((), (*everything, "--nsd_mm=3")):  # the former would remove it, the latter replace it
+            message = failure(partial(segment, scan, *flags), capsys)
+            assert f"{path}: was changed after it was written, and would be replaced." in message
+            assert path.read_text() == "corrected"
+        path.write_bytes(written)
+    segment(scan)
+    assert not probabilities.exists()
+    assert not organ.exists()
+
+
+def test_the_mask_of_another_scan_is_not_replaced_by_probabilities(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(scan_of(phantoms, 5), "img0007_probabilities.nii.gz")
+    mask = segment("--input=img0007_probabilities.nii.gz") / "img0007_probabilities.nii.gz"
+    before = mask.read_bytes()
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}", "--save_probabilities"), capsys)
+    assert f"{mask}: wasn't written for this scan by test.py, and would be replaced." in message
+    assert mask.read_bytes() == before
 
 
 def test_an_unfinished_scan_is_done_again(
@@ -150,6 +188,9 @@ def test_contours_are_remembered(segment: Any, phantoms: Path, capsys: pytest.Ca
     assert finished("--rtstruct") == "1 of 2 scans w"  # the other one is no series, and would get none
     assert contours.exists()
     assert finished("--rtstruct") == "2 of 2 scans w"
+    Path("out/ct.dcm").unlink()
+    assert finished("--rtstruct") == "1 of 2 scans w"
+    assert Path("out/ct.dcm").exists()
     assert finished() == "1 of 2 scans w"
     assert not contours.exists()
 
@@ -204,7 +245,7 @@ def test_a_result_that_can_not_be_removed_is_reported(
     probabilities = out / "img0007_probabilities.nii.gz"
     probabilities.unlink()
     probabilities.mkdir()
-    message = failure(lambda: segment(f"--input={scan_of(phantoms)}"), capsys)
+    message = failure(lambda: segment(f"--input={scan_of(phantoms)}", "--overwrite"), capsys)
     assert "out/img0007_probabilities.nii.gz: can't be removed (" in message
 
 

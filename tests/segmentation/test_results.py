@@ -45,7 +45,10 @@ def test_screen_and_report_name_settings_as_flags(
     Path("out/img0005.nii.gz").write_text("theirs")
     with pytest.raises(SystemExit):
         segment("--input", *(str(scan_of(phantoms, number)) for number in (5, 7)))
-    fault = "out/img0005.nii.gz: isn't from test.py, and would be replaced. Give another --output_dir, or --overwrite."
+    fault = (
+        "out/img0005.nii.gz: wasn't written for this scan by test.py, and would be replaced. "
+        "Give another --output_dir, or --overwrite."
+    )
     screen = capsys.readouterr()
     assert f"failed, and passed over: {fault}\n" in screen.out
     assert fault in screen.err

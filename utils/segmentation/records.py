@@ -6,7 +6,7 @@ and everything the results were made with.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -69,6 +69,7 @@ class _Record(TypedDict):
     organs: dict[str, _Organ]
     made_with: _MadeWith
     mask: NotRequired[str | None]
+    files: NotRequired[dict[str, str | None]]
 
 
 RECORD = TypeAdapter(_Record)
@@ -76,7 +77,7 @@ RECORD = TypeAdapter(_Record)
 
 def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     """The record of a scan whose results are complete and made by this very job, else None."""
-    # DICOM's own files can be impossible, so their absence means nothing
+    # DICOM's own files can be impossible; if they weren't, the record lists them
     of_dicom = {job.dicom_file(scan.name), job.rtstruct_file(scan.name)}
     needed = {*job.result_files(scan), job.picture_file(scan.name)} - of_dicom
     if not all(path.is_file() and not path.is_symlink() for path in needed):
@@ -85,6 +86,8 @@ def finished(scan: Scan, job: SegmentationJob) -> dict[str, Any] | None:
     if record is None or not _is_of(record, scan) or record["scan"] != scan.name:
         return None
     if list(record["organs"]) != list(job.structures) or not _has_scores(record, job):
+        return None
+    if not all(path.is_file() for path in _results_in(record, scan, job)):
         return None
     same = _comparable(record["made_with"]) == _comparable(provenance(scan, job))
     return record if same else None
@@ -104,25 +107,30 @@ def _comparable(made_with: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_replaceable(scan: Scan, job: SegmentationJob) -> None:
-    """Check that a scan's mask replaces nothing but an earlier mask of the same scan that nobody has changed.
+    """Check that a scan's results replace and remove nothing but its earlier ones, which nobody has changed.
 
     Raises:
-        InputError: if it would replace anything else.
+        InputError: naming the first other file in the way.
     """
-    mask = job.mask_file(scan.name)
-    if not mask.exists():
-        return
-    record = read_record(job.record_file(scan.name))
-    if record is not None and not _is_of(record, scan):
-        other = source_of(scan) if record["source"] != source_of(scan) else "another series in it"
-        what = f"is the mask of {record['source']}, and would be replaced by that of {other}"
-    elif record is not None and was_changed(mask, record):
-        what = f"{CHANGED}, and would be replaced"
-    elif not job.record_file(scan.name).exists():
-        what = "isn't from test.py, and would be replaced"
-    else:
-        return
-    raise InputError(f"{mask}: {what}. Give another `output_dir`, or `overwrite`.")
+    mask, path = job.mask_file(scan.name), job.record_file(scan.name)
+    record = read_record(path)
+    if record is not None and _is_of(record, scan):
+        known = _results_in(record, scan, job) | {mask: record.get("mask")}
+    else:  # of an unfinished scan
+        known = dict.fromkeys(_begun(scan, job)) | ({mask: None} if record is None and path.exists() else {})
+    for result in dict.fromkeys([*job.result_files(scan), *known]):
+        if not result.exists():
+            continue
+        if record is not None and not _is_of(record, scan):
+            other = source_of(scan) if record["source"] != source_of(scan) else "another series in it"
+            what = f"is the mask of {record['source']}, and would be replaced by that of {other}"
+        elif result not in known:
+            what = "wasn't written for this scan by test.py, and would be replaced"
+        elif known[result] is not None and known[result] != content_hash(result):
+            what = f"{CHANGED}, and would be replaced"
+        else:
+            continue
+        raise InputError(f"{result}: {what}. Give another `output_dir`, or `overwrite`.")
 
 
 def was_changed(mask: Path, record: Mapping[str, Any]) -> bool:
@@ -192,17 +200,8 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
     folder = job.organ_folder(scan.name)
     if job.one_file_per_organ and folder.is_symlink():
         raise InputError(f"{folder}: is a link, and masks are written below `output_dir` alone. Remove it.")
-    earlier = set(_begun(scan, job))
-    if (record := read_record(path)) is not None:
-        single = [name for name, values in record["organs"].items() if "labels" not in values]  # a region has no files
-        earlier_job = replace(
-            job,
-            organs=dict(enumerate(single, start=1)),
-            one_file_per_organ=record["made_with"].get("one_file_per_organ", False),
-            save_probabilities=record["made_with"].get("save_probabilities", False),
-            rtstruct=record["made_with"].get("rtstruct", False),
-        )
-        earlier = set(earlier_job.result_files(replace(scan, is_series=True)))  # it may have been one
+    record = read_record(path)
+    earlier = set(_begun(scan, job) if record is None else _results_in(record, scan, job))
     if folder.is_symlink():
         earlier = {result for result in earlier if result.parent != folder}
     to_come = {result for result in job.result_files(scan) if not result.exists()}
@@ -214,20 +213,52 @@ def start_record(scan: Scan, job: SegmentationJob) -> None:
         folder.rmdir()
 
 
-def _begun(scan: Scan, job: SegmentationJob) -> Iterator[Path]:
-    """The files that the record of an unfinished scan lists, as far as this program can have made them."""
+def _results_in(record: Mapping[str, Any], scan: Scan, job: SegmentationJob) -> dict[Path, str | None]:
+    """The files that the record of a finished scan lists, beside its mask, with their hashes.
+
+    Older records list none. Theirs are those that such a job makes, and nobody knows the hashes.
+    """
+    if "files" in record:
+        return {path: record["files"][name] for name, path in _own_results(record["files"], scan, job).items()}
+    single = [name for name, values in record["organs"].items() if "labels" not in values]  # a region has no files
+    earlier_job = replace(
+        job,
+        organs=dict(enumerate(single, start=1)),
+        one_file_per_organ=record["made_with"].get("one_file_per_organ", False),
+        save_probabilities=record["made_with"].get("save_probabilities", False),
+        rtstruct=record["made_with"].get("rtstruct", False),
+    )
+    results = earlier_job.result_files(replace(scan, is_series=True))  # it may have been one
+    return {path: None for path in results if path.exists()}
+
+
+def _begun(scan: Scan, job: SegmentationJob) -> list[Path]:
+    """The files that the record of an unfinished scan lists."""
     names = _read_json(job.record_file(scan.name)).get(IN_PROGRESS)
+    return list(_own_results(names if isinstance(names, list) else [], scan, job).values())
+
+
+def _own_results(names: Iterable[object], scan: Scan, job: SegmentationJob) -> dict[str, Path]:
+    """The paths of a scan's results, by the names in its record, as far as this program can have made them."""
     files = (job.mask_file, job.dicom_file, job.rtstruct_file, job.probability_file)
     own = {file(scan.name) for file in files}
     folder = job.organ_folder(scan.name)
-    for name in names if isinstance(names, list) else []:
+    found = {}
+    for name in names:
         if not isinstance(name, str) or "\0" in name:
             continue
         path = job.folder / name
         # organs of other weights have other names
         is_organ = path.parent == folder and path.name.endswith(".nii.gz") and ".." not in path.parts
         if path in own or (is_organ and len(os.fsencode(path.name)) <= LONGEST_NAME):
-            yield path
+            found[name] = path
+    return found
+
+
+def hashes_of_results(scan: Scan, job: SegmentationJob) -> dict[str, str | None]:
+    """The hash of each file that was written for a scan beside its mask, by its path in the output folder."""
+    results = [path for path in job.result_files(scan) if path != job.mask_file(scan.name) and path.is_file()]
+    return {str(path.relative_to(job.folder)): content_hash(path) for path in results}
 
 
 def provenance(scan: Scan, job: SegmentationJob) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from utils.io.reader import read_label, read_scan
 from utils.io.scan import Scan, Volume
 from utils.segmentation.job import SegmentationJob
 from utils.segmentation.masks import label_rgb, write_mask, write_probabilities
-from utils.segmentation.records import provenance, source_of, start_record
+from utils.segmentation.records import hashes_of_results, provenance, source_of, start_record
 from utils.segmentation.volumes import make_mask, on_network_grid, postprocess, predict_probabilities
 from utils.system.errors import InputError
 from utils.system.files import content_hash, make_folder, write_json
@@ -187,6 +187,7 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
         "organs": organs,
         "made_with": prepared.provenance,
         "mask": content_hash(job.mask_file(scan.name)),
+        "files": hashes_of_results(scan, job),
     }
     if job.dice_models:
         record["predicted_dice"] = nan_to_none(float(nan_mean([one["predicted_dice"] for one in organs.values()])))
