@@ -24,12 +24,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.segmentation import Segmenter
-from utils.system.errors import InputError, WriteError, one_line_errors
+from utils.system.errors import InputError, first_line, one_line_errors
 from utils.system.files import atomic_write
+
+WAIT = 10  # seconds between two tries
+TRIES = 6  # of a request that Orthanc answers with an error of its own
+AWAY = (401, 502, 503, 504)  # the password is wrong, or Orthanc is down behind a proxy: waiting helps
 
 
 class Orthanc:
-    """The few calls of Orthanc's REST API that are needed."""
+    """The few calls of Orthanc's REST API that are needed. Each waits for an Orthanc that can't be reached.
+
+    Raises:
+        HTTPError: if Orthanc refuses a request, or has answered it with an error of its own :data:`TRIES` times.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
@@ -45,9 +53,21 @@ class Orthanc:
         return self._answer(urllib.request.Request(self.address + path, content, self.headers))
 
     def _answer(self, request: urllib.request.Request) -> bytes:
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            content: bytes = answer.read()
-            return content
+        tries = 0
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=600) as answer:
+                    content: bytes = answer.read()
+                    return content
+            except urllib.error.HTTPError as error:
+                tries += error.code not in AWAY
+                if error.code not in AWAY and (error.code < 500 or tries == TRIES):
+                    raise
+                reason: Exception = error
+            except (OSError, http.client.HTTPException) as error:
+                reason = error
+            print(f"error: {self.address}: {reason}. Tried again in {WAIT} seconds.", file=sys.stderr, flush=True)
+            time.sleep(WAIT)
 
 
 def segment_series(orthanc: Orthanc, series: str, segmenter: Segmenter) -> str:
@@ -89,10 +109,8 @@ def require_same_archive(orthanc: Orthanc, last: int, state: Path) -> None:
     """
     try:
         newest = int(json.loads(orthanc.get("/changes?last"))["Last"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (urllib.error.HTTPError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{orthanc.address}: isn't the address of Orthanc's REST API. Give another.") from error
-    except (OSError, http.client.HTTPException):
-        return  # not there yet; it is tried again
     if newest < last:
         raise InputError(
             f"--state {state}: has change {last}, and {orthanc.address} has {newest} changes: it is of another "
@@ -105,20 +123,13 @@ def follow(orthanc: Orthanc, segmenter: Segmenter, modality: str, state: Path) -
     last = last_change(state)
     require_same_archive(orthanc, last, state)
     while True:
-        try:
-            answer: dict[str, Any] = json.loads(orthanc.get(f"/changes?since={last}&limit=100"))
-            for change in answer["Changes"]:
-                if change["ChangeType"] == "StableSeries":  # none of its files came for a minute (Orthanc's StableAge)
-                    handle(orthanc, change["ID"], segmenter, modality)
-                last = change["Seq"]
-                with atomic_write(state) as temporary:
-                    temporary.write_text(str(last))
-        except WriteError:
-            raise
-        except (OSError, http.client.HTTPException) as error:  # of the connection
-            print(f"error: {orthanc.address}: {error}. Tried again in 10 seconds.", file=sys.stderr, flush=True)
-            time.sleep(10)
-            continue
+        answer: dict[str, Any] = json.loads(orthanc.get(f"/changes?since={last}&limit=100"))
+        for change in answer["Changes"]:
+            if change["ChangeType"] == "StableSeries":  # none of its files came for a minute (Orthanc's StableAge)
+                handle(orthanc, change["ID"], segmenter, modality)
+            last = change["Seq"]
+            with atomic_write(state) as temporary:
+                temporary.write_text(str(last))
         if answer["Done"]:
             time.sleep(1)
 
@@ -129,12 +140,13 @@ def handle(orthanc: Orthanc, series: str, segmenter: Segmenter, modality: str) -
         tags = json.loads(orthanc.get(f"/series/{series}"))["MainDicomTags"]
         if tags.get("Modality") == modality:
             print(f"{tags['SeriesInstanceUID']}: {segment_series(orthanc, series, segmenter)}", flush=True)
-    except (InputError, zipfile.BadZipFile) as error:  # a full disk ends the program, and is no fault of a series
-        print(f"error: series {series}: {error}", file=sys.stderr, flush=True)
-    except urllib.error.HTTPError as error:
-        if error.code == 401 or error.code >= 500:
-            raise
-        print(f"error: series {series}: Orthanc answered {error}", file=sys.stderr, flush=True)  # 404: was deleted
+    except urllib.error.HTTPError as error:  # 404: it was deleted
+        print(f"error: series {series}: Orthanc answered {error}", file=sys.stderr, flush=True)
+    except OSError:
+        raise  # a full disk is no fault of a series
+    except Exception as error:  # whatever its files bring about; the next series waits
+        what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        print(f"error: series {series}: {what}{first_line(error)}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """The script of docs/deploy.md, beside a real Orthanc."""
 
+import http.server
 import io
 import json
+import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,7 +28,6 @@ from tests.io.series import write_series
 from tests.segmentation.conftest import load, scan_of
 
 ORTHANC = shutil.which("Orthanc")
-pytestmark = pytest.mark.skipif(ORTHANC is None, reason="no Orthanc in PATH (Debian's package orthanc)")
 PATIENCE = 120.0  # seconds
 
 
@@ -90,6 +92,70 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
         yield made
 
 
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, which doesn't wait between two tries."""
+    module: Any = runpy.run_path(str(REPOSITORY / "docs" / "orthanc_segment.py"))
+    monkeypatch.setitem(module["Orthanc"]._answer.__globals__, "WAIT", 0)
+    return module
+
+
+@contextmanager
+def answering(*answers: int) -> Iterator[str]:
+    """The address of a server that gives one status after the other, the last one again and again."""
+    left = list(answers)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(left.pop(0) if len(left) > 1 else left[0])
+            self.end_headers()
+            self.wfile.write(b"content")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answers", "content", "said"),
+    [
+        ((503, 503, 200), b"content", 2), ((500, 200), b"content", 1), ((503,) * 10 + (200,), b"content", 10),
+        ((404,), None, 0), ((500,), None, 5),
+    ],
+)  # fmt: skip
+def test_requests_are_repeated_where_that_helps(
+    script: Any, answers: tuple[int, ...], content: bytes | None, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(*answers) as address:
+        if content is None:
+            with pytest.raises(urllib.error.HTTPError):
+                script["Orthanc"](address).get("/changes")
+        else:
+            assert script["Orthanc"](address).get("/changes") == content
+    assert capsys.readouterr().err.count("Tried again in 0 seconds.") == said
+
+
+def test_whatever_a_series_brings_about_costs_a_line_and_a_full_disk_the_program(
+    script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def get(self, path: str) -> bytes:
+            raise self.error
+
+    script["handle"](Failing(RuntimeError("odd")), "one", None, "CT")
+    assert capsys.readouterr().err == "error: series one: RuntimeError: odd\n"
+    with pytest.raises(OSError, match="No space"):
+        script["handle"](Failing(OSError(28, "No space left on device")), "one", None, "CT")
+
+
+@pytest.mark.skipif(ORTHANC is None, reason="no Orthanc in PATH (Debian's package orthanc)")
 def test_a_series_that_arrives_gets_its_mask(archive: Archive, trained: Path, phantoms: Path, tmp_path: Path) -> None:
     image = load(scan_of(phantoms))
     voxels = np.asarray(image.dataobj).astype(np.int16)
