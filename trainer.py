@@ -193,9 +193,10 @@ def run_training(run: Run, progress: Progress) -> None:
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)):
             raise
+        on_gpu = ", or `nocuda_graph`" if process.device.type == "cuda" else ""
         advice = (
-            "Give a smaller `batch_size` (with `accumulate`) or `crops_per_scan`, `activation_checkpointing`, or "
-            "`nocuda_graph`."
+            "Give a smaller `batch_size` (with `accumulate`) or `crops_per_scan`, or `activation_checkpointing`"
+            f"{on_gpu}."
         )
         raise TrainingError(f"{process.device} is out of memory after {progress}. {_last_good(run)} {advice}") from None
     if folder is not None:

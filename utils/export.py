@@ -279,6 +279,8 @@ def main(args: argparse.Namespace) -> None:
         count = export_task(weights, output)
         print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB; networks: {count}")
         return
+    if weights.is_dir():
+        raise InputError(f"{weights}: is a folder. Give its model.pt, or --format {TASK} for all its networks.")
     if not weights.is_file():
         raise InputError(f"{weights}: no such file. Give a checkpoint of main.py: its runs hold model.pt.")
     ending = f"_{BUNDLE}" if args.format == BUNDLE else ENDINGS[args.format]

@@ -247,7 +247,8 @@ def find_folds(data_dir: str, json_list: str | None) -> list[int]:
     if len(found) < 2:
         raise InputError(
             f"{where} {len(found)} folds, and there have to be two or more. Write lists with `python -m "
-            f"utils.make_data_list --data_dir {data_dir}`, or give `json_list` for one list whose entries name folds."
+            f"utils.make_data_list --data_dir {shlex.quote(str(data_dir))}`, or give `json_list` for one list whose "
+            "entries name folds."
         )
     return found
 
