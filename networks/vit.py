@@ -26,7 +26,7 @@ class ViTConfig(NetworkConfig):
     """The settings of the transformer."""
 
     hidden_size: int = flag(768, "length of a token", at_least=1, at_most=16384)
-    mlp_dim: int = flag(3072, "width of the transformer's perceptron", at_least=1, at_most=65536)
+    mlp_dim: int = flag(3072, "width of the ViT's perceptron", at_least=1, at_most=65536)
     num_heads: int = flag(12, "attention heads", at_least=1)
     pos_embed: str = flag("perceptron", "patch embedding", choices=("perceptron", "conv", "residual"), rare=True)
     patch_size: int = flag(16, "edge of a patch in voxels", choices=PATCH_SIZES)

@@ -176,9 +176,7 @@ def _add_further_augmentation_flags(parser: argparse.ArgumentParser) -> None:
         default="published",
         help="anatomical: sides swap; left_right: along x alone",
     )
-    group.add_argument(
-        "--augment", choices=AUGMENTATIONS, default="published", help="as in 2021; strong: as in nnU-Net"
-    )
+    group.add_argument("--augment", choices=AUGMENTATIONS, default="published", help="strong: as in nnU-Net")
 
 
 def _add_optimization_flags(parser: argparse.ArgumentParser) -> None:
@@ -267,13 +265,9 @@ def _add_several_machines_flags(parser: argparse.ArgumentParser) -> None:
 def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture) -> None:
     group = parser.add_argument_group("weights to start from")
     group.add_argument("--resume_ckpt", action="store_true", help="start from the weights file (a state dict)")
-    group.add_argument(
-        "--pretrained_dir", type=file_path, default=WEIGHTS_FOLDER, metavar="DIR", help="folder of the weights"
-    )
-    group.add_argument("--pretrained_model_name", default=WEIGHTS_FILE, metavar="F", help="name of the weights file")
-    group.add_argument(
-        "--adapt_weights", action="store_true", help="fit the weights to other classes, channels or windows"
-    )
+    group.add_argument("--pretrained_dir", type=file_path, default=WEIGHTS_FOLDER, metavar="DIR", help="folder")
+    group.add_argument("--pretrained_model_name", default=WEIGHTS_FILE, metavar="F", help="file")
+    group.add_argument("--adapt_weights", action="store_true", help="fit them to other classes, channels or windows")
     rare(group.add_argument("--resume_jit", action="store_true", help="start from the weights file (TorchScript)"))
     rare(group.add_argument("--vit_weights", type=file_path, metavar="FILE",
                             help="start the encoder from a ViT that was trained elsewhere, the rest anew"))  # fmt: skip
@@ -294,9 +288,7 @@ def _add_start_flags(parser: argparse.ArgumentParser, architecture: Architecture
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--logdir", type=_run_name, default="test", metavar="NAME", help="the run's name: its folder below runs/"
-    )
+    group.add_argument("--logdir", type=_run_name, default="test", metavar="NAME", help="the run's folder below runs/")
     group.add_argument("--save_checkpoint", action="store_true", help="keep the weights: model.pt and model_final.pt")
     group.add_argument("--resume", action="store_true", help="go on where this run stopped, or begin it")
     group.add_argument("--overwrite", action="store_true", help="replace a run of this name")
