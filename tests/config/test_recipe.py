@@ -16,8 +16,14 @@ def read(path: Path) -> list[str]:
     return Parser().with_files([f"@{path}"])
 
 
-def recipe(path: Path, reason: str, settings: dict[str, Value], questions: tuple[str, ...] = ()) -> str:
-    plan = Plan((Section("Section", (Choice(settings, reason),)),), questions)
+def recipe(
+    path: Path,
+    reason: str,
+    settings: dict[str, Value],
+    questions: tuple[str, ...] = (),
+    remarks: tuple[str, ...] = (),
+) -> str:
+    plan = Plan((Section("Section", (Choice(settings, reason),)),), questions, remarks)
     write_recipe(path, plan, ["Head"], {"data_dir": "a folder's scans"})
     return path.read_text()
 
@@ -37,8 +43,8 @@ def test_a_reason_stands_above_its_flags(tmp_path: Path) -> None:
 
 
 def test_questions_stand_on_top(tmp_path: Path) -> None:
-    text = recipe(tmp_path / "plan.args", "Why.", {"space_x": 2.0}, ("What are the `labels` called?",))
-    assert "# Please check:\n# - What are the --labels called?\n" in text
+    text = recipe(tmp_path / "plan.args", "Why.", {"space_x": 2.0}, ("What are the `labels` called?",), ("a: is odd.",))
+    assert "# Please check:\n# - What are the --labels called?\n\n# Notes:\n# - a: is odd.\n\n" in text
     assert text.index("Please check") < text.index("--data_dir")
 
 

@@ -24,10 +24,9 @@ def write_recipe(path: Path, plan: Plan, head: Sequence[str], fixed: dict[str, V
         WriteError: if it can't be written.
     """
     lines = [*map(_comment, head), ""]
-    if plan.questions or plan.remarks:
-        lines += [_comment("Please check:")]
-        lines += [_comment(f"- {name_flags(text)}") for text in (*plan.questions, *plan.remarks)]
-        lines.append("")
+    for title, texts in (("Please check:", plan.questions), ("Notes:", plan.remarks)):
+        if texts:
+            lines += [_comment(title), *(_comment(f"- {name_flags(text)}") for text in texts), ""]
     lines += [_flags(fixed), ""]
     for section in plan.sections:
         lines.append(f"# {section.title}")
