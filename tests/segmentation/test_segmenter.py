@@ -204,7 +204,8 @@ def test_what_is_no_scan_is_an_error_in_one_line(segmenter: Segmenter, scan: tup
         ({"weights": "missing.pt"}, "missing.pt: no such file. Mend its path."),
         ({"network_file": "missing.py"}, "`network_file` missing.py"),
         ({"device": "tpu"}, "`device` tpu"),
-        ({"overlap": 1.0}, "`overlap` must be at least 0 and below 1"),
+        ({"overlap": 1.0}, "`overlap` must be a number of at least 0 and below 1, not 1.0"),
+        ({"overlap": "0.5"}, "`overlap` must be a number of at least 0 and below 1, not '0.5'"),
     ],
 )
 def test_what_cannot_be_loaded_is_an_error_in_one_line(trained: Path, options: dict[str, Any], words: str) -> None:

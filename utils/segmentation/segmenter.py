@@ -143,8 +143,8 @@ class Segmenter:
         paths = [Path(weights)] if isinstance(weights, str | os.PathLike) else [Path(one) for one in weights]
         if not paths:
             raise InputError("`weights`: names no file. Give one or more.")
-        if not 0 <= overlap < 1:
-            raise InputError(f"`overlap` must be at least 0 and below 1, not {overlap}.")
+        if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
+            raise InputError(f"`overlap` must be a number of at least 0 and below 1, not {overlap!r}.")
         if engine not in ENGINES:
             raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, not {engine!r}.")
         given = {} if network_file is None else {"model_name": str(network_file)}
