@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from tests.io.series import phantom, write_series
+from tests.io.series import phantom, sitk_affine, write_series
 from tests.io.volumes import AFFINE, SPACING, VOXELS, save_with_simpleitk
 from utils.io.dicom_series import find_series
 from utils.io.reader import read_scan
@@ -184,6 +184,35 @@ def test_a_mask_has_the_geometry_of_a_scan_of_another_format(tmp_path: Path, kin
     np.testing.assert_allclose(image.TransformIndexToPhysicalPoint(index), place, atol=1e-4)
     assert image[index] == MASK[index]
     assert scan[index] == VOXELS[index]
+
+
+def test_the_mask_of_a_tilted_gantry_lies_on_its_series_in_simpleitk(tmp_path: Path) -> None:
+    """Neither shows the shift of the slices, and both have the slices' own plane."""
+    t = np.deg2rad(20)
+    tilted = np.diag([-1.0, -1.0, 5.0, 1.0])  # the table moves along z, and the slices lean by 20 degrees
+    tilted[1:3, 1] = -np.cos(t), np.sin(t)
+    write_series(tmp_path / "ct", phantom((6, 5, 4)), tilted)
+    (series,), _ = find_series(list((tmp_path / "ct").iterdir()))
+    volume = read_scan(Scan("ct", series.files, None, is_series=True), 1)
+    (remark,) = volume.remarks
+    assert remark.startswith(f"{tmp_path / 'ct'}: its slices are shifted within their planes, as by a tilted gantry.")
+    mask = written(tmp_path, volume)
+    np.testing.assert_allclose(mask.affine, tilted, atol=1e-5)
+    image = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "ct")))
+    np.testing.assert_allclose(sitk_affine(image), sitk_affine(reader.Execute()), atol=1e-4)
+    # by hand: the normal is the cross product of the slices' axes, and leans towards z
+    np.testing.assert_allclose(mask.get_qform()[:3, 2], [0, 5 * np.sin(t), 5 * np.cos(t)], atol=1e-5)
+
+
+def test_a_mask_whose_axes_are_askew_within_its_slices(tmp_path: Path) -> None:
+    askew = np.array([[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1.0]])
+    mask = written(tmp_path, Volume(VOXELS[None], askew, VOXELS.shape))
+    np.testing.assert_allclose(mask.affine, askew)
+    expected = nib.Nifti1Header()
+    expected.set_qform(askew, 1, strip_shears=True)
+    np.testing.assert_allclose(mask.get_qform(), expected.get_qform())
 
 
 def test_a_mask_that_can_t_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def read_series(series: Series) -> Volume:
     slices = [twins[0] for twins in stack]
     _require_regular_grid(series.name, slices)
     voxels, remarks = _read_slices(series.name, stack, headers)
-    remarks += mixed
+    remarks += mixed + _tilt_remarks(series.name, slices)
     files = dict.fromkeys(plane.file for plane in slices)
     return Volume(voxels[None], _affine(slices), voxels.shape, None, [headers[path] for path in files], remarks)
 
@@ -591,6 +591,18 @@ def _affine(slices: Sequence[Plane]) -> np.ndarray:
         affine[:3, 2] = first.normal * first.thickness
     affine[:3, 3] = first.position
     return LPS_TO_RAS @ affine
+
+
+def _tilt_remarks(name: str, slices: Sequence[Plane]) -> list[str]:
+    """A remark if the last slice is shifted within its plane by more than half a pixel, seen from the first."""
+    way = slices[-1].position - slices[0].position
+    aside = way - (way @ slices[0].normal) * slices[0].normal
+    if np.linalg.norm(aside) <= slices[0].spacing.min() / 2:
+        return []
+    return [
+        f"{name}: its slices are shifted within their planes, as by a tilted gantry. Viewers that use ITK show scan "
+        "and NIfTI mask without that shift; a DICOM SEG is exact."
+    ]
 
 
 def _read_slices(

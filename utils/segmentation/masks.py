@@ -20,6 +20,7 @@ from utils.system.text import one_line
 LARGEST_UINT16 = 65535
 FAST = 1  # level of compression: masks get as small as by gzip's 5
 SCANNER, MILLIMETRES = 1, "mm"  # NIfTI's code for scanner coordinates, and its unit of length
+PERPENDICULAR = 0.01  # cosine between axes; DICOM's may be off by as much
 
 
 def keep_largest_component(mask: np.ndarray, label: int) -> None:
@@ -119,7 +120,7 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
     if volume.header is None:
         header = nib.Nifti1Header()
         header.set_sform(volume.affine, SCANNER)
-        header.set_qform(volume.affine, SCANNER, strip_shears=True)
+        header.set_qform(_without_shear(volume.affine), SCANNER, strip_shears=True)
         header.set_xyzt_units(MILLIMETRES)
     else:
         kind = nib.Nifti2Header if isinstance(volume.header, nib.Nifti2Header) else nib.Nifti1Header
@@ -134,3 +135,18 @@ def _header(volume: Volume, shape: tuple[int, ...]) -> nib.Nifti1Header:
             header["qform_code"] = 0
     header.set_data_shape(shape)
     return header
+
+
+def _without_shear(affine: np.ndarray) -> np.ndarray:
+    """An affine (4, 4) whose third axis is turned to stand upright on the first two, if these are perpendicular.
+
+    nibabel would turn all three, and ITK, which takes the qform where the sform shears, would show the slices of a
+    tilted gantry in another plane.
+    """
+    x, y, z = affine[:3, :3].T
+    if abs(x @ y) > PERPENDICULAR * np.linalg.norm(x) * np.linalg.norm(y):
+        return affine
+    normal = np.cross(x, y)
+    upright = affine.copy()
+    upright[:3, 2] = normal * np.sign(normal @ z) * np.linalg.norm(z) / np.linalg.norm(normal)
+    return upright
