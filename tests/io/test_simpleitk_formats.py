@@ -78,7 +78,12 @@ def test_endings_in_capitals(tmp_path: Path, name: str) -> None:
 def test_a_fourth_dimension_of_length_one_in_other_formats(tmp_path: Path, name: str) -> None:
     sitk.WriteImage(sitk.JoinSeries([image()]), str(tmp_path / name))
     assert sitk.ReadImage(str(tmp_path / name)).GetDimension() == 4
-    assert_is_the_phantom(read(tmp_path / name))
+    volume = read(tmp_path / name)
+    if name == "scan.nrrd":  # ITK leaves out how it lies
+        assert volume.remarks.pop().endswith(
+            ": its header doesn't tell how it lies, so that left and right are a guess."
+        )
+    assert_is_the_phantom(volume)
 
 
 def test_a_negative_metaimage_spacing_runs_the_other_way(tmp_path: Path) -> None:
@@ -126,6 +131,41 @@ def test_formats_that_do_not_tell_left_from_right_are_noted(tmp_path: Path, name
     volume = read(path)
     np.testing.assert_array_equal(np.sort(volume.voxels.ravel()), np.sort(VOXELS.ravel()))
     assert volume.remarks == [f"{path}: its header doesn't tell how it lies, so that left and right are a guess."]
+
+
+@pytest.mark.parametrize(
+    ("space", "signs"),
+    [
+        (b"left-posterior-superior", (-1, -1)),
+        (b"left-anterior-superior", (-1, 1)),
+        (b"Right-Anterior-Superior", (1, 1)),
+        (b"RAS", (1, 1)),
+        (b"left-posterior-superior-time", (-1, -1)),
+        (b"LAST", (-1, 1)),
+        (b"right-anterior-superior-time", (1, 1)),
+        (b"scanner-xyz", None),
+        (b"3D-left-handed", None),
+        (b"3D-right-handed", None),
+    ],
+)
+def test_an_nrrd_tells_left_from_right_by_its_space(
+    tmp_path: Path, space: bytes, signs: tuple[int, int] | None
+) -> None:
+    """The signs are those of a step along x to the Right, and of one along y to Anterior."""
+    has_time = space.lower().endswith((b"time", b"t"))
+    sizes, directions, origin = b"4 3 2", b"(2,0,0) (0,3,0) (0,0,5)", b"(10,20,30)"
+    if has_time:
+        sizes, directions, origin = sizes + b" 1", b"(2,0,0,0) (0,3,0,0) (0,0,5,0) (0,0,0,1)", b"(10,20,30,0)"
+    head = b"NRRD0005\ntype: short\ndimension: %d\nspace: %s\nsizes: %s\n" % (3 + has_time, space, sizes)
+    head += b"space directions: %s\nspace origin: %s\nendian: little\nencoding: raw\n\n" % (directions, origin)
+    path = text(tmp_path, "scan.nrrd", head + np.arange(24, dtype="<i2").tobytes())
+    volume = read(path)
+    if signs is None:
+        assert volume.remarks == [f"{path}: its header doesn't tell how it lies, so that left and right are a guess."]
+    else:
+        x, y = signs
+        np.testing.assert_allclose(volume.affine[:3], [[2 * x, 0, 0, 10 * x], [0, 3 * y, 0, 20 * y], [0, 0, 5, 30]])
+        assert volume.remarks == []
 
 
 @pytest.mark.parametrize("name", ["scan.gipl", "scan.vtk", "scan.mrc"])

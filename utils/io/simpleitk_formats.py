@@ -26,7 +26,13 @@ META_PACKED_SIZE = re.compile(rb"^CompressedDataSize *= *(\d{1,18})", re.MULTILI
 META_TEXT = re.compile(rb"^BinaryData *= *False", re.MULTILINE)
 # a header tells the size of voxels, and how its axes lie, by one of these
 SIZED = re.compile(rb"^(spacings:|space directions:|ElementSpacing|ElementSize)", re.MULTILINE)
-ORIENTED = re.compile(rb"^(space directions:|TransformMatrix|Rotation|Orientation)", re.MULTILINE)
+META_ORIENTED = re.compile(rb"^(TransformMatrix|Rotation|Orientation)", re.MULTILINE)
+NRRD_DIRECTIONS = re.compile(rb"^space directions:", re.MULTILINE)
+# such as left-posterior-superior and LPS; others, such as 3D-left-handed, don't tell where the body lies
+NRRD_ANATOMY = re.compile(
+    rb"^space: *(?P<x>left|right|[LR])[- ]?(?P<y>anterior|posterior|[AP])[- ]?(superior|S)[- ]?(?P<time>time|T)?\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 NRRD_UNITS = re.compile(rb"^space units:.*$", re.MULTILINE)
 META_UNIT = re.compile(rb"^DistanceUnits *= *(\S+)", re.MULTILINE)
 UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
@@ -101,11 +107,15 @@ def read_with_simpleitk(path: Path) -> Volume:
     affine[:3, :3] = np.reshape(header["direction"], (3, 3)) * header["spacing"]
     affine[:3, 3] = header["origin"]
     affine[:3] *= _millimetres(text)
+    anatomy = NRRD_ANATOMY.search(text)
+    if anatomy and anatomy["time"]:  # ITK takes any of these for left-posterior-superior
+        affine[0] *= -1 if anatomy["x"].lower().startswith(b"r") else 1
+        affine[1] *= -1 if anatomy["y"].lower().startswith(b"a") else 1
     voxels = np.moveaxis(array, (0, 2), (2, 0))  # (Z, Y, X[, C]) -> (X, Y, Z[, C])
     volume = volume_from_array(path, voxels, LPS_TO_RAS @ affine)
     if files is not None and not SIZED.search(text):
         volume.remarks.append(f"{path}: its header gives no voxel size, and 1 mm is taken.")
-    if not ORIENTED.search(text):
+    if not (META_ORIENTED.search(text) or (anatomy and NRRD_DIRECTIONS.search(text))):
         volume.remarks.append(f"{path}: its header doesn't tell how it lies, so that left and right are a guess.")
     return volume
 
