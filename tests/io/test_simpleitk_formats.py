@@ -91,13 +91,31 @@ def test_a_negative_metaimage_spacing_runs_the_other_way(tmp_path: Path) -> None
     np.testing.assert_allclose(read(path).affine[:3, 2], [-2, 1, -2], atol=1e-6)
 
 
-def test_lengths_in_other_units_become_mm(tmp_path: Path) -> None:
-    """0.9, 1.2 and 3 cm are 9, 12 and 30 mm."""
+UNITS = {
+    "mm": 1, "cm": 10, "m": 1000, "um": 0.001, "\u00b5m": 0.001, "\u03bcm": 0.001, "Microns": 0.001,
+    "micrometers": 0.001, "meter": 1000, "metres": 1000, "centimeter": 10, "millimeters": 1, "???": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_lengths_in_other_units_become_mm(tmp_path: Path, unit: str) -> None:
     for name, old, new in (
-        ("scan.nrrd", b"kinds:", b'space units: "cm" "cm" "cm"\nkinds:'),
-        ("scan.mha", b"DimSize", b"DistanceUnits = cm\nDimSize"),
+        ("scan.nrrd", "kinds:", f'space units: "{unit}" "{unit}" "{unit}"\nkinds:'),
+        ("scan.mha", "DimSize", f"DistanceUnits = {unit}\nDimSize"),
     ):
-        assert read(changed(tmp_path, name, old, new)).spacing == pytest.approx((9, 12, 30))
+        volume = read(changed(tmp_path, name, old.encode(), new.encode()))
+        assert volume.spacing == pytest.approx([UNITS[unit] * size for size in (0.9, 1.2, 3)])
+        assert volume.remarks == []
+
+
+def test_units_in_latin_1_and_unknown_ones(tmp_path: Path) -> None:
+    latin = b'space units: "\xb5m" "\xb5m" "\xb5m"\nkinds:'
+    assert read(changed(tmp_path, "scan.nrrd", b"kinds:", latin)).spacing == pytest.approx((0.0009, 0.0012, 0.003))
+    for units, named in ((b'"inch" "inch" "inch"', "'inch'"), (b'"mm" "mm" "cm"', "'cm, mm'"), (b'"ms" "" ""', "'ms'")):
+        path = changed(tmp_path, "scan.nrrd", b"kinds:", b"space units: " + units + b"\nkinds:")
+        volume = read(path)
+        assert volume.spacing == pytest.approx((0.9, 1.2, 3))
+        assert volume.remarks == [f"{path}: its header has the unit {named}, which isn't known; mm are taken."]
 
 
 @pytest.mark.parametrize("size", [None, b"0", b"10"])

@@ -12,6 +12,7 @@ from utils.io.scan import BEST_DEFLATE, Volume, is_dicom, memory_error, stream_e
 from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, stream_sizes
 from utils.system.errors import InputError
 from utils.system.files import open_regular, require_regular
+from utils.system.text import shortened
 
 META_IMAGE, NRRD = "MetaImageIO", "NrrdImageIO"
 # their files can name others to be read, in ways that only their own libraries know
@@ -35,7 +36,12 @@ NRRD_ANATOMY = re.compile(
 )
 NRRD_UNITS = re.compile(rb"^space units:.*$", re.MULTILINE)
 META_UNIT = re.compile(rb"^DistanceUnits *= *(\S+)", re.MULTILINE)
-UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
+PREFIXES = {"micro": 0.001, "milli": 1.0, "centi": 10.0, "": 1000.0}
+UNITS = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "micron": 0.001, "microns": 0.001} | {
+    prefix + word: length for prefix, length in PREFIXES.items() for word in ("meter", "meters", "metre", "metres")
+}
+UNSTATED = {"", "?", "???"}
+MICRO = str.maketrans("\u00b5\u03bc", "uu")  # the sign, and the Greek letter
 HEADER_BYTES = {"GiplImageIO": 256, "MRCImageIO": 1024}
 VTK_DATA = re.compile(rb"^(SCALARS|VECTORS|LOOKUP_TABLE|TENSORS)[^\n]*\n", re.MULTILINE)
 NRRD_PACKED = re.compile(rb"^encoding: *(gz|gzip)\s*$", re.MULTILINE)
@@ -106,7 +112,8 @@ def read_with_simpleitk(path: Path) -> Volume:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(header["direction"], (3, 3)) * header["spacing"]
     affine[:3, 3] = header["origin"]
-    affine[:3] *= _millimetres(text)
+    unit = _unit(text)
+    affine[:3] *= UNITS.get(unit, 1.0)
     anatomy = NRRD_ANATOMY.search(text)
     if anatomy and anatomy["time"]:  # ITK takes any of these for left-posterior-superior
         affine[0] *= -1 if anatomy["x"].lower().startswith(b"r") else 1
@@ -115,6 +122,8 @@ def read_with_simpleitk(path: Path) -> Volume:
     volume = volume_from_array(path, voxels, LPS_TO_RAS @ affine)
     if files is not None and not SIZED.search(text):
         volume.remarks.append(f"{path}: its header gives no voxel size, and 1 mm is taken.")
+    if unit and unit not in UNITS:
+        volume.remarks.append(f"{path}: its header has the unit {shortened(unit)!r}, which isn't known; mm are taken.")
     if not (META_ORIENTED.search(text) or (anatomy and NRRD_DIRECTIONS.search(text))):
         volume.remarks.append(f"{path}: its header doesn't tell how it lies, so that left and right are a guess.")
     return volume
@@ -127,14 +136,19 @@ def _ask(path: Path, kind: str, size: int | None = None) -> tuple[dict[str, Any]
     return header, array
 
 
-def _millimetres(header: bytes) -> float:
-    """How many mm the unit of length of a header has; 1 for one that isn't stated or known."""
-    units = {
-        unit.decode("latin-1").lower() for unit in re.findall(rb'"([^"]*)"', (NRRD_UNITS.search(header) or [b""])[0])
-    }
-    if found := META_UNIT.search(header):
-        units = {found[1].decode("latin-1").lower()}
-    return UNITS.get(units.pop(), 1.0) if len(units) == 1 else 1.0
+def _unit(header: bytes) -> str:
+    """The unit of length that a header states; several are joined by commas."""
+    found = META_UNIT.search(header)
+    of_nrrd = re.findall(rb'"([^"]*)"', (NRRD_UNITS.search(header) or [b""])[0])[:3]  # a fourth is of time
+    units = {_decoded(unit).strip().lower().translate(MICRO) for unit in ([found[1]] if found else of_nrrd)}
+    return ", ".join(sorted(units - UNSTATED))
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
 
 
 def _require_data(path: Path, kind: str, header: dict[str, Any]) -> None:
