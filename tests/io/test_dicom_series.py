@@ -503,6 +503,21 @@ def test_a_deflated_file_that_unpacks_to_more_than_there_is_memory_for(
         read_tuple(series)
 
 
+@pytest.mark.parametrize(("slope", "size"), [(1, 2), (0.5, 4)])
+def test_a_series_that_takes_more_than_there_is_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slope: float, size: int
+) -> None:
+    """It has 12 × 10 × 7 voxels, in int16 or float32."""
+    write_series(tmp_path, phantom(), AXIAL, RescaleSlope=slope)
+    series = only_series(tmp_path)
+    needed = 2 * 12 * 10 * 7 * size
+    monkeypatch.setattr(dicom_series, "available_memory", lambda: needed)
+    assert read_tuple(series)[0].dtype.itemsize == size
+    monkeypatch.setattr(dicom_series, "available_memory", lambda: needed - 1)
+    with pytest.raises(InputError, match=f"^{series.name}: says that its voxels take"):
+        read_tuple(series)
+
+
 @pytest.mark.parametrize("known_by", ["ImageType", "Siemens' elements"])
 def test_a_mosaic_is_refused_with_what_to_do(tmp_path: Path, known_by: str) -> None:
     (one,) = write_series(tmp_path, phantom((12, 10, 1)), AXIAL)

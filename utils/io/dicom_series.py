@@ -615,9 +615,9 @@ def _read_slices(
     def frames(path: Path) -> np.ndarray:
         return stored_pixels(path, headers[path], counts[path])
 
-    slices: list[np.ndarray] = []
+    voxels = _room_for([twins[0] for twins in stack], name)
     duplicates: list[Plane] = []
-    for first, *others in stack:
+    for index, (first, *others) in enumerate(stack):
         pixels = frames(first.file)[first.frame or 0]
         for other in others:
             same_scale = (first.slope, first.intercept) == (other.slope, other.intercept)
@@ -628,14 +628,28 @@ def _read_slices(
                     "several volumes, such as phases or echoes. Split it into one series for each volume."
                 )
             duplicates.append(other)
-        slices.append(_rescaled(pixels, first.slope, first.intercept).T)
-    voxels = np.empty((*slices[0].shape, len(slices)), np.result_type(*slices), order="F")
-    for index, values in enumerate(slices):
+        values = _rescaled(pixels, first.slope, first.intercept).T
+        voxels = voxels.astype(np.result_type(voxels, values), copy=False)
         voxels[..., index] = values
     if not duplicates:
         return voxels, []
     more = f" and {len(duplicates) - 1} more" if len(duplicates) > 1 else ""
     return voxels, [f"{name}: {duplicates[0].short}{more} left out: another file holds the same slice."]
+
+
+def _room_for(slices: Sequence[Plane], name: str) -> np.ndarray:
+    """An array (columns, rows, slices) of the type that the slices' scales need, not yet filled.
+
+    Raises:
+        InputError: if there isn't memory for it and for what is made of it.
+    """
+    is_whole = all(plane.slope == 1 and plane.intercept == round(plane.intercept) for plane in slices)
+    kind = np.dtype(np.int16 if is_whole else np.float32)
+    rows, columns = slices[0].size
+    needed = 2 * rows * columns * len(slices) * kind.itemsize
+    if needed > available_memory():
+        raise memory_error(Path(name), needed)
+    return np.empty((columns, rows, len(slices)), kind, order="F")
 
 
 def stored_pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
