@@ -295,6 +295,24 @@ def test_images_in_memory_that_cannot_be_placed(segmenter: Segmenter) -> None:
         segmenter(ARRAY, np.full((4, 4), "a"))
 
 
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_an_affine_of_nibabel_that_was_changed_in_place_counts(segmenter: Segmenter, codes: tuple[int, int]) -> None:
+    scan = nib.Nifti1Image(ARRAY, np.eye(4))
+    scan.set_qform(np.eye(4), codes[0])
+    scan.set_sform(np.eye(4), codes[1])
+    changed = np.array([[2, 0, 0, 10], [0, 2, 0, 20], [0, 0, 2.0, 30], [0, 0, 0, 1]])
+    scan.affine[:] = changed
+    before = scan.header.copy()
+    found = segmenter(scan)
+    np.testing.assert_allclose(found.mask.affine, changed)
+    assert found.mask.header.get_zooms() == (2, 2, 2)
+    assert not any("pixdim" in remark or "form" in remark for remark in found.remarks)
+    assert scan.header == before  # what is given stays as it was
+    scan.affine[0, 0] = np.nan
+    with pytest.raises(InputError, match="its affine can't place voxels in space"):
+        segmenter(scan)
+
+
 @pytest.mark.parametrize(
     "scans", ["/scans/a.nii.gz", Path("/scans/a.nii.gz"), ARRAY, nib.Nifti1Image(ARRAY, np.eye(4))]
 )

@@ -26,6 +26,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from utils.io.geometry import affine_faults
 from utils.io.scan import BEST_DEFLATE, Volume, memory_error, stream_error, volume_from_array
 from utils.io.voxel_files import require_below
 from utils.system.errors import InputError, first_line
@@ -140,6 +141,11 @@ def volume_from_nibabel(image: Any, source: Path) -> Volume:
         raise InputError(f"{source}: is Analyze 7.5, which doesn't tell left from right. Convert it to NIfTI.")
     if not isinstance(image.header, nib.Nifti1Header):
         return volume_from_array(source, voxels, image.affine)
+    # an affine that was changed in place; nibabel itself brings it into the header as late as in saving
+    if not np.allclose(image.affine, image.header.get_best_affine(), equal_nan=True):
+        if faults := affine_faults(source, image.affine):
+            raise InputError(faults[0])
+        image = type(image)(voxels, image.affine, image.header)
     return _placed(source, image, voxels, np.abs(np.asarray(image.header["pixdim"][1:4], float)))
 
 
