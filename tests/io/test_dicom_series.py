@@ -419,6 +419,26 @@ def test_a_multi_frame_file_reads_like_its_slices(tmp_path: Path) -> None:
     np.testing.assert_allclose(place[:3], [3, 4, 5], atol=1e-4)
 
 
+def test_a_part_of_a_concatenation(tmp_path: Path) -> None:
+    written = write_enhanced(tmp_path, phantom(), AXIAL)
+    written.ConcatenationUID, written.InConcatenationNumber, written.InConcatenationTotalNumber = generate_uid(), 1, 2
+    save(written)
+    words = rf"^{written.filename}: is one of 2 files that make up one volume \(a concatenation\), .* as one file\.$"
+    with pytest.raises(InputError, match=words):
+        read_tuple(Series("scan", (tmp_path / "enhanced.dcm",)))
+    written.InConcatenationTotalNumber = 1
+    save(written)
+    np.testing.assert_array_equal(read_tuple(Series("scan", (tmp_path / "enhanced.dcm",)))[0], phantom())
+
+
+def test_one_slice_of_a_series_is_noted(tmp_path: Path) -> None:
+    path = Path(write_series(tmp_path, phantom(), AXIAL)[3].filename)
+    remark = f"{path}: is one slice, and taken as a whole scan. If its series has more, give their folder."
+    assert read_tuple(Series("scan", (path,)))[3] == [remark]
+    write_enhanced(tmp_path / "whole", phantom((12, 10, 1)), AXIAL)
+    assert read_tuple(Series("scan", (tmp_path / "whole" / "enhanced.dcm",)))[3] == []
+
+
 def test_a_multi_frame_file_among_slices(tmp_path: Path) -> None:
     write_enhanced(tmp_path, phantom(), AXIAL)
     with pytest.raises(InputError, match="scan: has 2 files, of which at least one is multi-frame"):

@@ -355,6 +355,10 @@ def read_series(series: Series) -> Volume:
     _require_regular_grid(series.name, slices)
     voxels, remarks = _read_slices(series.name, stack, headers)
     remarks += mixed + _tilt_remarks(series.name, slices)
+    if len(planes) == 1 and planes[0].frame is None:
+        remarks.append(
+            f"{planes[0]}: is one slice, and taken as a whole scan. If its series has more, give their folder."
+        )
     files = dict.fromkeys(plane.file for plane in slices)
     return Volume(voxels[None], _affine(slices), voxels.shape, None, [headers[path] for path in files], remarks)
 
@@ -408,6 +412,12 @@ def _split_into_planes(path: Path, header: Dataset, kinds: Collection[str]) -> l
                 f"{path}: has {header.NumberOfFrames} frames, but doesn't say where each lies. Convert it to NIfTI."
             )
         return [_plane(path, None, header, header)]
+    parts = _whole_number(header, "InConcatenationTotalNumber") or 1
+    if parts > 1:
+        raise InputError(
+            f"{path}: is one of {parts} files that make up one volume (a concatenation), which aren't put together. "
+            "Export it again as one file."
+        )
     frames = _whole_number(header, "NumberOfFrames")
     if frames != len(header.PerFrameFunctionalGroupsSequence):
         raise InputError(
