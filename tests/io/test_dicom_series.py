@@ -11,7 +11,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from tests.io.series import (
     AXIAL,
@@ -25,6 +26,7 @@ from tests.io.series import (
     write_enhanced,
     write_series,
 )
+from tests.io.volumes import replace
 from utils.io import dicom_series
 from utils.io.dicom_series import Series, find_series
 from utils.io.scan import is_dicom
@@ -536,6 +538,25 @@ def test_a_series_that_takes_more_than_there_is_memory_for(
     monkeypatch.setattr(dicom_series, "available_memory", lambda: needed - 1)
     with pytest.raises(InputError, match=f"^{series.name}: says that its voxels take"):
         read_tuple(series)
+
+
+@pytest.mark.parametrize(
+    ("uid", "name"),
+    [
+        ("1.2.840.10008.1.2.4.92", "JPEG 2000 Part 2 Multi-component"),
+        ("1.2.840.99999.1.2.4.92", "1.2.840.99999.1.2.4.92"),
+    ],
+)
+def test_pixels_that_no_decoder_reads(tmp_path: Path, uid: str, name: str) -> None:
+    (one,) = write_series(tmp_path, phantom((12, 10, 1)), AXIAL)
+    one.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.92")
+    one.PixelData = encapsulate([bytes(100)])
+    one["PixelData"].is_undefined_length = True
+    save(one)
+    replace(Path(one.filename), b"1.2.840.10008.1.2.4.92", uid.encode())
+    words = rf"^{one.filename}: is packed as {name}.*, which isn't read\. Unpack it, e\.g\. by gdcmconv -w, or"
+    with pytest.raises(InputError, match=words):
+        read_tuple(only_series(tmp_path))
 
 
 @pytest.mark.parametrize("known_by", ["ImageType", "Siemens' elements"])

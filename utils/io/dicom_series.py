@@ -21,7 +21,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import pixel_array
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import (
     UID,
@@ -38,6 +38,7 @@ from utils.io.scan import Volume, memory_error
 from utils.system.errors import InputError, first_line
 from utils.system.files import open_regular
 from utils.system.hardware import available_memory
+from utils.system.text import one_line
 
 VOLUME_CLASSES = frozenset({
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -684,6 +685,12 @@ def stored_pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # each of the decoders has its own kinds
+        packed = UID(header.file_meta.get("TransferSyntaxUID") or "")
+        if packed and not _has_decoder(packed):
+            raise InputError(
+                f"{path}: is packed as {one_line(packed.name)}, which isn't read. Unpack it, e.g. by gdcmconv -w, or "
+                "export it uncompressed."
+            ) from error
         raise InputError(
             f"{path}: its pixels can't be decoded ({first_line(error)}); the file may be cut off. Copy it again."
         ) from error
@@ -691,6 +698,13 @@ def stored_pixels(path: Path, header: Dataset, count: int) -> np.ndarray:
     if not found == len(pixels) == count:
         raise InputError(f"{path}: has the pixels of {found} frames, but its header places {count}. {EXPORT_AGAIN}")
     return pixels
+
+
+def _has_decoder(packed: UID) -> bool:
+    try:
+        return bool(get_decoder(packed).is_available)
+    except NotImplementedError:
+        return False
 
 
 def _is_decoded_elsewhere(dataset: Dataset) -> bool:
