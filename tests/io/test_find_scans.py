@@ -206,6 +206,18 @@ def test_a_folder_without_a_scan(tmp_path: Path) -> None:
     assert only_fault(tmp_path) == words
 
 
+def test_volumes_that_are_not_read_are_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii.gz")
+    for name, todo in (("a.nii.bz2", "Unpack it."), ("b.MGZ", "Convert it to NIfTI."), ("c.zip", "Unpack it.")):
+        with pytest.raises(InputError) as error:
+            read_scan(found(save_text(tmp_path / "other" / name)).scans[0], 1)
+        assert str(error.value) == f"{tmp_path}/other/{name}: isn't read as it is. {todo}"
+    result = found(tmp_path)
+    words = f"{tmp_path}/other/a.nii.bz2 and 2 more: left out, not read as they are. Convert to NIfTI, or unpack."
+    assert ([scan.image for scan in result.scans], result.faults, result.remarks) == ([(path,)], {}, [words])
+    assert only_fault(tmp_path / "other") == words
+
+
 def test_a_folder_of_localizers_holds_no_scan_and_says_why(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", phantom(), AXIAL, ImageType=["ORIGINAL", "LOCALIZER"])
     assert f"`input` {tmp_path}: holds no scan" in only_fault(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.io.dicom_series import find_series, lacks_preamble
 from utils.io.reader import header_file, is_image, voxel_files
-from utils.io.scan import ENDINGS, Scan, is_dicom, without_endings
+from utils.io.scan import ENDINGS, Scan, is_dicom, remedy, without_endings
 from utils.system.errors import InputError
 from utils.system.files import PipeError, walk_files
 from utils.system.text import one_line
@@ -47,6 +47,7 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
         path = Path(text)
         given = header_file(path) if os.path.exists(path) and not os.path.isdir(path) else None
         before, empty = len(found.faults), True
+        unread: list[Path] = []
         for file in _files_below(path, found) if given is None else [given]:
             try:
                 if is_dicom(file):
@@ -58,6 +59,7 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
                 elif file == given or is_volume(file):
                     kind = volumes
                 else:
+                    unread += [file] if remedy(file) else []
                     continue
             except PipeError as error:
                 if given is None:
@@ -74,8 +76,11 @@ def find_scans(paths: Sequence[str], in_channels: int) -> FoundScans:
                 continue
             kind.setdefault(os.path.abspath(file), file)
             empty = False
+        if unread:
+            more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+            found.remarks.append(f"{unread[0]}{more}: left out, not read as they are. Convert to NIfTI, or unpack.")
         if empty and len(found.faults) == before:
-            found.faults[text] = f"`input` {path}: {NO_SCAN}"
+            found.faults[text] = found.remarks.pop() if unread else f"`input` {path}: {NO_SCAN}"
     beside = {os.path.realpath(voxels) for file in volumes.values() for voxels in voxel_files(file)}
     bare = {folder: [file for file in files if os.path.realpath(file) not in beside] for folder, files in bare.items()}
     for folder, slices_of_it in bare.items():

@@ -16,6 +16,10 @@ from utils.system.text import printable
 BEST_DEFLATE = 1032  # a packed file holds at most this many times its own bytes
 IGNORED = -1  # what a label map that was read has where nobody judged the voxel
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr.gz", ".hdr", ".img.gz", ".img", ".dcm")
+# of volumes and archives that aren't read
+OTHER_ENDINGS = dict.fromkeys((".mgz", ".mgh"), "Convert it to NIfTI.") | dict.fromkeys(
+    (".nii.bz2", ".nii.zst", ".nii.xz", ".zip", ".tar", ".tar.gz", ".tgz"), "Unpack it."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ def is_dicom(path: Path) -> bool:
     """Whether a file's content is DICOM, whatever its name."""
     with open_regular(path) as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def remedy(path: Path) -> str:
+    """What makes a scan of a file whose ending is known but not read; empty for other files."""
+    return next((todo for ending, todo in OTHER_ENDINGS.items() if path.name.lower().endswith(ending)), "")
 
 
 def volume_from_array(

@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.io.geometry import LPS_TO_RAS
 from utils.io.reader_process import ask_itk_kind, ask_itk_volume
-from utils.io.scan import BEST_DEFLATE, Volume, is_dicom, memory_error, stream_error, volume_from_array
+from utils.io.scan import BEST_DEFLATE, Volume, is_dicom, memory_error, remedy, stream_error, volume_from_array
 from utils.io.voxel_files import VoxelFiles, meta_image_files, nrrd_files, stream_sizes
 from utils.system.errors import InputError
 from utils.system.files import open_regular, require_regular
@@ -85,6 +85,8 @@ def read_with_simpleitk(path: Path) -> Volume:
     if is_dicom(path):
         raise InputError(f"{path}: is a single DICOM file. Give the folder of its series.")
     kind = image_kind(path)
+    if not kind and (todo := remedy(path)):
+        raise InputError(f"{path}: isn't read as it is. {todo}")
     if not kind:
         raise InputError(f"{path}: is no volume: neither NIfTI, DICOM, nor another file that SimpleITK reads.")
     if kind == "GDCMImageIO":  # which would make a scan of a slice
