@@ -182,6 +182,7 @@ ARRAY[5:15, 5:15, 5:15] = 100
         (("a.nii.gz", np.eye(4)), "`affine`: is for arrays, and a.nii.gz knows its own"),
         ((nib.Nifti1Image(ARRAY, np.eye(4)), np.eye(4)), "`affine`: is for arrays, and the scan knows its own"),
         ((sitk.GetImageFromArray(ARRAY), np.eye(4)), "`affine`: is for arrays, and the scan knows its own"),
+        ((sitk.Image([5, 5, 5], sitk.sitkLabelUInt8),), "the scan is a label map, not an image"),
         ((np.full((20, 20, 20), np.nan), np.eye(4)), "has NaN or infinite voxels"),
         ((np.ones((20, 20, 20)), np.eye(4)), "every voxel is 1"),
         ((np.full((3, 3, 3), "a"), np.eye(4)), "has colours or other compound voxels"),

@@ -322,6 +322,8 @@ def _volume_of_itk(image: Any) -> Volume:
 
     if image.GetDimension() != 3:
         raise InputError(f"the scan has {image.GetDimension()} dimensions. Give a volume.")
+    if image.GetPixelIDTypeAsString().startswith("label of"):  # taking its voxels would end the process
+        raise InputError("the scan is a label map, not an image. Give the image.")
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
