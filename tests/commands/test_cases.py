@@ -127,7 +127,7 @@ def test_deflated(in_tmp: Path) -> None:
 REFUSED = {
     "enhanced_fewer_groups": "a.dcm: has 36 frames, but places 31.",
     "enhanced_fewer_pixels": "a.dcm: has 31 frames, but places 36.",
-    "mosaic": "a.dcm: is a Siemens mosaic, with many slices as tiles of one picture. Convert it to NIfTI with ",
+    "mosaic": "a.dcm: is a mosaic, with many slices as tiles of one picture. Convert it to NIfTI with ",
 }
 
 

@@ -559,16 +559,27 @@ def test_pixels_that_no_decoder_reads(tmp_path: Path, uid: str, name: str) -> No
         read_tuple(only_series(tmp_path))
 
 
-@pytest.mark.parametrize("known_by", ["ImageType", "Siemens' elements"])
+@pytest.mark.parametrize("known_by", ["ImageType", "Siemens' elements", "UIH's elements", "UIH's elements as bytes"])
 def test_a_mosaic_is_refused_with_what_to_do(tmp_path: Path, known_by: str) -> None:
     (one,) = write_series(tmp_path, phantom((12, 10, 1)), AXIAL)
     if known_by == "ImageType":
         one.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
-    else:
+    elif known_by == "Siemens' elements":
         one.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 4)
+    else:
+        kind, value = ("UN", b"25") if known_by.endswith("bytes") else ("DS", "25")
+        one.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, kind, value)
     save(one)
-    with pytest.raises(InputError, match=r"is a Siemens mosaic, .* Convert it to NIfTI with dcm2niix\."):
+    with pytest.raises(InputError, match=r"is a mosaic, .* Convert it to NIfTI with dcm2niix\."):
         read_tuple(only_series(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("DS", "1"), ("UN", b"1 "), ("LO", "many")])
+def test_a_picture_of_one_tile_is_a_slice(tmp_path: Path, kind: str, value: str | bytes) -> None:
+    (one,) = write_series(tmp_path, phantom((12, 10, 1)), AXIAL)
+    one.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, kind, value)
+    save(one)
+    assert read_tuple(only_series(tmp_path))[0].shape == (12, 10, 1)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ FIRST_ELEMENTS = {(b"\2\0", 0), (b"\2\0", 1)} | {
     (b"\10\0", element) for element in (0, 1, 5, 8, 0x12, 0x14, 0x16, 0x18)
 }
 SHORT_ELEMENT = 256  # bytes; the first elements, which give a length or an identifier, are shorter
-MOSAIC = (0x0019, 0x100A)  # where Siemens keeps the number of slices that are tiles of one picture
+# where Siemens and UIH keep the number of slices that are tiles of one picture: the owner's name, and the element
+MOSAICS = {"SIEMENS MR": (0x0019, 0x100A), "Image Private Header": (0x0065, 0x1050)}
 
 
 @dataclass(frozen=True)
@@ -400,7 +401,7 @@ def _split_into_planes(path: Path, header: Dataset, kinds: Collection[str]) -> l
         raise InputError(f"{path}: has colour pixels ({kind}), not one number each. Give a scan in shades of grey.")
     if _has_tiles(header) or "MOSAIC" in _image_types(header):
         raise InputError(
-            f"{path}: is a Siemens mosaic, with many slices as tiles of one picture. Convert it to NIfTI with dcm2niix."
+            f"{path}: is a mosaic, with many slices as tiles of one picture. Convert it to NIfTI with dcm2niix."
         )
     if header.get("ModalityLUTSequence"):
         raise InputError(f"{path}: tells its values by a table (Modality LUT), which isn't read. Convert it to NIfTI.")
@@ -436,14 +437,19 @@ def _split_into_planes(path: Path, header: Dataset, kinds: Collection[str]) -> l
 
 
 def _has_tiles(header: Dataset) -> bool:
-    """Whether Siemens' own elements say that the picture has several slices as its tiles."""
-    owner = header.get((0x0019, 0x0010))
-    tiles = header.get(MOSAIC)
-    if owner is None or tiles is None or not str(owner.value).startswith("SIEMENS MR"):
-        return False
-    # a file with implicit types doesn't tell that it is a number
-    number = int.from_bytes(tiles.value[:2], "little") if isinstance(tiles.value, bytes) else tiles.value
-    return isinstance(number, int) and number > 1
+    """Whether a maker's own elements say that the picture has several slices as its tiles."""
+    return any(
+        str(header[group, 0x0010].value).startswith(owner) and _tiles(header[group, element].value) > 1
+        for owner, (group, element) in MOSAICS.items()
+        if (group, 0x0010) in header and (group, element) in header
+    )
+
+
+def _tiles(number: Any) -> float:
+    """The number of tiles that an element tells; 0 if it is none."""
+    if isinstance(number, bytes):  # a file with implicit types doesn't tell that it is a number, or one in words
+        return int(number) if number.strip().isdigit() else int.from_bytes(number[:2], "little")
+    return number if isinstance(number, int | float) else 0
 
 
 def _plane(path: Path, frame: int | None, header: Dataset, place: Dataset) -> Plane:
