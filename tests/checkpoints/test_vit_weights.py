@@ -313,3 +313,12 @@ def test_a_transformer_behind_a_stem_takes_no_weights_of_one_that_reads_scans() 
     with pytest.raises(InputError, match="`vit_weights`: with `conv_stem` the transformer reads features of") as error:
         load_vit_weights(build(conv_stem=True), without(), "file.pth")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_transformer_behind_a_stem_is_not_taken_for_one_that_reads_scans(prefix: str) -> None:
+    sizes: dict[str, Any] = {"patch_size": 8, "feature_size": 16}  # 64 features in 2³ voxels are as many as 8³ voxels
+    stem = build((16, 16, 16), conv_stem=True, **sizes)
+    state = {prefix + name: tensor for name, tensor in stem.state_dict().items()}
+    with pytest.raises(InputError, match="its transformer reads features of convolutions, not voxels"):
+        load_vit_weights(build((16, 16, 16), **sizes), {"state_dict": state}, "file.pth")

@@ -123,6 +123,15 @@ def test_a_stem_of_another_width_is_refused(tmp_path: Path) -> None:
         initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), wide)
 
 
+def test_an_encoder_behind_a_stem_starts_no_network_without(tmp_path: Path) -> None:
+    path = tmp_path / "model_final.pt"
+    save_checkpoint(path, description("thick slices"), autoencoder("thick slices"), Progress())
+    plain = build_network("unetr", **SMALL, feature_size=2)
+    of_network = replace(description("unetr"), config=plain.config)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`conv_stem` off contradicts its on; `halve_by_spacing` off contradicts its"):
+        initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), plain)
+
+
 def test_an_encoder_alone_segments_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model_final.pt"
     save_checkpoint(path, description("primus"), autoencoder("primus"), Progress())

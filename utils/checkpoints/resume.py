@@ -37,6 +37,7 @@ SETTINGS_OF_VIT = [
     for one in fields(ViTConfig)
     if one.name not in (*NetworkConfig.__dataclass_fields__, "pos_embed") and not one.metadata.get("any_weights")
 ]
+SETTINGS_OF_STEM = ("conv_stem", "halve_by_spacing")  # which decide what a ViT reads, where a network has them
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
     content = read_vit(path)
     recorded = describe(content, path)
     if recorded is not None:
-        kept = [name for name in SETTINGS_OF_VIT if name in recorded.options]
+        stem = [name for name in SETTINGS_OF_STEM if name in description.options]
+        kept = [name for name in (*SETTINGS_OF_VIT, *stem) if name in recorded.options]
         given: dict[str, Any] = {name: description.options[name] for name in kept}
         refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
         if recorded.network in AUTOENCODERS:

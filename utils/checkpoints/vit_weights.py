@@ -36,6 +36,7 @@ PATCHES_IN_FILE = re.compile(
 # of a residual tokenizer, which read the scan
 SCAN_KERNELS = [f"patch_embedding.patch_embeddings.stem.{place}.0.weight" for place in ("conv1", "skip")]
 CLASS_TOKENS = ("cls_token", "dist_token")
+IN_STEM = "encoder2.conv1.conv.weight"  # of UNETR with convolutions before the transformer, and of no other network
 # to our names from those of timm (DINO, MAE), and from a perceptron's, which computes the same as a convolution
 NAMES = (
     (re.compile(r"patch_embed\.proj\.(weight|bias)"), r"patch_embedding.patch_embeddings.\1"),
@@ -150,6 +151,11 @@ def _read_encoder(content: Mapping[str, Any], source: str, config: ViTConfig) ->
         content = content[nest]
     state = {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
     check_tensors(state, source)
+    if any(name.endswith(IN_STEM) for name in state):  # of a network with a stem it was taken out before
+        raise InputError(
+            f"{source}: its transformer reads features of convolutions, not voxels. Give `conv_stem` (of unetr), or "
+            "another file."
+        )
     primus = prefixes_of_primus(state)
     prefixes = primus + [
         match[1]
