@@ -189,12 +189,17 @@ def test_position_embeddings_are_interpolated_in_3d() -> None:
     torch.testing.assert_close(found[0], expected)
 
 
-def test_another_window_gets_interpolated_positions() -> None:
+@pytest.mark.parametrize(
+    ("window", "patches"), [((64, 32, 32), "4 × 2 × 2"), ((64, 32, 16), "4 × 2 × 1")], ids=["more", "as many"]
+)
+def test_another_window_gets_interpolated_positions(window: tuple[int, int, int], patches: str) -> None:
+    """The file doesn't tell its window, which a cube is taken for."""
     state = build().state_dict()
-    network, transfer = load(state, adapt=True, img_size=(64, 32, 32))
+    network, transfer = load(state, adapt=True, img_size=window)
     name = "vit.patch_embedding.position_embeddings"
-    torch.testing.assert_close(network.state_dict()[name], interpolate_positions(state[name], (2, 2, 2), (4, 2, 2)))
-    assert transfer.adapted == {name: "interpolated from 2 × 2 × 2 to 4 × 2 × 2 patches"}
+    grid = tuple(edge // 16 for edge in window)
+    torch.testing.assert_close(network.state_dict()[name], interpolate_positions(state[name], (2, 2, 2), grid))
+    assert transfer.adapted == {name: f"interpolated from 2 × 2 × 2 to {patches} patches"}
     assert len(transfer.loaded) == len(state) - 1
 
 

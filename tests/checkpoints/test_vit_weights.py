@@ -17,6 +17,7 @@ from networks import build_network
 from tests.conftest import TINY, Run
 from tests.training.test_training import error_of, train
 from utils.checkpoints.foreign_weights import interpolate_positions
+from utils.checkpoints.nnssl_weights import as_our_vit
 from utils.checkpoints.read import read_vit
 from utils.checkpoints.vit_weights import load_vit_weights
 from utils.system.errors import InputError
@@ -172,11 +173,24 @@ def test_positions_of_volumes_are_interpolated_from_a_cube_or_the_window_that_is
     torch.testing.assert_close(ours.state_dict()[POSITIONS], expected)
     assert "position embeddings are interpolated from 2 × 2 × 2 to 2 × 2 × 3 patches" in notes
 
+    as_many = build((64, 32, 16))  # 4 × 2 × 1
+    load_vit_weights(as_many, theirs, "file.pt")
+    expected = interpolate_positions(theirs[POSITIONS.removeprefix("vit.")], (2, 2, 2), (4, 2, 1))
+    torch.testing.assert_close(as_many.state_dict()[POSITIONS], expected)
+
     flat = build((32, 16, 16)).state_dict()  # 2 patches, along x
     with pytest.raises(InputError, match=r"its position embeddings \(1, 2, 12\) are not those of a cube of patches"):
         load_vit_weights(build((16, 32, 32)), flat, "file.pt")
     _, notes = load_vit_weights(build((16, 32, 32)), flat, "file.pt", img_size=(32, 16, 16))
     assert "position embeddings are interpolated from 2 × 1 × 1 to 1 × 2 × 2 patches" in notes
+
+
+def test_positions_of_nnssl_are_of_a_cube_where_they_can_be() -> None:
+    cube = as_our_vit({"eva.pos_embed": torch.arange(8.0).reshape(1, 8, 1)}, num_heads=1, grid=(4, 2, 1))
+    # the patch at x, y, z has the number 4z + 2y + x there
+    assert cube["patch_embedding.position_embeddings"].flatten().tolist() == [0, 4, 2, 6, 1, 5, 3, 7]
+    ours = as_our_vit({"eva.pos_embed": torch.arange(6.0).reshape(1, 6, 1)}, num_heads=1, grid=(3, 2, 1))
+    assert ours["patch_embedding.position_embeddings"].flatten().tolist() == [0, 3, 1, 4, 2, 5]  # 3y + x
 
 
 def without(*endings: str) -> dict[str, Tensor]:

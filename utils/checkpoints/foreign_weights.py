@@ -259,8 +259,7 @@ def _adapted(
             transfer.new[name] = f"{tuple(theirs.shape)} became {tuple(ours.shape)}"
         elif name == positions and theirs.ndim == 3 and theirs.shape[::2] == ours.shape[::2]:
             new = config.grid_of(config.img_size)
-            told = img_size is not None or theirs.shape != ours.shape
-            old = _grid(theirs.shape[1], img_size, config, source) if told else new
+            old = _grid(theirs.shape[1], img_size, config, source)
             if old != new:
                 task[name] = interpolate_positions(theirs, old, new)
                 transfer.adapted[name] = f"interpolated from {size_text(old)} to {size_text(new)} patches"
@@ -306,10 +305,9 @@ def average_channels(weight: Tensor, channels: int, per_patch: int = 1) -> Tenso
 
 
 def _grid(patches: int, img_size: tuple[int, ...] | None, config: NetworkConfig, source: str) -> tuple[int, ...]:
-    """Patches along each axis; weights that don't tell their window are taken to have had a cube."""
-    edge = round(patches ** (1 / 3))
-    grid = (edge, edge, edge) if img_size is None else config.grid_of(img_size)
-    if math.prod(grid) != patches and img_size is None:
+    """Patches along each axis of the window that weights were trained with."""
+    grid = untold_grid(patches, config.grid_of(config.img_size)) if img_size is None else config.grid_of(img_size)
+    if grid is None:
         raise InputError(
             f"{source}: has {patches} position embeddings and doesn't tell their window. Give a checkpoint of main.py, "
             "which does, or the `roi_x`, `roi_y` and `roi_z` that it was trained with."
@@ -319,6 +317,14 @@ def _grid(patches: int, img_size: tuple[int, ...] | None, config: NetworkConfig,
             f"{source}: has {patches} position embeddings for a window of {size_text(grid)} patches. Give another file."
         )
     return grid
+
+
+def untold_grid(patches: int, ours: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """Patches along each axis for weights that don't tell their window: a cube's, or those of our own window."""
+    edge = round(patches ** (1 / 3))
+    if edge**3 == patches:
+        return edge, edge, edge
+    return ours if math.prod(ours) == patches else None
 
 
 def same_logits(network: nn.Module, other: nn.Module, shape: tuple[int, ...], source: object) -> bool:

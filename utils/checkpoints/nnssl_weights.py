@@ -6,12 +6,13 @@ head that turn with an axis change places: a volume gets the same tokens in both
 E is the hidden size, N the number of patches.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+from utils.checkpoints.foreign_weights import untold_grid
 
 FIRST_QUERY = re.compile(r"((?:.*\.)?)eva\.blocks\.0\.attn\.q_proj\.weight")
 TOKENIZER = "patch_embedding.patch_embeddings"
@@ -92,9 +93,7 @@ def _axes_reversed(tensor: Tensor, num_heads: int) -> Tensor:
 
 def _transposed(positions: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Position embeddings (1, N, E) of a window with the axes z, y, x as those of one with x, y, z."""
-    patches = positions.shape[1]
-    edge = round(patches ** (1 / 3))
-    theirs = grid[::-1] if patches == math.prod(grid) else (edge,) * 3
-    if math.prod(theirs) != patches:
-        return positions  # of a window that the file doesn't tell
-    return positions.unflatten(1, theirs).permute(0, 3, 2, 1, 4).flatten(1, 3)
+    theirs = untold_grid(positions.shape[1], grid)
+    if theirs is None:
+        return positions
+    return positions.unflatten(1, theirs[::-1]).permute(0, 3, 2, 1, 4).flatten(1, 3)

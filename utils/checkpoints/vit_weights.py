@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from networks.registry import architecture_of, lies_in
 from networks.vit import PATCH_SIZES, ViT, ViTConfig
-from utils.checkpoints.foreign_weights import as_weights, average_channels, interpolate_positions
+from utils.checkpoints.foreign_weights import as_weights, average_channels, interpolate_positions, untold_grid
 from utils.checkpoints.nnssl_weights import as_our_vit, prefixes_of_primus
 from utils.checkpoints.schema import check_tensors
 from utils.system.errors import DamagedError, InputError, size_text
@@ -335,7 +335,7 @@ def _average_channels(encoder: _Encoder, kernel: Tensor, channels: int) -> Tenso
 
 
 def _adapt_positions(
-    encoder: _Encoder, of_images: bool, old: tuple[int, ...] | None, new: tuple[int, ...], source: str
+    encoder: _Encoder, of_images: bool, old: tuple[int, ...] | None, new: tuple[int, int, int], source: str
 ) -> None:
     """Interpolate the position embeddings to the window's grid of patches, if the file has any.
 
@@ -348,9 +348,9 @@ def _adapt_positions(
         return
     tokens = positions.shape[1] if positions.ndim == 3 else 0
     no_patches = 0  # embeddings of class tokens, which come first
-    if old is None and not of_images and tokens == math.prod(new):
-        old = new
-    elif old is None:
+    if old is None and not of_images:
+        old = untold_grid(tokens, new)
+    if old is None:
         dimensions = 2 if of_images else 3
         edge = math.floor(tokens ** (1 / dimensions) + 1e-6)
         old = (edge,) * dimensions
