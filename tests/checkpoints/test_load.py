@@ -32,7 +32,7 @@ from utils.checkpoints.progress import Progress
 from utils.checkpoints.save import save_checkpoint
 from utils.data.data_list import DataList
 from utils.data.preprocessing import Preprocessing
-from utils.system.errors import InputError
+from utils.system.errors import DamagedError, InputError
 
 SEGRESNET: dict[str, Any] = {
     "feature_size": 8, "out_channels": len(DESCRIPTION.labels),
@@ -71,6 +71,26 @@ def test_another_window_than_in_training(saved: Path, network: nn.Module) -> Non
     assert loaded.eval()(torch.zeros(1, 1, *old[:2], 64)).shape[2:] == (*old[:2], 64)
     with pytest.raises(InputError, match="`img_size` must be multiples of 16 for unetr, not"):
         load(saved, roi_z=63)
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        torch.zeros(1, 3, 12),
+        torch.zeros(2, 12),
+        torch.zeros(2, 2, 12),
+        torch.zeros(1, 2, 0),
+        torch.zeros(1, 2, 12, dtype=torch.int64),
+    ],
+    ids=["number", "axes", "first axis", "empty", "whole numbers"],
+)
+def test_damaged_positions_at_another_window_are_one_line(saved: Path, embeddings: torch.Tensor) -> None:
+    content = torch.load(saved, weights_only=True)
+    content["state_dict"]["vit.patch_embedding.position_embeddings"] = embeddings
+    torch.save(content, saved)
+    with pytest.raises(DamagedError, match=r"position_embeddings \(.*for each of 1 × 1 × 2 patches") as error:
+        load(saved, roi_z=64)
+    assert "\n" not in str(error.value)
 
 
 def test_another_window_of_thick_slices(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Load trained networks: one for a notebook, or an ensemble for testing."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from networks.registry import AUTOENCODERS, find_architecture
 from utils.checkpoints.description import (
@@ -24,7 +25,7 @@ from utils.checkpoints.schema import tensor_fault
 from utils.checkpoints.task import is_task, networks_of
 from utils.data.channels import RegionChannels
 from utils.data.data_list import DataList, unlisted
-from utils.system.errors import InputError, size_text
+from utils.system.errors import DamagedError, InputError, size_text
 from utils.system.typed import shown_text
 
 FORMATS = ("ckpt", "torchscript", "any")
@@ -209,6 +210,7 @@ def _at_window(
 
     Raises:
         InputError: if the network takes no such window.
+        DamagedError: if the position embeddings aren't those of its own window.
     """
     axes = ("roi_x", "roi_y", "roi_z")
     old = description.preprocessing.roi
@@ -224,9 +226,24 @@ def _at_window(
     if positions in content["state_dict"]:
         grids = [config.grid_of(window) for window in (old, new)]
         tensors = content["state_dict"]
+        _require_embeddings(tensors[positions], grids[0], f"{path}: its {positions}")
         content = {**content, "state_dict": {**tensors, positions: interpolate_positions(tensors[positions], *grids)}}
     line = f"\nnote: the window is {size_text(new)} voxels, and was {size_text(old)} in training"
     return replace(description, config=config, preprocessing=preprocessing), content, line
+
+
+def _require_embeddings(tensor: Tensor, grid: tuple[int, ...], source: str) -> None:
+    """Check that a tensor can be the position embeddings of a grid of patches.
+
+    Raises:
+        DamagedError: if it can't.
+    """
+    one_each = tensor.ndim == 3 and tensor.shape[:2] == (1, math.prod(grid)) and tensor.shape[2] > 0
+    if not tensor.is_floating_point() or not one_each:
+        raise DamagedError(
+            f"{source} {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')} isn't an embedding "
+            f"in floats for each of {size_text(grid)} patches. Give another file."
+        )
 
 
 def build_with_weights(
