@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from utils.config.flags import parse_train
 from utils.config.settings import description_from_args
 from utils.data.data_list import unlisted
 from utils.phantom import LABELS
+from utils.system.errors import InputError
 from utils.training.blocks import compile_blocks, recompute_activations
 
 WINDOW = (16, 24, 32)
@@ -139,6 +142,38 @@ def test_weights_of_theirs_give_the_same_tokens_and_logits(
         tokens = ours.vit(volume)[0].unflatten(1, (2, 3, 4)).permute(0, 3, 2, 1, 4).flatten(1, 3)
         torch.testing.assert_close(tokens, found["tokens"], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ours(volume).permute(0, 1, 4, 3, 2), found["logits"], atol=1e-5, rtol=1e-5)
+
+
+def without(name: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda state: state.pop(name)
+
+
+def flattened(name: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda state: state.update({name: state[name].flatten()})
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("Primus", without("eva.blocks.0.attn.k_proj.weight"), "missing: blocks.0.attn.qkv.weight"),
+        ("Primus", flattened("eva.blocks.0.attn.v_proj.weight"), "missing: blocks.0.attn.qkv.weight"),
+        ("Primus", without("eva.blocks.0.norm1.weight"), "holds no ViT with the names of timm"),
+        ("Primus", lambda state: state.update({"eva.blocks.0.attn.q_proj.bias": torch.tensor(1.0)}), "attn.q_bias ()"),
+        ("PrimusV2", flattened("down_projection.stem.blocks.0.conv1.conv.weight"), "of another shape: patch_embedding"),
+    ],
+    ids=["no keys", "values in a row", "no norm", "a bias without axis", "a kernel in a row"],
+)
+def test_a_damaged_file_of_theirs_is_one_line(
+    theirs: dict[str, Any], name: str, damage: Callable[[dict[str, Tensor]], object], words: str
+) -> None:
+    state = {key: numbers(key, shape) for key, shape in theirs["networks"][f"{name}, 1"]["shapes"].items()}
+    damage(state)
+    settings: dict[str, Any] = {"hidden_size": 24, "num_heads": 2, "mlp_dim": 64, "num_layers": 3}
+    pos_embed = {"Primus": "conv", "PrimusV2": "residual"}[name]
+    ours = build_network("primus", img_size=WINDOW, pos_embed=pos_embed, **settings)
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        load_vit_weights(ours, {"network_weights": state}, "file.pth")
+    assert "\n" not in str(error.value)
 
 
 def described(*flags: str) -> Description:

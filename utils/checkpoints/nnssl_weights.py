@@ -7,7 +7,7 @@ E is the hidden size, N the number of patches.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -32,9 +32,10 @@ NAMES = (
 )
 
 
-def prefixes_of_primus(names: Iterable[str]) -> list[str]:
+def prefixes_of_primus(names: Collection[str]) -> list[str]:
     """What stands before the names of each Primus encoder in a state dict."""
-    return [match[1] for name in names if (match := FIRST_QUERY.fullmatch(name))]
+    found = [match[1] for name in names if (match := FIRST_QUERY.fullmatch(name))]
+    return [prefix for prefix in found if f"{prefix}eva.blocks.0.norm1.weight" in names]
 
 
 def as_our_vit(state: Mapping[str, Tensor], num_heads: int, grid: tuple[int, int, int]) -> dict[str, Tensor]:
@@ -73,8 +74,15 @@ def _our_name(name: str, has_tokenizer: bool) -> str | None:
 
 
 def _join_queries_keys_and_values(tensors: dict[str, Tensor], attention: str, num_heads: int) -> None:
-    """Make one linear map of three, whose heads turn with x, y and z instead of z, y and x."""
-    q, k, v = (tensors.pop(f"{attention}.{name}_proj.weight") for name in "qkv")
+    """Make one linear map of three, whose heads turn with x, y and z instead of z, y and x.
+
+    Where they aren't three matrices of one shape they stay as they are, and the joint one is missing.
+    """
+    names = [f"{attention}.{name}_proj.weight" for name in "qkv"]
+    shapes = {tuple(tensors[name].shape) if name in tensors else None for name in names}
+    if len(shapes) > 1 or len(shapes.pop() or ()) != 2:
+        return
+    q, k, v = (tensors.pop(name) for name in names)
     tensors[f"{attention}.qkv.weight"] = torch.cat([_axes_reversed(q, num_heads), _axes_reversed(k, num_heads), v])
     bias = tensors.pop(f"{attention}.q_proj.bias", None)
     if bias is not None:
@@ -86,7 +94,7 @@ def _join_queries_keys_and_values(tensors: dict[str, Tensor], attention: str, nu
 
 def _axes_reversed(tensor: Tensor, num_heads: int) -> Tensor:
     """Reverse the order of the thirds of each head, in a weight (E, E) or a bias (E,)."""
-    if len(tensor) % (3 * num_heads):
+    if tensor.ndim == 0 or len(tensor) % (3 * num_heads):
         return tensor  # such heads don't turn
     return tensor.unflatten(0, (num_heads, 3, -1)).flip(1).flatten(0, 2)
 

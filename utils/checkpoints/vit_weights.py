@@ -293,9 +293,11 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
         )
     if PATCHES not in wanted:
         for name in SCAN_KERNELS:  # of a block whose channels stay there is no skip
-            weight = encoder.tensors.get(name)
-            if name in wanted and weight is not None and weight.shape[1:2] != wanted[name].shape[1:2]:
-                encoder.tensors[name] = _average_channels(encoder, weight, wanted[name].shape[1])
+            theirs, ours = encoder.tensors.get(name), wanted.get(name)
+            if theirs is None or ours is None or theirs.ndim != ours.ndim:
+                continue
+            if theirs.shape[1] != ours.shape[1]:
+                encoder.tensors[name] = _average_channels(encoder, theirs, ours.shape[1])
         return False
     ours, kernel = wanted[PATCHES], encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
