@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from networks.registry import AUTOENCODERS, NetworkConfig
+from networks.registry import AUTOENCODERS, Architecture, NetworkConfig
 from networks.vit import ViTConfig
 from optimizers import STATE
 from utils.checkpoints.description import (
@@ -269,7 +269,7 @@ def _continue(
     theirs = {"optim_name": before["optim_name"], **recorded.settings()}
     given = {name: value for name, value in ours.items() if name not in start.allow_change}
     remedy = "Give the flags of its run, or name those that change on purpose after `allow_change`."
-    if differing_settings(given, theirs) in (["model_name"], ["optim_name"]):  # after which nothing can go on
+    if any(_is_fixed(name, description.architecture) for name in differing_settings(given, theirs)):
         remedy = "Give the flags of its run."
     refuse_contradictions(path, given, theirs, remedy)
     if "json_list" not in start.allow_change:
@@ -290,6 +290,16 @@ def _continue(
         if name in before and now[name] != before[name]
     ]
     return InitialState(progress, f"{transfer.line()}, going on after {progress}", notes, state, path)
+
+
+def _is_fixed(setting: str, architecture: Architecture) -> bool:
+    """Whether a run can't go on with another value of a setting, since its weights or its optimizer don't fit."""
+    if architecture.name in AUTOENCODERS:  # whose program has no `allow_change`
+        return True
+    fields = architecture.flags
+    of_weights = setting in fields and not fields[setting].metadata.get("any_weights")
+    of_positions = setting.startswith("roi_") and bool(architecture.declared("position_embeddings"))
+    return setting in ("model_name", "optim_name") or of_weights or of_positions
 
 
 def require_continuable(path: Path, content: Mapping[str, Any]) -> Description:
