@@ -123,6 +123,19 @@ def test_a_stem_of_another_width_is_refused(tmp_path: Path) -> None:
         initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), wide)
 
 
+def test_a_stem_of_one_channel_gives_the_same_tokens_to_four_that_are_alike(tmp_path: Path) -> None:
+    network, path = autoencoder("unetr with a stem").eval(), tmp_path / "model_final.pt"
+    save_checkpoint(path, description("unetr with a stem"), network, Progress())
+    four: Any = build_network("unetr", **SMALL, feature_size=2, conv_stem=True, in_channels=4)
+    of_network = replace(description("unetr with a stem"), config=four.config)
+    found = initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), four)
+    assert [note.split(";")[0] for note in found.notes] == ["the weights of 1 channels became those of 4"]
+    volume = torch.randn(1, 1, *WINDOW)
+    with torch.no_grad():
+        expected = network.encoder.embed(volume)
+        torch.testing.assert_close(four.eval().embed(volume.expand(-1, 4, -1, -1, -1)), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_encoder_behind_a_stem_starts_no_network_without(tmp_path: Path) -> None:
     path = tmp_path / "model_final.pt"
     save_checkpoint(path, description("thick slices"), autoencoder("thick slices"), Progress())

@@ -89,10 +89,10 @@ def load_vit_weights(
     vit, config = getattr(network, name), network.config
     assert isinstance(vit, ViT)
     assert isinstance(config, ViTConfig)
-    stem = {}
+    stem, notes_on_stem = {}, list[str]()
     if config.input_patch != config.patch_size:
         state = content["state_dict"] if isinstance(content.get("state_dict"), Mapping) else content
-        stem = _read_stem(network, state, source)
+        stem = _read_stem(network, state, source, notes_on_stem)
         content = {name: tensor for name, tensor in state.items() if name not in stem}
     wanted = {_our_name(name): tensor for name, tensor in vit.state_dict().items()}
     encoder = _read_encoder(content, source, config)
@@ -110,11 +110,15 @@ def load_vit_weights(
     vit.load_state_dict({name: tensors[_our_name(name)] for name in vit.state_dict()})
     network.load_state_dict(stem, strict=False)
     what = "images" if of_images else "volumes"
-    return f"its encoder from {source} (a ViT of {what} {encoder.origin}), all else from random weights", encoder.notes
+    text = f"its encoder from {source} (a ViT of {what} {encoder.origin}), all else from random weights"
+    return text, notes_on_stem + encoder.notes
 
 
-def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str, notes: list[str]) -> dict[str, Tensor]:
     """The convolutions before the transformer, from an encoder of ``utils.pretrain`` or ``main.py``.
+
+    Args:
+        notes: gets one if the file's scans have another number of channels.
 
     Raises:
         InputError: if the file doesn't hold them.
@@ -127,6 +131,10 @@ def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str) -> dic
             "these. Give a file that utils.pretrain made with `conv_stem`, or leave one of the two out."
         )
     found = {name: as_weights(name, state[name], tensor, source) for name, tensor in wanted.items()}
+    for name in (name for name in wanted if lies_in(name, architecture_of(network).declared("input_layers"))):
+        theirs, ours = found[name], wanted[name]
+        if theirs.ndim == ours.ndim > 1 and theirs.shape[1] != ours.shape[1] and theirs[:, 0].shape == ours[:, 0].shape:
+            found[name] = _average_channels(notes, theirs, ours.shape[1])
     misfits = [name for name, tensor in wanted.items() if found[name].shape != tensor.shape]
     if misfits:
         raise InputError(
@@ -297,7 +305,7 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
             if theirs is None or ours is None or theirs.ndim != ours.ndim:
                 continue
             if theirs.shape[1] != ours.shape[1]:
-                encoder.tensors[name] = _average_channels(encoder, theirs, ours.shape[1])
+                encoder.tensors[name] = _average_channels(encoder.notes, theirs, ours.shape[1])
         return False
     ours, kernel = wanted[PATCHES], encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
@@ -315,7 +323,7 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
             "the flags describe does. Give a ViT with such patches."
         )
     if kernel.shape[1] != channels:
-        kernel = _average_channels(encoder, kernel, channels)
+        kernel = _average_channels(encoder.notes, kernel, channels)
     of_images = kernel.ndim == 4
     if of_images:
         encoder.notes.append(
@@ -326,13 +334,13 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
     return of_images
 
 
-def _average_channels(encoder: _Encoder, kernel: Tensor, channels: int) -> Tensor:
+def _average_channels(notes: list[str], kernel: Tensor, channels: int) -> Tensor:
     note = (
         f"the weights of {kernel.shape[1]} channels became those of {channels}; a scan whose channels are alike "
         "gives the same tokens"
     )
-    if note not in encoder.notes:
-        encoder.notes.append(note)
+    if note not in notes:
+        notes.append(note)
     return average_channels(kernel, channels)
 
 
