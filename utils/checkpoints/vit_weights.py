@@ -301,11 +301,11 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
         )
     if PATCHES not in wanted:
         for name in SCAN_KERNELS:  # of a block whose channels stay there is no skip
-            theirs, ours = encoder.tensors.get(name), wanted.get(name)
-            if theirs is None or ours is None or theirs.ndim != ours.ndim:
+            weight, fresh = encoder.tensors.get(name), wanted.get(name)
+            if weight is None or fresh is None or weight.ndim != fresh.ndim:
                 continue
-            if theirs.shape[1] != ours.shape[1]:
-                encoder.tensors[name] = _average_channels(encoder.notes, theirs, ours.shape[1])
+            if weight.shape[1] != fresh.shape[1]:
+                encoder.tensors[name] = _average_channels(encoder.notes, weight, fresh.shape[1])
         return False
     ours, kernel = wanted[PATCHES], encoder.tensors[PATCHES]
     shape = tuple(kernel.shape)
