@@ -60,6 +60,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     network = description.build()
     find = partial(find_checkpoint, folder, resume=args.resume, checkpoint=None, say=process.say)
     continued = process.on_main_then_broadcast("looking for a checkpoint", find)
+    process.require_same_files([continued or folder / LATEST] if args.resume else [])
     flags = complete_flags(vars(args), description)
     start = initial_state(
         StartSettings(settings=flags, changeable=training_flags()), continued, description, data, network

@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY, Run
 from tests.training.test_training import equal, error_of, lines
 from utils import pretrain
 from utils.config.flags import idle_in_pretraining, parse_pretrain
+from utils.distributed.process import Process
 
 NETWORK = [
     "--model_name=primus", "--hidden_size=12", "--num_heads=2", "--mlp_dim=16", "--num_layers=1",
@@ -65,6 +66,17 @@ def test_interrupted_and_whole_runs_are_equal_to_the_last_bit(phantoms: Path, in
     run([*flags, "--logdir=parts", "--max_epochs=2", "--resume"])
     states = [torch.load(folder / "model_final.pt", weights_only=True)["state_dict"] for folder in (whole, parts)]
     assert equal(*states)
+
+
+def test_all_machines_have_to_see_the_checkpoint_of_a_run_that_goes_on(
+    phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[Path]] = []
+    monkeypatch.setattr(Process, "require_same_files", lambda self, paths: compared.append(list(paths)))
+    flags = [f"--data_dir={phantoms}", f"--json_list={a_list(phantoms, in_tmp)}", "--max_epochs=1", "--logdir=first"]
+    run(flags)
+    folder = run([*flags, "--resume"])
+    assert compared == [[], [folder / "model_final.pt"]]
 
 
 def test_scans_of_a_folder(phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
