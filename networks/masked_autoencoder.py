@@ -92,7 +92,7 @@ class MaskedAutoencoder(nn.Module):
         Returns:
             The reconstructed patches and the volume's own, (B, N, P · C), and which of them were hidden, (B, N).
         """
-        vit: ViT = self.encoder.vit
+        vit: ViT = getattr(self.encoder, self.pre_trained.declared("vit_encoder"))
         batch, patches = len(volume), math.prod(self.grid)
         if order is None:
             order = torch.rand(batch, patches, device=volume.device).argsort(1)

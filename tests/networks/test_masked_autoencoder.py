@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from networks import NETWORKS, build_network
 from networks.masked_autoencoder import autoencoder_of
+from networks.registry import Architecture
+from networks.vit import ViT, ViTConfig, patch_divisor
 from utils import export
 from utils.checkpoints.description import Description, describe
 from utils.checkpoints.load import load_network
@@ -158,6 +161,31 @@ def test_an_encoder_alone_segments_nothing(tmp_path: Path) -> None:
 def test_a_network_without_an_encoder_is_not_pre_trained() -> None:
     with pytest.raises(InputError, match="segresnet can't be pre-trained"):
         autoencoder_of(NETWORKS["segresnet"])
+
+
+class OtherName(nn.Module):
+    """A network of one's own, whose ViT isn't called so."""
+
+    vit_encoder = "transformer"
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.transformer = ViT(config)
+
+    def encoder_layers(self) -> tuple[str, ...]:
+        return ("transformer",)
+
+    def embed(self, volume: torch.Tensor) -> torch.Tensor:
+        return self.transformer.patch_embedding(volume)
+
+
+def test_a_vit_of_another_name_is_pre_trained() -> None:
+    own = Architecture("other_name", ViTConfig, OtherName, patch_divisor)
+    architecture = autoencoder_of(own)
+    network = architecture.build(architecture.make_config(SMALL))
+    restored, patches, hidden = network(torch.randn(1, 1, *WINDOW))
+    assert restored.shape == patches.shape == (1, 32, 512)  # 4 · 4 · 2 patches of 8³ voxels
+    assert hidden.sum() == 24
 
 
 def test_something_is_always_hidden() -> None:

@@ -123,7 +123,8 @@ def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str, notes:
     Raises:
         InputError: if the file doesn't hold them.
     """
-    layers = [name for name in network.encoder_layers() if name != "vit"]  # type: ignore[operator]
+    vit = architecture_of(network).declared("vit_encoder")
+    layers = [name for name in network.encoder_layers() if name != vit]  # type: ignore[operator]
     wanted = {name: tensor for name, tensor in network.state_dict().items() if lies_in(name, layers)}
     if not wanted.keys() <= state.keys():
         raise InputError(
