@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,33 @@ def test_a_convolution_keeps_its_input(crops: int) -> None:
 def test_what_two_layers_keep_is_counted_once() -> None:
     more = beside_program(WithActivation, 1) - beside_program(OneConvolution, 1)
     assert more == ON_TOP_OF_ACTIVATIONS * 4 * 2 * VOXELS  # the ReLU's output
+
+
+class LooksAtNumbers(WithActivation):
+    def forward(self, volume: Tensor) -> Tensor:
+        return super().forward(volume) if float(volume.max()) < 1 else volume
+
+
+class OfFiveChannels(nn.Conv3d):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(5, config.out_channels, 3, padding=1)
+
+
+def of_a_file(network: Any) -> tuple[Architecture, NetworkConfig]:
+    architecture, config = small(network)
+    return dataclasses.replace(architecture, file=Path("mine.py")), config
+
+
+def test_a_network_of_ones_own_that_looks_at_numbers_is_counted_all_the_same() -> None:
+    assert step_bytes(*of_a_file(LooksAtNumbers), 3) == step_bytes(*of_a_file(WithActivation), 3)
+
+
+def test_a_network_of_ones_own_with_a_fault_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"mine\.py: can't predict a window of \(1, 1, 8, 8, 8\)") as error:
+        step_bytes(*of_a_file(OfFiveChannels), 3)
+    assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError):  # of one of ours it is a bug
+        step_bytes(*small(OfFiveChannels), 3)
 
 
 def test_it_computes_nothing_and_leaves_the_default_device_alone() -> None:

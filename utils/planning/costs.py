@@ -2,18 +2,20 @@
 
 import functools
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from networks.layers import optimize_for_cpu
 from networks.precision import Precision, choose_precision
 from networks.registry import Architecture, NetworkConfig, Size
 from optimizers import build_optimizer, parameter_groups
+from utils.checkpoints.foreign_weights import predicted_logits
 from utils.distributed.process import Process
 from utils.system.errors import InputError, size_text
 from utils.system.files import text_hash
@@ -48,14 +50,33 @@ def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) ->
     """The memory that training needs beside the scans, in bytes.
 
     The forward pass runs on torch's device ``meta``, which knows the shape of each tensor and computes none. What
-    autograd keeps for the backward pass is counted.
+    autograd keeps for the backward pass is counted. A network of one's own that looks at numbers, of which there are
+    none, computes a crop on the CPU.
 
     Args:
         crops: in a step.
+
+    Raises:
+        InputError: if a network of one's own can't take the window.
     """
     network = architecture.build_empty(config).to("meta")  # a class may build on the CPU whatever the default is
-    network.train()
     weights = sum(parameter.numel() for parameter in network.parameters())
+    shape = (config.in_channels, *config.img_size)
+    try:
+        activations = _activation_bytes(network, torch.zeros((crops, *shape), device="meta"))
+    except Exception:  # whatever a stranger's code raises
+        if architecture.file is None:
+            raise
+        network, crop = architecture.build(config), torch.zeros(1, *shape)
+        predicted_logits(network, crop, architecture.file)
+        activations = crops * _activation_bytes(network, crop)
+    logits = 4 * crops * config.out_channels * math.prod(config.img_size)
+    return PROGRAM_BYTES + BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (activations + logits)
+
+
+def _activation_bytes(network: nn.Module, volume: Tensor) -> int:
+    """What autograd keeps of a forward pass in training, beside the weights."""
+    network.train()
     parameters = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
 
@@ -63,12 +84,9 @@ def step_bytes(architecture: Architecture, config: NetworkConfig, crops: int) ->
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    volume = torch.zeros((crops, config.in_channels, *config.img_size), device="meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(volume)
-    activations = sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in parameters)
-    logits = 4 * crops * config.out_channels * volume[0, 0].numel()
-    return PROGRAM_BYTES + BYTES_PER_WEIGHT * weights + ON_TOP_OF_ACTIVATIONS * (activations + logits)
+    return sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in parameters)
 
 
 def faster_step(
@@ -168,7 +186,7 @@ def _measure(
     return StepCost(step_seconds, window_seconds, amp)
 
 
-def _forward(network: torch.nn.Module, image: Tensor, precision: Precision) -> None:
+def _forward(network: nn.Module, image: Tensor, precision: Precision) -> None:
     with precision.autocast():
         network(image)
 
