@@ -21,7 +21,7 @@ from networks.registry import find_architecture
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, file_path, names, positive, whole
 from utils.config.recipe import write_recipe
-from utils.data.data_list import clean_labels, find_data_list, read_data_list
+from utils.data.data_list import clean_labels, find_data_list, find_folds, read_data_list
 from utils.distributed.launch import LaunchSettings, launch
 from utils.distributed.process import Process
 from utils.planning.choices import Value
@@ -79,9 +79,12 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     flags = shlex.quote(f"@{recipe}")
     train = f"python main.py {flags}" + f" --fold {args.fold}" * (args.fold > 0)
     settings = settings_of_the_folder(args)
-    folds = f"python -m utils.crossval {flags} --logdir {shlex.quote(str(settings['logdir']))}_folds"
+    trains = f"{train} trains fold {args.fold}"
+    if has_folds(args):
+        logdir = shlex.quote(f"{settings['logdir']}_folds")
+        trains += f"; python -m utils.crossval {flags} --logdir={logdir} trains all folds"
     keep_edited(recipe, facts, process)
-    head = [f"Written by {command}", f"{train} trains fold {args.fold}; {folds} trains all folds."]
+    head = [f"Written by {command}", f"{trains}."]
     write_recipe(recipe, plan, head, settings)
     facts.recipe = content_hash(recipe)
     facts.save(fingerprint)
@@ -93,6 +96,15 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
     process.say(f"train with: {train}")
+
+
+def has_folds(args: argparse.Namespace) -> bool:
+    """Whether ``utils.crossval`` finds the folds that it needs."""
+    try:
+        find_folds(args.data_dir, args.json_list)
+    except InputError:
+        return False
+    return True
 
 
 def keep_edited(recipe: Path, facts: FingerprintFile, process: Process) -> None:

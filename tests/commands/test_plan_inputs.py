@@ -17,7 +17,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from tests.io.series import AXIAL, write_series
 from utils import plan
-from utils.config.flags import parse_train
+from utils.config.flags import parse_crossval, parse_train
 from utils.planning import fingerprint_file
 from utils.planning.facts import examine
 from utils.planning.grid import VOXELS_ACROSS, Spacing, coarser_spacing
@@ -215,6 +215,24 @@ def test_another_fold(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = capsys.readouterr().out.splitlines()[-1].removeprefix("train with: ")
     assert parse_train(shlex.split(command)[2:]).fold == 3
     assert "--fold 3 trains fold 3;" in " ".join((data / "plan.args").read_text().replace("#", "").split())
+
+
+def head_of(recipe: Path) -> str:
+    return " ".join(recipe.read_text().replace("\n#", "").split())
+
+
+def test_the_recipe_names_a_cross_validation_where_there_are_folds(tmp_path: Path) -> None:
+    folder = make(tmp_path / "-dash", scans=2)
+    plan.run([f"--data_dir={folder}"])
+    words = head_of(folder / "plan.args")
+    assert "--logdir=-dash_unetr_folds trains all folds." in words
+    command = shlex.split(words[words.index("python -m utils.crossval") : words.index(" trains all")])
+    assert parse_crossval(command[3:])[0].logdir == "-dash_unetr_folds"
+    (folder / "dataset_1.json").unlink()
+    plan.run([f"--data_dir={folder}"])
+    words = head_of(folder / "plan.args")
+    assert "trains fold 0. " in words
+    assert "crossval" not in words
 
 
 def test_lists_do_not_outlast_what_has_to_be_mended(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
