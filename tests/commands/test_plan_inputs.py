@@ -200,12 +200,14 @@ class Mine(nn.Conv3d):
 """
 
 
-def test_a_network_from_a_file_is_the_one_that_trains(data: Path) -> None:
+def test_a_network_from_a_file_is_the_one_that_trains(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = data.parent / "my net.py"
     file.write_text(OWN)
-    settings = planned(data, f"--model_name={file}")
+    monkeypatch.chdir(data.parent)
+    settings = planned(data, "--model_name=my net.py")
     assert settings["model_name"] == str(file)
     assert settings["logdir"] == "data_my net"
+    assert "# Its only size." in (data / "plan.args").read_text()
 
 
 def test_another_fold(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -348,10 +349,16 @@ class Planner:
                 else f"the smallest, and still the time leaves fewer than {self.fewest_steps:,.0f} steps. Give more "
                 "`hours`."
             )
+        file = self.architecture.file
+        which_size = f"Size {number} of {len(self.sizes)}: {why_size}" if len(self.sizes) > 1 else "Its only size."
         choices = [
             Choice(
-                {"model_name": str(self.architecture.file or self.architecture.name), **network.size.settings},
-                f"Size {number} of {len(self.sizes)}: {why_size}",
+                # a recipe is used in whatever folder
+                {
+                    "model_name": self.architecture.name if file is None else os.path.abspath(file),
+                    **network.size.settings,
+                },
+                which_size,
             ),
             Choice(
                 dict(zip(("roi_x", "roi_y", "roi_z"), network.window, strict=True)),
