@@ -10,7 +10,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from networks.registry import find_architecture
+from utils.checkpoints.description import preprocessing_from
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, file_path, names, positive, whole
 from utils.config.recipe import write_recipe
@@ -27,6 +29,7 @@ from utils.distributed.process import Process
 from utils.planning.choices import Value
 from utils.planning.costs import faster_step
 from utils.planning.data_lists import require_labels, say_unlisted, write_missing_lists
+from utils.planning.facts import require_sizes
 from utils.planning.fingerprint_file import FILE, FingerprintFile
 from utils.planning.oddities import oddities
 from utils.planning.page import write_page
@@ -49,7 +52,7 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
     require_writable(data_dir)
     architecture = find_architecture(args.model_name)
     written = [] if args.json_list is not None else write_missing_lists(data_dir, args.fold, args.labels, process)
-    try:
+    with removed_after_faults(written):
         data = read_data_list(args.data_dir, args.json_list, args.fold)
         require_labels(data, args.labels)
         data.require("training", "validation")
@@ -57,10 +60,6 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         if facts.note is not None:
             process.say(f"note: {facts.note}")
         fingerprint = facts.fingerprint(data, args.workers, process, f"`data_dir` {data_dir}" if written else data.path)
-    except InputError:
-        for path in written:  # they would outlast what has to be mended
-            remove(path)
-        raise
     if written:
         scans = len(fingerprint.scans)
         process.say(f"{scans} labelled scans in {len(written)} folds: {written[0]} … {written[-1].name}")
@@ -73,6 +72,8 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         plan = Planner(fingerprint, architecture, budget, measure).plan()
     finally:  # times are worth keeping in any case
         facts.save(fingerprint)
+    with removed_after_faults(written):
+        require_sizes(data.training + data.validation, fingerprint.scans, preprocessing_from(plan.settings))
     plan = replace(plan, remarks=(*plan.remarks, *oddities(fingerprint)))
 
     recipe = data_dir / RECIPE
@@ -96,6 +97,17 @@ def main(process: Process, args: argparse.Namespace, command: str) -> None:
         process.say(f"please check: {text}")
     process.say(f"{recipe} has the plan, {data_dir / PAGE} shows it, {facts.path} has what the scans are")
     process.say(f"train with: {train}")
+
+
+@contextmanager
+def removed_after_faults(written: Sequence[Path]) -> Iterator[None]:
+    """Remove data lists if scans or labels have faults: they would outlast what has to be mended."""
+    try:
+        yield
+    except InputError:
+        for path in written:
+            remove(path)
+        raise
 
 
 def has_folds(args: argparse.Namespace) -> bool:

@@ -219,6 +219,21 @@ def test_another_fold(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--fold 3 trains fold 3;" in " ".join((data / "plan.args").read_text().replace("#", "").split())
 
 
+def test_a_scan_that_the_planned_spacing_leaves_nothing_of_ends_the_plan(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its 20 voxels of 0.09 mm are 1.8 mm long, and those of the other scans 1 mm each."""
+    for part, voxels in zip(("imagesTr", "labelsTr"), volume(9), strict=True):
+        save(data / part / "tiny.nii.gz", voxels, np.diag([0.09, 0.09, 0.09, 1]))
+    with pytest.raises(SystemExit):
+        plan.run([f"--data_dir={data}"])
+    said = capsys.readouterr().err
+    assert "1 fault in the data; nothing was started." in said
+    assert "tiny.nii.gz: would have no more than one or two voxels of 1 × 1 × 1 mm along each axis" in said
+    assert not (data / "plan.args").exists()
+    assert lists(data) == []
+
+
 def head_of(recipe: Path) -> str:
     return " ".join(recipe.read_text().replace("\n#", "").split())
 

@@ -1,13 +1,13 @@
 """The facts about one scan, measured on its own grid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from nibabel.orientations import aff2axcodes, io_orientation
 from scipy import ndimage
 
-from utils.data.check import Findings, check_voxels, read_checked_label, unjudged_faults
-from utils.data.preprocessing import length_fault
+from utils.data.check import Findings, check_voxels, read_checked_label, require_no_faults, unjudged_faults
+from utils.data.preprocessing import Preprocessing, length_fault, size_fault
 from utils.io.reader import LABELS, Part, alignment_faults, label_faults, read_parts
 from utils.io.scan import IGNORED, Scan
 from utils.planning.fingerprint import AIR, QUANTILES, ScanFacts, StructureFacts
@@ -61,6 +61,21 @@ def examine(scan: Scan) -> tuple[ScanFacts | None, Findings]:
         found.faults.append(f"{scan.label}: has {len(boxes)} different labels. Is it an image? Give the label map.")
         return None, found
     return _measure(scan, parts, values, boxes, found.remarks), found
+
+
+def require_sizes(scans: Iterable[Scan], facts: Iterable[ScanFacts], settings: Preprocessing) -> None:
+    """Check that scans with these facts, which belong together by name, can be resampled as ``main.py`` will.
+
+    Raises:
+        InputError: as there, listing those that can't.
+    """
+    known = {one.name: one for one in facts}
+    found = []
+    for scan in scans:
+        one = known[scan.name]
+        fault = size_fault(scan.path, one.shape, np.diag([*one.spacing, 1]), settings, one.channels + 1)
+        found.append(Findings(faults=[] if fault is None else [fault]))
+    require_no_faults(found)
 
 
 class _Axes:
