@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     names = folder.labels or numbered_labels(max(map(max, values.values())) + 1)
     described = data_dir / DESCRIPTION if folder.labels is not None else data_dir
     source = "--labels" if labels is not None else str(described)
-    if faults := unnamed_values(names, values):
+    if faults := unnamed_values(names, values, None if labels is None else folder.ignore):
         raise InputError(f"{source}: {'; '.join(faults)}")
     paths = write_data_lists(data_dir, folder, args.folds, args.seed, names, args.overwrite)
     for fault in absent_classes(names, values):

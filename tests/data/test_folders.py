@@ -371,6 +371,14 @@ def test_values_of_labels_without_a_name() -> None:
     assert unnamed_values(("background", "liver", "x", "y", "z"), values) == []
 
 
+def test_a_value_beside_an_ignore_label_that_was_given() -> None:
+    hint = ' "ignore" is the value 2 here; dataset.json can give it another, as 255.'
+    (fault,) = unnamed_values(("background", "liver"), {"a.nii": {0, 1, 255}, "b.nii": {255}}, ignore=2)
+    assert fault.endswith(f"Name each value, the background included, or remap the files.{hint}")
+    (fault,) = unnamed_values(("background", "liver"), {"a.nii": {0, 3, 255}}, ignore=2)  # which of the two?
+    assert fault.endswith("remap the files.")
+
+
 def test_classes_that_no_scan_has() -> None:
     values = {"labelsTr/a.nii": {1}, "labelsTr/b.nii": {1, 3}}  # without background, which is no structure
     assert absent_classes(("background", "liver", "spleen", "aorta"), values) == [

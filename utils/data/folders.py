@@ -312,17 +312,22 @@ def label_values(data_dir: Path, files: Iterable[str], ignore: int | None = None
     return dict(zip(names, values, strict=True))
 
 
-def label_value_faults(labels: Sequence[str], values_by_file: Mapping[str, Collection[int]]) -> list[str]:
+def label_value_faults(
+    labels: Sequence[str], values_by_file: Mapping[str, Collection[int]], ignore: int | None = None
+) -> list[str]:
     """How names and values of the labels disagree, each in words that belong behind the place of the names.
 
     Args:
         labels: names of the values 0, 1, …
         values_by_file: the values in each label file.
+        ignore: the value that the place of its name gave to ``ignore``, if it did.
     """
-    return unnamed_values(labels, values_by_file) + absent_classes(labels, values_by_file)
+    return unnamed_values(labels, values_by_file, ignore) + absent_classes(labels, values_by_file)
 
 
-def unnamed_values(labels: Sequence[str], values_by_file: Mapping[str, Collection[int]]) -> list[str]:
+def unnamed_values(
+    labels: Sequence[str], values_by_file: Mapping[str, Collection[int]], ignore: int | None = None
+) -> list[str]:
     """That label files have values without a name: what to say behind the place of the names, or nothing."""
     beyond = {file: max(values) for file, values in values_by_file.items() if max(values, default=0) >= len(labels)}
     if not beyond:
@@ -330,9 +335,13 @@ def unnamed_values(labels: Sequence[str], values_by_file: Mapping[str, Collectio
     highest = max(beyond.values())
     file = next(file for file, value in beyond.items() if value == highest)
     more = f", and {len(beyond) - 1} more files go beyond the names" if len(beyond) > 1 else ""
+    unnamed = {value for values in values_by_file.values() for value in values if value >= len(labels)}
+    hint = ""
+    if ignore is not None and len(unnamed) == 1:
+        hint = f' "{IGNORE}" is the value {ignore} here; {DESCRIPTION} can give it another, as {highest}.'
     return [
         f"names {len(labels)} labels, but the files have the values 0 … {highest} ({one_line(file)} has {highest}"
-        f"{more}). Name each value, the background included, or remap the files."
+        f"{more}). Name each value, the background included, or remap the files.{hint}"
     ]
 
 

@@ -53,7 +53,7 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
         for note in notes:
             process.say(f"note: {note}")
     names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
-    if faults := label_value_faults(names, values):
+    if faults := label_value_faults(names, values, None if labels is None else folder.ignore):
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
         raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")
     return write_data_lists(data_dir, folder, folds, 0, names)
