@@ -154,6 +154,16 @@ def test_names_that_were_wrong_can_be_given_again(data: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_page")
+def test_names_can_be_given_when_the_plan_asks_for_them(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.run([f"--data_dir={data}"])
+    assert "Remove dataset_0.json … and plan again with --labels background,liver,…; or" in capsys.readouterr().out
+    for path in data.glob("dataset_*.json"):
+        path.unlink()
+    plan.run([f"--data_dir={data}", "--labels=background,one,two"])
+    assert "What are the labels called?" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_page")
 def test_scans_that_came_after_the_lists_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan.run([f"--data_dir={data}"])
     write_pair(data, "case_98")
@@ -277,7 +287,8 @@ FAULTS: dict[str, tuple[Make, list[str], tuple[str, ...]]] = {
     "labels where there are lists": (lists_of, ["--labels=background,a,b"], (
         "--labels: ", "0.json is there already and names the labels otherwise (background, label 1 and label 2)")),
     "labels where lists name none": (partial(lists_of, labels={}), ["--labels=background,a,b"], (
-        "dataset_0.json is there already and names no labels, and", 'Change "labels" there', "don't give --labels.")),
+        "dataset_0.json is there already and names no labels, and", "Remove these lists to have them written anew, or",
+        'change "labels" in each of them.')),
     "a class that a list alone has": (partial(lists_of, labels=MANY), [], ("0.json: ", "no scan has: c (3)")),
     "nothing labelled": (unlabelled, [], ("none of the 6 label files has the value 1",)),
     "a gap among labels": (gap, [], ("none of the 4 label files has the value 2", "remap")),

@@ -81,5 +81,5 @@ def require_labels(data: DataList, labels: tuple[str, ...] | None) -> None:
         found = "no labels" if data.labels is None else f"the labels otherwise ({few_names(data.labels)})"
         raise InputError(
             f"`labels`: {data.path} is there already and names {found}, and training takes the names from there. "
-            'Change "labels" there, and in the lists of the other folds; or don\'t give `labels`.'
+            'Remove these lists to have them written anew, or change "labels" in each of them.'
         )

@@ -418,8 +418,9 @@ class Planner:
         found = []
         if not self.fingerprint.labels_are_named:
             found.append(
-                "What are the labels called? Names make tables readable, and tell left from right. Give them under "
-                '"labels" in the data lists, as in {"0": "background", "1": "liver"}, and plan again.'
+                "What are the labels called? Names make tables readable, and tell left from right. Remove "
+                "dataset_0.json … and plan again with `labels` background,liver,…; or give the names under "
+                '"labels" in each data list, as in {"0": "background", "1": "liver"}, and plan again.'
             )
         for value, name in list(enumerate(self.fingerprint.labels))[1:]:
             without = sum(
