@@ -130,16 +130,14 @@ def beside(header: bytes) -> dict[str, Content]:
     return {name: thing for name, thing in things.items() if name.encode() in header}
 
 
-def with_flips(random: Random, data: bytes, count: int | None = None, end: int | None = None) -> bytes:
-    """Bytes with some bits flipped.
+def with_flips(random: Random, data: bytes, end: int | None = None) -> bytes:
+    """Bytes with some bits flipped: few, and at times many.
 
     Args:
-        count: how many; by default few, and at times many.
         end: how many of the first bytes may change.
     """
     changed = bytearray(data)
-    if count is None:
-        count = random.randint(1, FEW_FLIPS if random.random() < 0.8 else MANY_FLIPS)
+    count = random.randint(1, FEW_FLIPS if random.random() < 0.8 else MANY_FLIPS)
     for _ in range(count if changed else 0):
         changed[random.randrange(min(end or len(data), len(data)))] ^= 1 << random.randrange(8)
     return bytes(changed)

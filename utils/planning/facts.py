@@ -11,7 +11,6 @@ from utils.data.preprocessing import Preprocessing, length_fault, size_fault
 from utils.io.reader import LABELS, Part, alignment_faults, label_faults, read_parts
 from utils.io.scan import IGNORED, Scan
 from utils.planning.fingerprint import AIR, QUANTILES, ScanFacts, StructureFacts
-from utils.system.errors import InputError
 from utils.system.text import one_line
 
 DIGITS = 6  # significant ones, so that the last bit of a sum shows nowhere
@@ -20,18 +19,6 @@ LARGEST_GRID = 1_000_000  # points on which a thickness is measured, a quarter o
 MOST_LABELS = 1000  # the finest atlases of the brain have some 200
 
 Numbers = tuple[float, float, float]
-
-
-def scan_facts(scan: Scan) -> ScanFacts:
-    """Read a labelled scan and measure it.
-
-    Raises:
-        InputError: if one of its files isn't sound.
-    """
-    facts, found = examine(scan)
-    if facts is None:
-        raise InputError(found.faults[0])
-    return facts
 
 
 def examine(scan: Scan) -> tuple[ScanFacts | None, Findings]:

@@ -80,15 +80,6 @@ def size_text(numbers: Sequence[int]) -> str:
 
 
 @contextmanager
-def blame_flags() -> Iterator[None]:
-    """Turn a ``ValueError`` about settings into an :class:`InputError`."""
-    try:
-        yield
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-@contextmanager
 def one_line_errors(spell: Spell = str) -> Iterator[None]:
     """End the program with one line after an error that the user can mend, or after a signal.
 
