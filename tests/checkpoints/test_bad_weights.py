@@ -131,9 +131,9 @@ def not_weights() -> dict[str, str]:
     return dict.fromkeys(TAKES_WEIGHTS, AS_WEIGHTS + words)
 
 
-OTHER_FLAGS = "Give the flags that it was trained with."
-OTHER_CLASSES = "Give --adapt_weights to adapt them to the new task, or the flags that it was trained with."
-OF_A_RUN = "Give the flags of its run, or name those that change on purpose after --allow_change."
+OTHER_SETTINGS = "Give the settings that it was trained with."
+OTHER_CLASSES = "Give --adapt_weights to adapt them to the new task, or the settings that it was trained with."
+OF_A_RUN = "Give the settings of its run.\n"
 ALONE = "holds weights alone, nothing to continue from. Give the run's model_final.pt"
 CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "a network of a later version": (
@@ -179,7 +179,7 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "bare weights of another feature size": (
         bare("--feature_size=3"),
         {
-            **dict.fromkeys(TAKES_WEIGHTS, f"--feature_size is 2, but its weights have 3. {OTHER_FLAGS}"),
+            **dict.fromkeys(TAKES_WEIGHTS, f"--feature_size is 2, but its weights have 3. {OTHER_SETTINGS}"),
             "main.py --checkpoint": ALONE,
             **not_torchscript(),
         },
@@ -187,9 +187,9 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "a checkpoint of another feature size": (
         lambda path: write_checkpoint(path, "--feature_size=3"),
         {
-            "main.py --resume_ckpt": f"--feature_size 2 contradicts its 3. {OTHER_FLAGS}",
+            "main.py --resume_ckpt": f"--feature_size 2 contradicts its 3. {OTHER_SETTINGS}",
             "main.py --checkpoint": f"--feature_size 2 contradicts its 3. {OF_A_RUN}",
-            "test.py ckpt": "--feature_size 2 contradicts its 3. Leave these flags out",
+            "test.py ckpt": "--feature_size 2 contradicts its 3. Leave these settings out",
             **not_torchscript(),
         },
     ),
@@ -198,7 +198,7 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
         {
             "main.py --resume_ckpt": f"--out_channels is 14, but its weights have 5. {OTHER_CLASSES}",
             "main.py --checkpoint": ALONE,
-            "test.py ckpt": f"--out_channels is 14, but its weights have 5. {OTHER_FLAGS}",
+            "test.py ckpt": f"--out_channels is 14, but its weights have 5. {OTHER_SETTINGS}",
             **not_torchscript(),
         },
     ),
@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "a checkpoint": (write_checkpoint, not_torchscript()),
     "TorchScript of another feature size": (
         lambda path: write_torchscript(path, "--feature_size=3"),
-        {"main.py --resume_jit": f"--feature_size is 2, but its weights have 3. {OTHER_FLAGS}", **not_weights()},
+        {"main.py --resume_jit": f"--feature_size is 2, but its weights have 3. {OTHER_SETTINGS}", **not_weights()},
     ),
     "TorchScript of another class count": (
         lambda path: write_torchscript(path, "--out_channels=5"),

@@ -257,7 +257,7 @@ def test_deep_supervision_comes_and_goes() -> None:
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_another_patch_size_is_named_and_nothing_else(adapt: bool) -> None:
-    words = "doesn't fit: `patch_size` is 16, but its weights have 8. Give the flags that it was trained with."
+    words = "doesn't fit: `patch_size` is 16, but its weights have 8. Give the settings that it was trained with."
     with pytest.raises(InputError, match=re.escape(words)):
         load(build(patch_size=8).state_dict(), adapt=adapt)
 
@@ -267,7 +267,7 @@ def test_patches_of_thick_slices_are_named_and_nothing_else(adapt: bool) -> None
     thick = {"conv_stem": True, "halve_by_spacing": True, "spacing": (1.0, 1.0, 5.0)}
     words = (
         "doesn't fit: a patch has 16 × 16 × 16 voxels, and in its weights 16 × 16 × 4, which `space_x`, `space_y`, "
-        "`space_z` and `halve_by_spacing` decide. Give the flags that it was trained with."
+        "`space_z` and `halve_by_spacing` decide. Give the settings that it was trained with."
     )
     with pytest.raises(InputError, match=re.escape(words)):
         load(build(**thick).state_dict(), adapt=adapt, **{**thick, "spacing": (1.0, 1.0, 2.0)})
@@ -314,11 +314,11 @@ def test_a_network_of_ones_own_gets_new_classes_and_averaged_channels(own: Calla
 
 def test_what_a_network_of_ones_own_does_not_fit_is_listed(own: Callable[..., nn.Module]) -> None:
     state = own(width=6).state_dict()
-    words = "file.pt: 5 of its tensors don't fit the network that the flags describe; give the flags that it was"
+    words = "file.pt: 5 of its tensors don't fit the network that the settings describe; give the settings that it was"
     with pytest.raises(InputError, match=re.escape(words)):  # all but the bias of its head
         load_weights(own(), state, "file.pt", adapt=True)
     other = own(out_channels=3).state_dict()
-    with pytest.raises(InputError, match="give `adapt_weights` to adapt them to the new task, or the flags that it"):
+    with pytest.raises(InputError, match="give `adapt_weights` to adapt them to the new task, or the settings that it"):
         load_weights(own(), other, "file.pt", adapt=False)
 
 

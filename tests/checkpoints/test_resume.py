@@ -34,7 +34,7 @@ def test_training_starts_from_the_weights_of_torchscript(network: nn.Module, tmp
     assert same_weights(started, network)
 
     other_heads = replace(DESCRIPTION, config=replace(CONFIG, num_heads=3))
-    with pytest.raises(InputError, match=r"gives other logits than the one that the flags describe.*`num_heads`"):
+    with pytest.raises(InputError, match=r"gives other logits than the one that the settings describe.*`num_heads`"):
         initial_state(start, None, other_heads, DATA, other_heads.build())
 
 
@@ -77,7 +77,7 @@ def test_settings_that_contradict_the_checkpoint_are_an_error(saved: Path) -> No
         initial_state(StartSettings(weights=saved), None, other, DATA, other.build())
     assert str(error.value) == (
         f"{saved}: `num_heads` 3 contradicts its 2; `norm_name` batch contradicts its instance. "
-        "Give the flags that it was trained with."
+        "Give the settings that it was trained with."
     )
     # no weight depends on these
     free = replace(DESCRIPTION, config=replace(CONFIG, dropout_rate=0.5, drop_path_rate=0.1))

@@ -235,7 +235,7 @@ CHANGED: dict[str, tuple[Callable[[], Mapping[str, Any]], str]] = {
     ),
     "patches": (
         lambda: named_as_timm(vit_of(2, patch_size=8)),
-        "its patch embedding (12, 1, 8, 8) doesn't read patches with an edge of 16, as the network that the flags",
+        "its patch embedding (12, 1, 8, 8) doesn't read patches with an edge of 16, as the network that the settings",
     ),
     "patches of a perceptron": (
         lambda: vit_of(3, patch_size=8, proj_type="perceptron").state_dict(),
@@ -319,7 +319,7 @@ def test_a_run_starts_its_encoder_from_a_file_and_goes_on_without_it(
     # a checkpoint of ours tells its heads and its window
     command = [f"--data_dir={phantoms}", "--logdir=second", *TINY, "--mlp_dim=16"]
     message = error_of(run_main, [*command, f"--vit_weights={folder / 'model_final.pt'}"], capsys)
-    assert "model_final.pt: --num_heads 2 contradicts its 3. Give the flags that it was trained with." in message
+    assert "model_final.pt: --num_heads 2 contradicts its 3. Give the settings that it was trained with." in message
     assert "vit.pth: no such file. Mend its path" in error_of(run_main, [*command, "--vit_weights=vit.pth"], capsys)
 
 

@@ -122,7 +122,7 @@ def test_a_stem_of_another_width_is_refused(tmp_path: Path) -> None:
     save_checkpoint(path, description("unetr with a stem"), autoencoder("unetr with a stem"), Progress())
     wide = build_network("unetr", **SMALL, feature_size=4, conv_stem=True)
     of_network = replace(description("unetr with a stem"), config=wide.config)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="Give the flags that it was trained with, `feature_size` among them"):
+    with pytest.raises(InputError, match="Give the settings that it was trained with, `feature_size` among them"):
         initial_state(StartSettings(vit_weights=path), None, of_network, unlisted(None), wide)
 
 

@@ -91,7 +91,7 @@ def test_a_list_that_names_others_by_now_does_not_go_on(
     run_main([*FLAGS, "--max_epochs=1"])
     write(**{**scans, "labels": [*scans["labels"], "pyramid"]})
     message = error_of(run_main, [*FLAGS, "--max_epochs=2", "--resume"], capsys)
-    assert "--out_channels 4 contradicts its 3. Give the flags of its run" in message
+    assert "--out_channels 4 contradicts its 3. Give the settings of its run" in message
 
 
 def test_without_names_there_are_14_classes(run_main: Run, scans: dict[str, Any]) -> None:

@@ -412,7 +412,7 @@ def test_another_network_or_preprocessing_is_refused_unless_named(
     assert message.count("\n") == 1
     for fixed in ("--optim_name=sgd", "--mlp_dim=24", "--roi_x=32"):  # UNETR embeds the positions of a window's patches
         message = error_of(run_main, [*argv, *TINY, *FLAGS, "--a_max=300", fixed], capsys)
-        assert message.endswith("Give the flags of its run.\n")
+        assert message.endswith("Give the settings of its run.\n")
     assert "--allow_change" in error_of(run_main, [*argv, *TINY, *FLAGS, "--a_max=300"], capsys)
 
     flags = ("--resume", "--max_epochs=5", "--a_max=300", "--allow_change", "a_max")

@@ -84,7 +84,7 @@ def load_weights(
     if not given or len(wanted.keys() & given.keys()) < len(wanted) / 2:
         raise InputError(
             f"{source}: holds the weights of another architecture: {len(given.keys() - wanted.keys())} of its "
-            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the flags "
+            f"{len(given)} tensors, such as {next(iter(given), 'none')}, are unknown to the network that the settings "
             "describe. Give weights of that network."
         )
     given = {name: as_weights(name, tensor, wanted.get(name), source) for name, tensor in given.items()}
@@ -196,10 +196,10 @@ def _refuse_misfits(
             sizes = size_text(config.img_size)
             faults.append(f"`roi_x`, `roi_y`, `roi_z` are {sizes}, but its weights are for {trained}")
     if faults:
-        remedy = "Give the flags that it was trained with"
+        remedy = "Give the settings that it was trained with"
         depends_on_task = all(name in ADAPTABLE or isinstance(ours[name], bool) for name in differing)
         if adapt is False and depends_on_task and architecture.declared("output_layers"):
-            remedy = "Give `adapt_weights` to adapt them to the new task, or the flags that it was trained with"
+            remedy = "Give `adapt_weights` to adapt them to the new task, or the settings that it was trained with"
         raise InputError(f"{source}: doesn't fit: {'; '.join(faults)}. {remedy}.")
 
     missing = [name for name in wanted if name not in given]
@@ -210,12 +210,12 @@ def _refuse_misfits(
         shapes = [f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}" for name in misshapen]
         kinds = {"missing": missing, "unknown": unknown, "of another shape": shapes}
         listed = "; ".join(f"{what}: {_some(which)}" for what, which in kinds.items() if which)
-        remedy = "give the flags that it was trained with"
+        remedy = "give the settings that it was trained with"
         ends = (*architecture.declared("input_layers"), *architecture.declared("output_layers"))
         if adapt is False and all(lies_in(name, ends) for name in concerned):
-            remedy = "give `adapt_weights` to adapt them to the new task, or the flags that it was trained with"
+            remedy = "give `adapt_weights` to adapt them to the new task, or the settings that it was trained with"
         raise InputError(
-            f"{source}: {len(concerned)} of its tensors don't fit the network that the flags describe; {remedy}. "
+            f"{source}: {len(concerned)} of its tensors don't fit the network that the settings describe; {remedy}. "
             f"{listed}"
         )
 

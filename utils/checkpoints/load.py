@@ -169,7 +169,7 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         refuse_encoder(description, path)
         if module is None:
             description, content, note = _at_window(description, content, given, path)
-        remedy = "Leave these flags out, or give the weights that they describe."
+        remedy = "Leave these settings out, or give the weights that they describe."
         refuse_contradictions(path, given, description.settings(), remedy)
         note += _label_note(path, description.labels, data)
     if data.regions:

@@ -180,8 +180,8 @@ def initial_state(
         shape = (1, description.config.in_channels, *description.preprocessing.roi)
         if not start.adapt and not same_logits(network, module, shape, start.weights):
             raise InputError(
-                f"{start.weights}: its network gives other logits than the one that the flags describe has with its "
-                "weights. Give the flags that it was made with, `num_heads` among them."
+                f"{start.weights}: its network gives other logits than the one that the settings describe has with its "
+                "weights. Give the settings that it was made with, `num_heads` among them."
             )
         return state
     if start.weights is not None:
@@ -200,7 +200,7 @@ def _start_encoder(path: Path, description: Description, network: nn.Module) -> 
         stem = [name for name in SETTINGS_OF_STEM if name in description.options]
         kept = [name for name in (*SETTINGS_OF_VIT, *stem) if name in recorded.options]
         given: dict[str, Any] = {name: description.options[name] for name in kept}
-        refuse_contradictions(path, given, recorded.options, "Give the flags that it was trained with.")
+        refuse_contradictions(path, given, recorded.options, "Give the settings that it was trained with.")
         if recorded.network in AUTOENCODERS:
             tensors = content["state_dict"].items()
             names = {name: name.removeprefix("encoder.") for name, _ in tensors if name.startswith("encoder.")}
@@ -227,7 +227,7 @@ def _transfer(
             path,
             {"model_name": description.architecture.title, **{name: description.options[name] for name in fixed}},
             {"model_name": recorded.architecture.title, **recorded.options},
-            "Give the flags that it was trained with.",
+            "Give the settings that it was trained with.",
         )
     transfer = load_weights(
         network,
@@ -268,9 +268,9 @@ def _continue(
     ours = {"optim_name": now["optim_name"], **description.settings()}
     theirs = {"optim_name": before["optim_name"], **recorded.settings()}
     given = {name: value for name, value in ours.items() if name not in start.allow_change}
-    remedy = "Give the flags of its run, or name those that change on purpose after `allow_change`."
+    remedy = "Give the settings of its run, or name those that change on purpose after `allow_change`."
     if any(_is_fixed(name, description.architecture) for name in differing_settings(given, theirs)):
-        remedy = "Give the flags of its run."
+        remedy = "Give the settings of its run."
     refuse_contradictions(path, given, theirs, remedy)
     if "json_list" not in start.allow_change:
         _refuse_other_scans(path, data.files(), state["scans"])

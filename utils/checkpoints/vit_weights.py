@@ -140,7 +140,7 @@ def _read_stem(network: nn.Module, state: Mapping[str, Any], source: str, notes:
     if misfits:
         raise InputError(
             f"{source}: its {misfits[0]} has the shape {tuple(found[misfits[0]].shape)}, and the network's "
-            f"{tuple(wanted[misfits[0]].shape)}. Give the flags that it was trained with, `feature_size` among them."
+            f"{tuple(wanted[misfits[0]].shape)}. Give the settings that it was trained with, `feature_size` among them."
         )
     return found
 
@@ -258,7 +258,7 @@ def _keep_known(encoder: _Encoder, wanted: Mapping[str, Tensor], source: str) ->
         faults += [f"of another shape: {', '.join(misfits)}"] if misfits else []
         raise InputError(
             f"{source}: its ViT is of another kind than the network's; {'; '.join(faults)}. Give a ViT of this kind, "
-            "or the flags of its kind (`swiglu`, `attn_norm`, `pos_embed`)."
+            "or the settings of its kind (`swiglu`, `attn_norm`, `pos_embed`)."
         )
     unknown = [name for name in tensors if name not in wanted and name not in folded]
     changing = [name for name in unknown if name.startswith("blocks.") and not UNREAD.fullmatch(name)]
@@ -321,7 +321,7 @@ def _adapt_patches(encoder: _Encoder, wanted: Mapping[str, Tensor], edge: int, s
     if kernel.ndim not in (4, 5) or kernel.shape[0] != ours.shape[0] or set(kernel.shape[2:]) != {edge}:
         raise InputError(
             f"{source}: its patch embedding {shape} doesn't read patches with an edge of {edge}, as the network that "
-            "the flags describe does. Give a ViT with such patches."
+            "the settings describe does. Give a ViT with such patches."
         )
     if kernel.shape[1] != channels:
         kernel = _average_channels(encoder.notes, kernel, channels)

@@ -351,7 +351,7 @@ def _spelled(names: Mapping[str, str], place: str = "", called: str | None = Non
         yield
     except InputError as error:
         text = str(error).replace("`input` ", "").replace("`input`", "its path")
-        text = text.replace("that the flags describe", "that was asked for")
+        text = text.replace("that the settings describe", "that was asked for")
         for word, name in {"`noamp`": "`amp` False", **names}.items():
             text = text.replace(word, name)
         raise InputError(_renamed(text, place, called)) from error
