@@ -67,6 +67,25 @@ def test_a_contour_within_another_is_a_hole_and_one_within_that_an_island() -> N
     assert filled(outer, outer.copy(), hole)[0].sum() == 100 - 36  # the same contour twice
 
 
+def test_contours_that_overlap_in_part_unite() -> None:
+    """Two squares of 6 by 6 that share 3 by 3, one of them with a hole of 2 by 2, which the other covers in part."""
+    one, other, hole = box(1.5, 7.5, 3), box(4.5, 10.5, 3), box(2.5, 4.5, 3)
+    assert filled(one, other)[0].sum() == 36 + 36 - 9
+    assert filled(one, other, hole)[0].sum() == 36 + 36 - 9 - 4
+    covered = box(3.5, 5.5, 3)  # the other square covers a voxel of it
+    assert filled(covered, one, other)[0].sum() == filled(one, other, covered)[0].sum() == 36 + 36 - 9 - 3
+    shared = box(4.5, 7.5, 3)  # in both squares
+    assert filled(one, shared, other)[0].sum() == 36 + 36 - 9 - 9
+    both_holes = box(1.5, 4.5, 3), box(3.5, 6.5, 3)  # of 3 by 3, with one voxel in common
+    assert filled(box(0.5, 12.5, 3), *both_holes)[0].sum() == 144 - 17
+
+
+def test_a_hole_that_leaves_its_contour_a_little_is_one() -> None:
+    """It has 11 by 5 voxels, 10 by 5 of them in the contour around it."""
+    hole = np.array([[0.5, 3.5, 3], [11.4, 3.5, 3], [11.4, 8.5, 3], [0.5, 8.5, 3]])
+    assert filled(box(1.5, 11.5, 3), hole)[0].sum() == 100 - 50
+
+
 def test_a_keyhole() -> None:
     # around, through a channel of no width to the hole, around that, and back
     around, hole = box(1.5, 11.5, 3), box(3.5, 9.5, 3)[::-1]
@@ -156,3 +175,7 @@ def test_what_can_not_be_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contours, "MOST_CROSSINGS", 1000)
     with pytest.raises(ValueError, match="wind without end"):
         filled(zigzag)
+    monkeypatch.setattr(contours, "MOST_POINTS", 150)
+    assert filled(box(1.5, 7.5, 3), box(1.5, 5.5, 3))[0].any()  # their boxes have 64 and 36 points
+    with pytest.raises(ValueError, match="cover each other without end"):
+        filled(box(1.5, 10.5, 3), box(1.5, 9.5, 3))  # 121 and 100

@@ -1,7 +1,8 @@
 """Contours of a structure, as radiotherapy draws them, filled on the grid of a scan.
 
-A voxel belongs to a structure if its centre lies inside the contours of its slice, or on one of them. Inside is meant
-by the even-odd rule: a contour within another cuts a hole. Programs that draw along the edges of voxels and programs
+A voxel belongs to a structure if its centre lies inside the contours of its slice, or on one of them. A contour within
+another cuts a hole, and one within that is an island; contours that overlap in part unite. A contour that meets itself
+has its inside by the even-odd rule. Programs that draw along the edges of voxels and programs
 that draw through the centres of the outermost ones both get back what they drew.
 """
 
@@ -9,9 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import binary_dilation
+from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 ON_LINE = 0.01  # voxels between a contour and the centres that lie on it; files round their numbers
+WITHIN = 0.9  # of a contour's points in another one: so many make it a hole, though it may leave the other a little
 ON_SLICE = 0.2  # of a slice's distance: so far from a slice contours are taken to lie on it
 SAME_PLANE = 0.1  # the same between contours that share holes
 TILTED = 0.5  # a contour whose heights differ by more lies across the slices
@@ -20,6 +23,7 @@ LARGEST_GAP_MM, LARGEST_GAP = 10.0, 2.0  # … unless it is larger than both of 
 OUTSIDE = 1.0  # voxels that a contour may leave the grid, as those of the body do
 EVEN = 1e-9  # mm between distances that are equal
 MOST_CROSSINGS = 100_000_000  # of contours with the lines of a grid, which real ones have 100,000 of
+MOST_POINTS = 20_000_000  # of a grid in the contours of one plane, which have 300,000 where one covers a large slice
 Polygon = np.ndarray  # (N, 3), in voxel indices
 
 
@@ -42,7 +46,7 @@ def fill_contours(
         A mask (X, Y, Z), and what was done, in words that belong behind the structure's name.
 
     Raises:
-        ValueError: if a contour lies across the slices, or winds without end.
+        ValueError: if a contour lies across the slices, or if they wind, or cover each other, without end.
     """
     axis = int(np.argmin([max(np.ptp(one[:, axis]) for one in contours) for axis in range(3)]))
     if max(np.ptp(one[:, axis]) for one in contours) > TILTED:
@@ -53,8 +57,7 @@ def fill_contours(
     heights, planes = _planes(contours, axis)
     points = np.concatenate(contours)[:, in_plane]
     size = np.array(slices.shape[:2])
-    low = np.clip(np.floor(points.min(0)), 0, size).astype(int)
-    high = np.clip(np.ceil(points.max(0)) + 1, low, size).astype(int)
+    low, high = _box(points, size)
     filled = [_fill([one[:, in_plane] - low for one in plane], *(high - low)) for plane in planes]
     box = slices[low[0] : high[0], low[1] : high[1]]
     steps = [float(spacing[other]) for other in in_plane]
@@ -169,15 +172,23 @@ def _depths(shape: np.ndarray, where: np.ndarray, spacing: Sequence[float]) -> n
     return depths
 
 
+def _box(points: np.ndarray, size: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of the part of a grid in which points (N, 2) lie."""
+    low = np.clip(np.floor(points.min(0)), 0, size).astype(int)
+    return low, np.clip(np.ceil(points.max(0)) + 1, low, size).astype(int)
+
+
 def _fill(polygons: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
-    """The points of a grid (rows, columns) that lie in polygons (N, 2) or on them, by the even-odd rule."""
+    """The points of a grid (rows, columns) that lie in polygons (N, 2) or on them."""
+    boxes = [_box(polygon, (rows, columns)) for polygon in polygons]
+    if sum(int(np.prod(high - low)) for low, high in boxes) > MOST_POINTS:
+        raise ValueError("has contours that cover each other without end")
+    interiors = [_interior(polygon, *box, columns) for polygon, box in zip(polygons, boxes, strict=True)]
+    points = np.zeros(rows * columns, bool)
+    points[_united(interiors, rows * columns)] = True
+    inside = points.reshape(rows, columns)
     starts = np.concatenate(polygons)
     ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
-    # each crossing with a row of the grid turns inside and outside behind it
-    row, place = _crossings(starts, ends, 0, rows)
-    column = np.clip(np.ceil(place), 0, columns).astype(np.int64)
-    turns = np.bincount(row * (columns + 1) + column, minlength=rows * (columns + 1))
-    inside = (np.cumsum(turns.reshape(rows, columns + 1), axis=1)[:, :columns] & 1).astype(bool)
     steps = np.abs(ends - starts)
     is_steep = steps[:, 0] >= steps[:, 1]
     for axis, edges in ((0, is_steep), (1, ~is_steep)):  # along its steeper axis an edge misses no point
@@ -186,6 +197,51 @@ def _fill(polygons: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray
         found = at[on_line], np.rint(place[on_line]).astype(np.int64)
         inside[found if axis == 0 else found[::-1]] = True
     return inside
+
+
+def _interior(polygon: np.ndarray, low: np.ndarray, high: np.ndarray, columns: int) -> np.ndarray:
+    """The points inside a polygon (N, 2) by the even-odd rule, numbered row by row.
+
+    Args:
+        low, high: the corners of its :func:`_box`.
+        columns: of the whole grid.
+    """
+    height, width = high - low
+    # each crossing with a row of the grid turns inside and outside behind it
+    row, place = _crossings(polygon - low, np.roll(polygon, -1, axis=0) - low, 0, height)
+    column = np.clip(np.ceil(place), 0, width).astype(np.int64)
+    turns = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
+    inside = np.cumsum(turns.reshape(height, width + 1), axis=1)[:, :width] & 1
+    at_row, at_column = np.nonzero(inside)
+    return np.asarray((at_row + low[0]) * columns + at_column + low[1])
+
+
+def _united(interiors: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The points inside some contours together.
+
+    Args:
+        interiors: the points inside each.
+        size: how many points the grid has.
+    """
+    interiors = sorted((one for one in interiors if len(one)), key=len)
+    if len(interiors) < 2:
+        return np.concatenate([np.empty(0, np.int64), *interiors])
+    counts = np.array([len(one) for one in interiors])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    points = csr_array((np.ones(starts[-1], np.int32), np.concatenate(interiors), starts), (len(counts), size))
+    shared = (points @ points.T).tocoo()
+    is_within = (shared.row < shared.col) & (shared.data >= WITHIN * counts[shared.row])
+    around: list[set[int]] = [set() for _ in interiors]  # the larger contours that each lies in
+    for inner, outer in zip(shared.row[is_within].tolist(), shared.col[is_within].tolist(), strict=True):
+        around[inner].add(outer)
+    holes: list[list[np.ndarray]] = [[] for _ in interiors]
+    united = [np.empty(0, np.int64)]
+    for interior, outers, cut_out in zip(interiors, around, holes, strict=True):
+        filled = np.setdiff1d(interior, np.concatenate(cut_out), assume_unique=True) if cut_out else interior
+        for outer in outers.difference(*(around[other] for other in outers)):
+            holes[outer].append(filled)
+        united += [] if outers else [filled]
+    return np.concatenate(united)
 
 
 def _crossings(
