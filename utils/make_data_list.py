@@ -69,7 +69,9 @@ def main(args: argparse.Namespace) -> None:
     paths = write_data_lists(data_dir, folder, args.folds, args.seed, names, args.overwrite)
     for fault in absent_classes(names, values):
         print(f"note: {source}: {fault}")
-    print(f"{len(folder.training)} labelled scans in {args.folds} folds: {paths[0]} … {paths[-1].name}")
+    patients = len(folder.by_patient())
+    of_patients = f" of {patients} patients" if patients < len(folder.training) else ""
+    print(f"{len(folder.training)} labelled scans{of_patients} in {args.folds} folds: {paths[0]} … {paths[-1].name}")
     print(
         f"train with --data_dir {shlex.quote(str(data_dir))} --fold 0, or let python -m utils.plan choose its settings"
     )

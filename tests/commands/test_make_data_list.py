@@ -121,7 +121,7 @@ def test_an_unknown_layout_is_named(tmp_path: Path) -> None:
 
 
 def test_folds_share_out_every_scan_once() -> None:
-    entries = [{"image": str(number)} for number in range(11)]
+    entries = [[{"image": str(number)}] for number in range(11)]
     folds = split_folds(entries, 4, seed=0)
     assert sorted(len(fold) for fold in folds) == [2, 3, 3, 3]
     assert sorted(int(entry["image"]) for fold in folds for entry in fold) == list(range(11))

@@ -19,6 +19,7 @@ from utils.data.folders import (
     label_values,
     list_paths,
     read_folder,
+    split_folds,
     unlisted_scans,
     unnamed_values,
     write_data_lists,
@@ -436,6 +437,31 @@ def test_too_few_scans_for_the_folds(tmp_path: Path, scans: int, words: str) -> 
     folder = Folder([entry(str(number)) for number in range(scans)], [], None, None)
     with pytest.raises(InputError, match=words):
         list_paths(tmp_path, folder, 5)
+
+
+def test_scans_of_one_subject_stay_in_one_fold(tmp_path: Path) -> None:
+    names = [f"sub-{subject}_ses-{visit}" for subject in ("01", "02", "03") for visit in (1, 2)] + ["sub-04", "x", "y"]
+    pairs(tmp_path, *names)
+    folder = read_folder(tmp_path, [])
+    assert [len(group) for group in folder.by_patient()] == [2, 2, 2, 1, 1, 1]
+    for seed in range(20):
+        folds = split_folds(folder.by_patient(), 3, seed)
+        assert [len(fold) for fold in folds] == [3, 3, 3]
+        subjects = [{folder.patients.get(one["image"], one["image"]) for one in fold} for fold in folds]
+        assert sum(map(len, subjects)) == len(set().union(*subjects)) == 6
+    assert len({str(split_folds(folder.by_patient(), 3, seed)) for seed in range(20)}) > 1
+
+
+def test_single_scans_are_dealt_as_ever() -> None:
+    dealt = split_folds([[entry(name)] for name in "abcdefg"], 3, seed=0)
+    order = np.random.default_rng(0).permutation(7)
+    assert dealt == [[entry("abcdefg"[index]) for index in sorted(order[fold::3])] for fold in range(3)]
+
+
+def test_fewer_subjects_than_folds(tmp_path: Path) -> None:
+    pairs(tmp_path, "sub-1_a", "sub-1_b", "sub-2_a")
+    with pytest.raises(InputError, match=r"`folds` 3: the 3 labelled scans .* of 2 patients .*Give `folds` 2, or add"):
+        list_paths(tmp_path, read_folder(tmp_path, []), 3)
 
 
 def test_lists_that_are_there_stay(tmp_path: Path) -> None:

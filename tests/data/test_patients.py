@@ -15,7 +15,7 @@ from tests.io.series import AXIAL, phantom, write_series
 from utils import make_data_list
 from utils.data.check import check_scan
 from utils.data.data_list import read_also_called, read_data_list
-from utils.data.folders import find_scans, read_folder, unlisted_scans
+from utils.data.folders import find_scans, list_paths, read_folder, unlisted_scans
 from utils.data.label_names import read_values
 from utils.data.preprocessing import Preprocessing, ReadScan
 from utils.evaluation.mask_folders import Classes, find_pairs, score_pair
@@ -154,6 +154,31 @@ def test_labels_that_can_not_be_paired(tmp_path: Path) -> None:
     assert "P2/rt.dcm: its DICOM series isn't there. Add the series, or move the file elsewhere." in faults(tmp_path)
     (tmp_path / "P2" / "rt.dcm").write_bytes((tmp_path / "P2" / "rt.dcm").read_bytes()[:700])
     assert "P2/rt.dcm: " in faults(tmp_path)
+
+
+@pytest.mark.parametrize("identifiers", [("A", "B"), ("", ""), ("all", "all"), ("A", "")])
+def test_scans_of_one_patient_stay_in_one_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], identifiers: tuple[str, str]
+) -> None:
+    for patient, identifier in zip(("P1", "P2"), identifiers, strict=True):
+        for visit in ("first", "second"):
+            folder = tmp_path / patient / visit
+            series = write_series(folder / "ct", phantom(SHAPE), AXIAL, PatientID=identifier)
+            write_rtstruct(folder / "rt.dcm", series, drawn("liver"))
+    run(monkeypatch, tmp_path)
+    assert "4 labelled scans of 2 patients in 2 folds" in capsys.readouterr().out
+    lists = [json.loads((tmp_path / f"dataset_{fold}.json").read_text()) for fold in range(2)]
+    validated = sorted([entry["image"] for entry in content["validation"]] for content in lists)
+    assert validated == [[f"{patient}/{visit}/ct" for visit in ("first", "second")] for patient in ("P1", "P2")]
+
+
+def test_identifiers_go_before_folders(tmp_path: Path) -> None:
+    for number, identifier in enumerate(("A", "A", "B")):
+        series = write_series(tmp_path / str(number), phantom(SHAPE), AXIAL, PatientID=identifier)
+        write_rtstruct(tmp_path / str(number) / "rt.dcm", series, drawn("liver"))
+    assert read_folder(tmp_path, []).patients == {"0": "A", "1": "A", "2": "B"}
+    with pytest.raises(InputError, match=r"are of 2 patients .* Give `folds` 2"):
+        list_paths(tmp_path, read_folder(tmp_path, []), 3)
 
 
 def test_a_folder_with_two_series(tmp_path: Path) -> None:

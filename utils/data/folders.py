@@ -29,7 +29,7 @@ from utils.data.data_list import (
     read_labels,
     read_modalities,
 )
-from utils.data.patients import find_patients
+from utils.data.patients import find_patients, patients_of
 from utils.data.regions import IGNORE, read_regions, regions_as_json
 from utils.io.dicom_labels import is_dicom_label
 from utils.io.find_scans import CHANNEL, is_volume
@@ -50,6 +50,7 @@ DESCRIPTION = "dataset.json"
 OTHER_ENDING = re.compile(r"(?<=.)\.[a-z]{3,4}(\.gz)?\Z", re.IGNORECASE)  # of a file whose content is a volume
 MOST_CLASSES = np.iinfo(np.int16).max + 1  # labels are read as int16
 FIRST_CHANNEL = "0000"  # also of a file whose name gives none
+SUBJECT = re.compile(r"sub-[^_]+(?=_)")  # how names of BIDS begin
 Files = TypeVar("Files")
 Entry = dict[str, Any]  # of a data list
 
@@ -67,6 +68,7 @@ class Folder:
         regions: unions of labels that it names.
         output: what the channels of a network's output are: the labels, or the regions if it says so.
         also_called: further names of labels in DICOM files, if ``dataset.json`` gives some.
+        patients: of labelled scans, by their first image, as far as headers, folders or names tell.
     """
 
     training: list[Entry]
@@ -77,6 +79,15 @@ class Folder:
     regions: tuple[Region, ...] = ()
     output: Channels = CLASSES
     also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+    def by_patient(self) -> list[list[Entry]]:
+        """The labelled scans, those of one patient together. A scan whose patient isn't known is by itself."""
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.training:
+            image = _images(entry)[0]
+            groups.setdefault(self.patients.get(image, image), []).append(entry)
+        return list(groups.values())
 
 
 def read_folder(
@@ -121,7 +132,8 @@ def read_folder(
     if modalities is not None:
         _require_named_channels(named_in, modalities, training[0])
     also_called = {name: of for name, of in also_called.items() if labels is None or name in labels}
-    return Folder(training, unlabelled, labels, modalities, ignore, regions, output, also_called)
+    patients = patients_of(data_dir, training) if _layout(data_dir) is None else _subjects(training)
+    return Folder(training, unlabelled, labels, modalities, ignore, regions, output, also_called, patients)
 
 
 def find_scans(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[Entry]]:
@@ -202,17 +214,27 @@ def unlisted_scans(data_dir: Path, lists: Iterable[Path]) -> list[str]:
     return [_images(entry)[0] for entry in training if not _stems(entry) & listed]
 
 
-def split_folds(entries: Sequence[Entry], folds: int, seed: int) -> list[list[Entry]]:
-    """Deal the entries, shuffled by ``seed``, into ``folds`` parts whose sizes differ by one at most."""
-    order = np.random.default_rng(seed).permutation(len(entries))
-    return [[entries[index] for index in sorted(order[fold::folds])] for fold in range(folds)]
+def split_folds(groups: Sequence[Sequence[Entry]], folds: int, seed: int) -> list[list[Entry]]:
+    """Deal groups of entries, shuffled by ``seed``, into ``folds`` parts of sizes as alike as can be.
+
+    The largest groups are dealt first, each to the smallest part. Single entries make parts whose sizes differ by one
+    at most.
+    """
+    order = np.random.default_rng(seed).permutation(len(groups)).tolist()
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    sizes = [0] * folds
+    for index in sorted(order, key=lambda index: -len(groups[index])):
+        smallest = sizes.index(min(sizes))
+        parts[smallest].append(index)
+        sizes[smallest] += len(groups[index])
+    return [[entry for index in sorted(part) for entry in groups[index]] for part in parts]
 
 
 def list_paths(data_dir: Path, folder: Folder, folds: int, overwrite: bool = False) -> list[Path]:
     """The files of the lists for ``folds`` folds, after a check that they may be written.
 
     Raises:
-        InputError: if there are too few labelled scans, or something is in the way.
+        InputError: if there are too few labelled scans or patients, or something is in the way.
     """
     scans = len(folder.training)
     if scans < 2:
@@ -223,6 +245,16 @@ def list_paths(data_dir: Path, folder: Folder, folds: int, overwrite: bool = Fal
     if scans < folds:
         raise InputError(
             f"`folds` {folds}: there are only {scans} labelled scans in {data_dir}. Give `folds` {scans}, or add scans."
+        )
+    patients = len(folder.by_patient())
+    if patients < folds:
+        number, remedy = "one patient", "Add"
+        if patients > 1:
+            number, remedy = f"{patients} patients", f"Give `folds` {patients}, or add"
+        raise InputError(
+            f"`folds` {folds}: the {scans} labelled scans in {data_dir} are of {number} (PatientID or the first "
+            f"folder; sub-LABEL in names of files), and all scans of one patient belong in one fold. {remedy} scans of "
+            "others."
         )
     paths = [data_dir / f"dataset_{fold}.json" for fold in range(folds)]
     existing = [str(path) for path in paths if os.path.lexists(path)]
@@ -250,7 +282,7 @@ def write_data_lists(
         WriteError: if they can't be written.
     """
     paths = list_paths(data_dir, folder, folds, overwrite)
-    parts = split_folds(folder.training, folds, seed)
+    parts = split_folds(folder.by_patient(), folds, seed)
     named = {"modality": folder.modalities, "labels": labels}
     names = {
         key: {str(number): name for number, name in enumerate(texts)}
@@ -435,6 +467,12 @@ def _channel(stem: str) -> tuple[str, str]:
     """The name of a scan and the number of the channel."""
     match = CHANNEL.fullmatch(stem)
     return (match["scan"], match["channel"]) if match else (stem, FIRST_CHANNEL)
+
+
+def _subjects(training: Iterable[Entry]) -> dict[str, str]:
+    """The subject of each scan whose name begins with one as in BIDS, by its first image."""
+    first = [_images(entry)[0] for entry in training]
+    return {image: found[0] for image in first if (found := SUBJECT.match(Path(image).name))}
 
 
 def _images(entry: Entry) -> list[str]:

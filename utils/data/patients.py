@@ -89,6 +89,28 @@ def find_patients(data_dir: Path, notes: list[str]) -> tuple[list[Entry], list[E
     return training, unlabelled
 
 
+@quiet_pydicom()
+def patients_of(data_dir: Path, training: Sequence[Entry]) -> dict[str, str]:
+    """The patient of each series in :func:`find_patients`'s entries, by the folder that the entry names.
+
+    That is the header's PatientID, or where it is empty the first folder of the path. An identifier that all series
+    have tells no patients apart: programs that take names away may write one for all.
+    """
+    identifiers = {entry["image"]: _patient_id(data_dir / entry["image"]) for entry in training}
+    known = identifiers if len(set(identifiers.values())) > 1 else {}
+    return {folder: known.get(folder) or Path(folder).parts[0] for folder in identifiers if folder != "."}
+
+
+def _patient_id(folder: Path) -> str:
+    try:
+        file = next(path for path in files_below(folder) if _is_dicom(path) and not is_dicom_label(path))
+        return str(
+            read_dicom(file, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or ""
+        ).strip()
+    except Exception:  # damaged bytes raise whatever they happen to break in pydicom; the data check tells
+        return ""
+
+
 def _is_dicom(path: Path) -> bool:
     try:
         return is_dicom(path)

@@ -42,7 +42,7 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
     finally:  # what was left out may be what is missing
         for note in notes:
             process.say(f"note: {note}")
-    folds = min(MOST_FOLDS, max(2, len(folder.training)))
+    folds = min(MOST_FOLDS, max(2, len(folder.by_patient())))
     list_paths(data_dir, folder, folds)  # before all labels are read
     if fold >= folds:
         raise InputError(f"`fold` {fold}: {len(folder.training)} scans make {folds} folds. Give a lower one.")
