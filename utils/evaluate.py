@@ -39,7 +39,7 @@ from utils.evaluation.view import PAGE, view_file
 from utils.io.scan import without_endings
 from utils.system.errors import InputError, WriteError, first_line, one_line_errors
 from utils.system.files import make_folder, writable_folder
-from utils.system.text import SHOWN
+from utils.system.text import SHOWN, few_names
 
 OUTPUT = "evaluation"
 
@@ -54,8 +54,10 @@ def main(args: argparse.Namespace, command: str) -> None:
         print(f"note: {note}")
     listed = None if args.json_list is None else read_data_list(str(labels), args.json_list, args.fold)
     if listed is not None:
-        scans = [*listed.training, *listed.validation, *listed.test]
-        not_annotated = {without_endings(scan.label.name): scan.not_annotated for scan in scans if scan.label}
+        not_annotated = annotation_by_name(listed)
+        unlisted = [pair.label.name for pair in pairs if without_endings(pair.label.name) not in not_annotated]
+        if unlisted and any(not_annotated.values()):
+            print(f"note: {listed.path} lists no label {few_names(unlisted)}; all structures count as annotated there")
         pairs = list(with_annotation(pairs, not_annotated))
     classes = find_classes(args, listed, pairs)
     writable_folder(folder, "`output_dir`")
@@ -76,6 +78,25 @@ def main(args: argparse.Namespace, command: str) -> None:
             f"{len(faults)} failed and {len(records)} were scored; mend these and launch the same command again:\n"
             "       " + "\n       ".join(faults)
         )
+
+
+def annotation_by_name(listed: DataList) -> dict[str, tuple[int, ...]]:
+    """The labels that nobody drew in each scan of a list, by the name of its label's file without the ending.
+
+    Raises:
+        InputError: if two label files of one name differ in that.
+    """
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for scan in (*listed.training, *listed.validation, *listed.test):
+        if scan.label is None:
+            continue
+        other, not_annotated = found.setdefault(without_endings(scan.label.name), (scan.label, scan.not_annotated))
+        if set(not_annotated) != set(scan.not_annotated):
+            raise InputError(
+                f'{listed.path}: {other} and {scan.label} have one file name and differ in "not_annotated", and labels '
+                "are found by their file names. Give a list without one of them, or rename it."
+            )
+    return {name: not_annotated for name, (_, not_annotated) in found.items()}
 
 
 def find_classes(args: argparse.Namespace, listed: DataList | None, pairs: Sequence[MaskPair]) -> Classes:

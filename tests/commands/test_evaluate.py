@@ -19,6 +19,7 @@ from tests.io.labels import blobs, outlines, write_rtstruct
 from tests.io.series import AXIAL, phantom, write_series
 from utils import evaluate
 
+NO_SPLEEN = {"not_annotated": ["spleen"]}
 AFFINE = np.diag([-1.5, 2.0, 3.0, 1.0])
 
 
@@ -139,6 +140,38 @@ def test_what_nobody_drew_and_what_nobody_judged_is_left_out(
     assert organs["spleen"]["annotated"] is False
     assert re.search(r"^a +0\.5000 +0\.5000 +not drawn$", capsys.readouterr().out, re.MULTILINE)
     assert "not drawn" in (tmp_path / "masks" / "evaluation" / "report.html").read_text()
+
+
+def test_labels_of_one_name_that_differ_in_what_is_annotated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair(tmp_path, "label", boxes((1, 0, 4), (2, 8, 10)), boxes((1, 0, 4)))
+    entries = [{"image": f"P{number}/image.nii.gz", "label": f"P{number}/label.nii.gz"} for number in (1, 2)]
+    (tmp_path / "list.json").write_text(
+        json.dumps({"labels": ["0", "liver", "spleen"], "training": [entries[0], {**entries[1], **NO_SPLEEN}]})
+    )
+    words = r'list\.json: .*P1/label\.nii\.gz and .*P2/label\.nii\.gz have one file name and differ in "not_annotated"'
+    arguments = [str(tmp_path / "masks"), str(tmp_path / "labels"), f"--json_list={tmp_path / 'list.json'}"]
+    assert re.search(words, error_of(arguments, capsys))
+    both = [{**entry, **NO_SPLEEN} for entry in entries]
+    (tmp_path / "list.json").write_text(json.dumps({"labels": ["0", "liver", "spleen"], "training": both}))
+    assert evaluated(tmp_path, arguments[2])["label"]["organs"]["spleen"]["dice"] is None
+
+
+def test_labels_that_a_list_of_what_is_annotated_lacks_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        pair(tmp_path, name, boxes((1, 0, 4)), boxes((1, 0, 4)))
+    content = {"labels": ["0", "liver", "spleen"]}
+    for entry, notes in (
+        ({"image": "a.nii.gz", "label": "a.nii.gz"}, 0),
+        ({**NO_SPLEEN, "image": "a", "label": "a.nii.gz"}, 1),
+    ):
+        (tmp_path / "list.json").write_text(json.dumps({**content, "validation": [entry]}))
+        evaluated(tmp_path, f"--json_list={tmp_path / 'list.json'}")
+        said = capsys.readouterr().out
+        assert said.count("list.json lists no label b.nii.gz; all structures count as annotated there") == notes
 
 
 def test_intensities_and_pictures_are_of_the_scans_that_are_given(tmp_path: Path) -> None:
