@@ -39,7 +39,7 @@ from utils.evaluation.view import PAGE, view_file
 from utils.io.scan import without_endings
 from utils.system.errors import InputError, WriteError, first_line, one_line_errors
 from utils.system.files import make_folder, writable_folder
-from utils.system.text import SHOWN, few_names
+from utils.system.text import SHOWN, few_names, one_line
 
 OUTPUT = "evaluation"
 
@@ -71,6 +71,8 @@ def main(args: argparse.Namespace, command: str) -> None:
                 faults.append(outcome)
             else:
                 records.append(outcome)
+                for remark in outcome["remarks"]:
+                    tqdm.write(f"note: {one_line(remark)}")
     if records:
         write_results(folder, records, classes, command, args.nsd_mm)
     if faults:

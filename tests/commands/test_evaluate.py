@@ -118,6 +118,23 @@ def test_dicom_labels_have_the_names_that_a_description_or_a_list_gives(tmp_path
     assert evaluated(tmp_path, *flags)["a"]["organs"]["liver"]["dice"] == 1
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_structure_that_a_dicom_label_lacks_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], drawn: bool
+) -> None:
+    series = write_series(tmp_path / "ct", phantom((14, 12, 7)), AXIAL)
+    structures = {name: outlines(blobs() == value, AXIAL) for value, name in enumerate(("liver", "Splen"), start=1)}
+    write_rtstruct(tmp_path / "labels" / "a.dcm", series, structures)
+    save(tmp_path / "masks" / "a.nii.gz", blobs().astype(np.uint8), AXIAL)
+    entry = {"image": "a.nii.gz", "label": "a.dcm", **({} if drawn else NO_SPLEEN)}
+    (tmp_path / "list.json").write_text(json.dumps({"labels": ["0", "liver", "spleen"], "validation": [entry]}))
+    record = evaluated(tmp_path, f"--json_list={tmp_path / 'list.json'}")["a"]
+    words = f"{tmp_path / 'labels' / 'a.dcm'}: has no spleen, which is taken to be absent."
+    assert any(remark.startswith(words) and "Splen" in remark for remark in record["remarks"]) == drawn
+    assert capsys.readouterr().out.count(f"note: {words}") == drawn
+    assert record["organs"]["spleen"]["dice"] == (0 if drawn else None)
+
+
 def test_classes_of_a_dicom_label_need_different_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     series = write_series(tmp_path / "ct", phantom((14, 12, 7)), AXIAL)
     write_rtstruct(tmp_path / "labels" / "a.dcm", series, {"liver": outlines(blobs() == 1, AXIAL)})

@@ -18,6 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from tests.conftest import REPOSITORY, TINY, Run
+from tests.io.labels import outlines, write_rtstruct
 from tests.io.series import only_series
 from tests.segmentation.conftest import failure, load, scan_of, series, voxels
 from utils.checkpoints.postprocessing import Postprocessing
@@ -112,6 +113,24 @@ def test_a_dicom_series_gets_the_mask_of_the_same_scan_as_nifti(
     segments = sitk.ReadImage(str(out / "ct.dcm"))
     assert segments.GetSize()[:2] == values.shape[:2]
     assert "ct" in capsys.readouterr().out
+
+
+def test_a_structure_that_a_dicom_label_lacks_is_told(
+    segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, affine = series(Path("ct"), phantoms)
+    label = voxels(phantoms / "labelsTr" / "label0007.nii.gz")
+    datasets = [pydicom.dcmread(path) for path in Path("ct").iterdir()]
+    write_rtstruct(
+        Path("rt.dcm"), datasets, {"Leber": outlines(label == 6, affine), "spleen": outlines(label == 1, affine)}
+    )
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    Path("list.json").write_text(json.dumps({**content, "test": [{"image": "ct", "label": "rt.dcm"}]}))
+    out = segment("--data_dir=.", "--json_list=list.json", "--split=test")
+    record = json.loads((out / "measurements.json").read_text())["scans"][0]
+    assert any("rt.dcm: has no liver, which is taken to be absent." in remark for remark in record["remarks"])
+    assert not any("has no spleen" in remark for remark in record["remarks"])
+    assert "rt.dcm: has no liver, which is taken to be absent." in capsys.readouterr().out
 
 
 def test_a_dicom_series_gets_contours(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:

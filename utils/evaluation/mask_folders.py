@@ -191,7 +191,10 @@ def score_pair(pair: MaskPair, classes: Classes, nsd_mm: float, folder: Path) ->
     prediction = _read_sound(pair.prediction)
     mask = read_label(pair.prediction, pair.prediction, prediction, number)
     names = _dicom_names(pair.label, classes)
-    label = read_label(pair.label, pair.prediction, prediction, number, classes.ignore, names)
+    label = read_label(
+        pair.label, pair.prediction, prediction, number, classes.ignore, names, pair.not_annotated,
+        remarks=prediction.remarks,
+    )  # fmt: skip
     volume = prediction
     if pair.image is not None:
         volume = _read_sound(pair.image)

@@ -63,6 +63,8 @@ def read_label(
     classes: int | None = None,
     ignore: int | None = None,
     structures: Sequence[Sequence[str]] = (),
+    not_annotated: Collection[int] = (),
+    remarks: list[str] | None = None,
 ) -> np.ndarray:
     """The label map of a scan on the scan's grid, (X, Y, Z) in int16.
 
@@ -70,11 +72,15 @@ def read_label(
         classes: how many values there may be, 0 … ``classes`` - 1; by default any whole numbers.
         ignore: a further value, which becomes :data:`IGNORED`.
         structures: names that each class may have in a DICOM label.
+        not_annotated: classes that may be missing there without a remark.
+        remarks: gets a sentence for what is remarkable about a DICOM label.
 
     Raises:
         InputError: if it can't be read, lies elsewhere, or has other values.
     """
-    label = read_label_file(path, image_path, image, structures)
+    label = read_label_file(path, image_path, image, structures, not_annotated)
+    if remarks is not None:
+        remarks += label.remarks
     faults = grid_faults(path, label.shape, label.affine, image_path, image.shape, image.affine)
     faults += label_faults(path, label, classes, ignore)
     if faults:

@@ -80,7 +80,10 @@ def prepare(scan: Scan, job: SegmentationJob, ensemble: Ensemble) -> PreparedSca
     volume = read_scan(scan, job.in_channels)
     label = None
     if scan.label is not None:
-        label = read_label(scan.label, scan.image[0], volume, len(job.labels), scan.ignore, scan.structures)
+        label = read_label(
+            scan.label, scan.image[0], volume, len(job.labels), scan.ignore, scan.structures, scan.not_annotated,
+            remarks=volume.remarks,
+        )  # fmt: skip
     source = scan.image[0]
     volumes = ensemble.volumes(job.in_channels, len(job.output.names(job.labels)))
     preprocessed = on_network_grid(source, volume, label, job.preprocessing, volumes)
