@@ -7,6 +7,7 @@ from typing import Any
 
 from utils.checkpoints.description import Description
 from utils.checkpoints.postprocessing import FromFolds
+from utils.checkpoints.read import read_checkpoint
 from utils.checkpoints.save import write_from_folds
 from utils.distributed.process import Process
 from utils.evaluation.measurements import scores_of
@@ -83,9 +84,10 @@ def postprocess(folds: Sequence[ScannedFold], group: Path, process: Process) -> 
         group: the folder around the folds' runs.
 
     Raises:
-        InputError: if a mask or a label can't be read.
+        InputError: if a mask, a label or a network can't be read.
         WriteError: if a network can't be written.
     """
+    _require_readable(folds)
     findings = judge_folds(folds, process)
     job = folds[0].job
     write_json(group / "postprocessing.json", findings.record(job.organs))
@@ -97,14 +99,32 @@ def postprocess(folds: Sequence[ScannedFold], group: Path, process: Process) -> 
     process.say(f"postprocessing of test.py: {done}; the networks say so, and {group / 'postprocessing.json'} says why")
 
 
+def _require_readable(folds: Sequence[ScannedFold]) -> None:
+    """Read all networks before the first is written, so that one that is damaged doesn't leave half of them written.
+
+    Raises:
+        InputError: if one can't be read.
+    """
+    for path in (path for fold in folds for path in _networks(fold)):
+        try:
+            read_checkpoint(path)
+        except InputError as error:
+            if path.name == LATEST:
+                raise
+            raise InputError(f"{error} Remove it: crossval goes by {LATEST}.") from error
+
+
+def _networks(fold: ScannedFold) -> list[Path]:
+    return [path for path in (fold.run / BEST, fold.run / LATEST) if path.exists()]
+
+
 def write_into_networks(fold: ScannedFold, chosen: FromFolds) -> None:
     """Write what the folds tell into a fold's networks, the best and the latest.
 
     The weights stay as they are. So the fold's records go on being those of the network, whose file is another now.
     """
-    for path in (fold.run / BEST, fold.run / LATEST):
-        if path.exists():
-            write_from_folds(path, chosen)
+    for path in _networks(fold):
+        write_from_folds(path, chosen)
     made_with_latest = [(fold.job, fold.records), *([] if fold.mirrored is None else [fold.mirrored])]
     for job, records in made_with_latest:
         for name, record in records.items():
