@@ -102,7 +102,9 @@ def test_orthogonal_slices_of_an_empty_prediction_are_the_middle_ones() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["a\tb\nc", r"$\foo$", "a$b", "x" * 300, "m\udcff", "\x1b[0m", "\u202ea", "_hidden"])
+@pytest.mark.parametrize(
+    "name", ["a\tb\nc", r"$\foo$", "a$b", "x" * 300, "m\udcff", "\x1b[0m", "\u202ea", "_hidden", "肝臓"]
+)
 def test_any_name_can_be_drawn(name: str, random: np.random.Generator) -> None:
     mask = np.zeros((20, 16, 12), np.uint8)
     mask[4:9, 4:9, 4:9] = 1

@@ -1,6 +1,7 @@
 """Pictures: the curves of a run, and label and prediction on slices of a scan."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +282,8 @@ def _numbers(values: Iterable[float | None]) -> np.ndarray:
 def pixels(figure: Figure) -> np.ndarray:
     """The figure drawn: (height, width, 3), 0 … 255."""
     canvas = FigureCanvasAgg(figure)
+    # a box is drawn in a letter's place; to restore the filters afterwards isn't safe in threads
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")
     canvas.draw()  # Figure.savefig would draw twice
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
