@@ -9,6 +9,7 @@ from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 
 from utils.evaluation.metrics import FoldScores, Scores, dice_per_label, dice_per_structure, nan_mean, nan_to_none
+from utils.io.scan import IGNORED
 
 
 def box(value: int, start: int, stop: int) -> torch.Tensor:
@@ -117,6 +118,19 @@ def test_the_dice_of_regions_is_that_of_nnunet() -> None:
     label[4] = -1  # the core that is too many
     assert dice_per_structure(prediction, label, structures, 4).tolist() == [1, 2 * 2 / (3 + 2), 2 / 3]
     assert dice_per_structure(prediction[:1], label[:1], structures, 4).isnan().all()
+
+
+def test_large_values_have_the_dice_of_small_ones(random: np.random.Generator) -> None:
+    large = torch.tensor([0, 2, 41, 1035, 14175, 32767], dtype=torch.int16)  # the last occurs in neither
+    prediction, label = (torch.from_numpy(random.integers(0, 5, (9, 8, 7))) for _ in range(2))
+    of_label = large[label]
+    label[0] = of_label[0] = IGNORED
+    structures, not_annotated = [(1,), (2, 4), (3, 1), (5,), (4, 5)], [3]
+    expected = dice_per_structure(prediction, label, structures, 6, not_annotated)
+    of_large = [[int(large[value]) for value in values] for values in structures]
+    found = dice_per_structure(large[prediction], of_label, of_large, 32768, [1035])
+    assert expected.isnan().tolist() == [False, False, True, True, False]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_label_255_of_a_byte_is_judged() -> None:

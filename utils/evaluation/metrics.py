@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.data.overlap import dice_of, joint_counts
 from utils.io.scan import IGNORED
 
+FEW_CLASSES = 1000  # whose pairs make a table of some megabytes
 TOLERANCE_MM = 2.0  # of the normalised surface Dice, unless somebody asks for another
 
 
@@ -44,7 +45,18 @@ def dice_per_structure(
     # in a byte, torch would take IGNORED for 255
     if label.dtype != torch.uint8 and not (judged := label != IGNORED).all():
         prediction, label = prediction[judged], label[judged]
-    return dice_of_counts(joint_counts(label, prediction, num_classes), structures, not_annotated)
+    if num_classes <= FEW_CLASSES:
+        return dice_of_counts(joint_counts(label, prediction, num_classes), structures, not_annotated)
+    # FreeSurfer's values go to 14175, and a table of all pairs of them would take gigabytes
+    occurs = torch.bincount(torch.cat([label.flatten(), prediction.flatten()]), minlength=num_classes) > 0
+    numbers = occurs.cumsum(0) - 1
+    counts = joint_counts(numbers[label.long()], numbers[prediction.long()], int(occurs.sum()))
+    number_of = {value: number for number, value in enumerate(occurs.nonzero().flatten().tolist())}
+    occurring = [
+        [number_of[value] for value in labels if value in number_of] if is_annotated(labels, not_annotated) else []
+        for labels in structures
+    ]
+    return dice_of_counts(counts, occurring, ())
 
 
 def dice_of_counts(counts: Tensor, structures: Iterable[Sequence[int]], not_annotated: Sequence[int]) -> Tensor:
