@@ -155,7 +155,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, args.save_checkpoint, args.save_every, args.seed, args.accumulate)
     flags = complete_flags(vars(args), description)
-    record = partial(RunFolder, folder, description, flags, data.files(), progress, process.say)
+    record = partial(RunFolder, folder, description, flags, data.recorded(), progress, process.say)
     with record() if process.is_main else nullcontext() as run_folder:
         run_training(Run(plan, learner, train_loader, validate, process, folder / LATEST, run_folder), progress)
     process.say(f"done; {folder} holds the run")

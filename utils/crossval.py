@@ -37,7 +37,7 @@ import utils
 from networks.registry import find_architecture
 from utils.checkpoints.description import Description, refuse_contradictions
 from utils.checkpoints.read import read_checkpoint
-from utils.checkpoints.resume import require_continuable
+from utils.checkpoints.resume import is_annotated_otherwise, require_continuable
 from utils.config.flags import flags_of_a_network, parse_crossval, parse_test, testing_flags, train_parser
 from utils.config.messages import name_flags
 from utils.config.settings import complete_flags, description_from_args, job_from_args
@@ -276,6 +276,8 @@ def find_trained(fold: Fold, args: argparse.Namespace, planned: Description) -> 
     meaning = (description.labels, description.output)
     if state["scans"] != fold.data.files() or meaning != (planned.labels, planned.output):
         raise InputError(f"{latest}: its run had other scans or labels than {fold.data.path}. {remedy}")
+    if is_annotated_otherwise(fold.data, state):
+        raise InputError(f'{latest}: its run had another "ignore" or "not_annotated" than {fold.data.path}. {remedy}')
     if content["epoch"] > args.max_epochs:
         raise InputError(f"{latest}: has {content['epoch']} epochs, but --max_epochs is {args.max_epochs}. {remedy}")
     if content["epoch"] < args.max_epochs:

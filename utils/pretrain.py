@@ -114,7 +114,7 @@ def main(process: Process, args: argparse.Namespace) -> None:
     for note in [*start.notes, *notes]:
         process.say(f"note: {note}")
     plan = Plan(args.max_epochs, args.val_every, True, args.save_every, args.seed, args.accumulate)
-    record = partial(RunFolder, folder, description, flags, data.files(), progress, process.say)
+    record = partial(RunFolder, folder, description, flags, data.recorded(), progress, process.say)
     with record() if process.is_main else nullcontext() as run_folder:
         run_training(Run(plan, learner, train_loader, validate, process, folder / LATEST, run_folder), progress)
     process.say(f"done; main.py --vit_weights {folder / LATEST} starts from its encoder")

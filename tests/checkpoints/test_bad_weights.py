@@ -45,7 +45,7 @@ def write_checkpoint(path: Path, *flags: str) -> None:
     optimizer = torch.optim.AdamW(network.parameters())
     scans = {part: [[part]] for part in ("training", "validation")}
     learner = learner_state(network, None, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    state = resume_state(learner, Progress(epoch=3), {"optim_name": "adamw"}, scans)
+    state = resume_state(learner, Progress(epoch=3), {"optim_name": "adamw"}, {"scans": scans})
     save_checkpoint(path, description, network, Progress(epoch=3, score=0.5), state)
 
 

@@ -36,6 +36,8 @@ Content = dict[str, Any]
 FIRST = "encoder1.layer.conv1.conv.weight"  # (2, 1, 3, 3, 3)
 NAN, INF = float("nan"), float("inf")
 SCANS = {"training": [["a.nii", "b.nii"]], "validation": [["c.nii", "d.nii"]]}
+ANNOTATION = {"ignore": None, "not_annotated": {"training": [[1]], "validation": [[]]}}
+RECORDED = {"scans": SCANS, "annotation": ANNOTATION}
 FLAGS = {"optim_name": "adamw", "max_epochs": 9}
 
 
@@ -55,7 +57,7 @@ def whole() -> Content:
         "state_dict": dict(network.state_dict()),
         "epoch": 1,
         "score": 0.5,
-        "resume": copy.deepcopy(resume_state(learner, progress, FLAGS, SCANS)),
+        "resume": copy.deepcopy(resume_state(learner, progress, FLAGS, RECORDED)),
     }
 
 
@@ -184,6 +186,7 @@ SAID: list[tuple[str, Any, str]] = [
     ("resume/flags/max_epochs", "9", "flags should have a whole number as max_epochs"),
     ("resume/scans", {"training": []}, "scans.validation is missing"),
     ("resume/scans/training", [[]], "scans.training.0 list should have at least 1 item"),
+    ("resume/annotation", {"ignore": 255}, "annotation.not_annotated is missing"),
     ("resume/trained", {"weight": 3}, "trained.weight should be an instance of Tensor"),
 ]
 

@@ -342,6 +342,14 @@ def test_other_scans_than_a_finished_fold_had(again: list[str]) -> None:
         cross_validate(Programs(pytest.fail, pytest.fail), *again)
 
 
+def test_another_annotation_than_a_finished_fold_had(again: list[str]) -> None:
+    content = json.loads(Path("folds.json").read_text())
+    content["training"][0]["not_annotated"] = [content["labels"]["1"]]
+    Path("folds.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r'model_final\.pt: its run had another "ignore" or "not_annotated" than'):
+        cross_validate(Programs(pytest.fail, pytest.fail), *again, "--skip_data_check")
+
+
 def test_torchrun_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="Launch it without torchrun"):

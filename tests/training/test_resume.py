@@ -437,6 +437,34 @@ def test_another_data_list_is_refused_unless_named(
     assert lines(whole)[-1]["epoch"] == 5
 
 
+def test_another_annotation_is_refused_unless_named(
+    run_main: Run, phantoms: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    argv = [f"--data_dir={phantoms}", "--logdir=whole", "--workers=0", "--save_checkpoint", "--resume", *TINY, *FLAGS]
+    first, *others = content["training"]
+    Path("ignores.json").write_text(json.dumps({**content, "labels": {**content["labels"], "255": "ignore"}}))
+    lacking = {**first, "not_annotated": [content["labels"]["1"]]}
+    Path("lacks.json").write_text(json.dumps({**content, "training": [lacking, *others]}))
+    for name in ("ignores", "lacks"):
+        message = error_of(run_main, [*argv, f"--json_list={name}.json"], capsys)
+        assert 'its run had another "ignore" in the labels, or other structures that are "not_annotated"' in message
+        assert "--allow_change json_list" in message
+    more = ["--json_list=ignores.json", "--max_epochs=5", "--allow_change", "json_list"]
+    run_main([*argv, *more])
+    state = read_checkpoint(whole / "model_final.pt")["resume"]
+    assert state["annotation"]["ignore"] == 255
+    torch.save(
+        {
+            **torch.load(whole / "model_final.pt", weights_only=True),
+            "resume": {key: value for key, value in state.items() if key != "annotation"},
+        },
+        whole / "model_final.pt",
+    )
+    run_main([*argv, "--max_epochs=6"])  # of a version that kept no annotation
+    assert lines(whole)[-1]["epoch"] == 6
+
+
 def test_the_same_scans_in_another_place_are_the_same(run_main: Run, phantoms: Path, whole: Path) -> None:
     shutil.copytree(phantoms, "moved")
     train(run_main, Path("moved"), "whole", *FLAGS, "--resume", "--max_epochs=5")

@@ -274,6 +274,11 @@ def _continue(
     refuse_contradictions(path, given, theirs, remedy)
     if "json_list" not in start.allow_change:
         _refuse_other_scans(path, data.files(), state["scans"])
+        if is_annotated_otherwise(data, state):
+            raise InputError(
+                f'{path}: its run had another "ignore" in the labels, or other structures that are "not_annotated", '
+                "than the data list. Give its `json_list`, or `allow_change` json_list to go on with these."
+            )
         _refuse_other_labels(path, description.labels, recorded.labels)
         if description.output != recorded.output:
             raise InputError(
@@ -341,6 +346,16 @@ def _refuse_other_scans(path: Path, ours: Mapping[str, list[list[str]]], theirs:
             )
 
 
+def is_annotated_otherwise(data: DataList, state: Mapping[str, Any]) -> bool:
+    """Whether other labels are annotated than in the run that goes on. Older checkpoints don't know, and count as no.
+
+    Args:
+        state: from :func:`resume_state`.
+    """
+    ours = data.recorded()["annotation"]
+    return bool(state.get("annotation", ours) != ours)
+
+
 def _refuse_other_labels(path: Path, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:
     """Compare the names of the labels with those of the run that goes on; another number is another network.
 
@@ -367,12 +382,17 @@ def resume_state(
     learner: Mapping[str, Any],
     progress: Progress,
     flags: Mapping[str, Any],
-    scans: Mapping[str, list[list[str]]],
+    data: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What continuing a run needs beside the saved network, with what :func:`learner_state` gave."""
+    """What continuing a run needs beside the saved network.
+
+    Args:
+        learner: from :func:`learner_state`.
+        data: from :meth:`DataList.recorded`.
+    """
     return {
         **learner,
         "progress": asdict(progress),
         "flags": dict(flags),
-        "scans": dict(scans),
+        **data,
     }

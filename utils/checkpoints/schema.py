@@ -190,6 +190,22 @@ class Scans(TypedDict):
     validation: list[Annotated[list[str], Len(1)]]
 
 
+@with_config(STRICT)
+class NotAnnotated(TypedDict):
+    """The labels that nobody drew in each scan."""
+
+    training: list[list[int]]
+    validation: list[list[int]]
+
+
+@with_config(STRICT)
+class Annotation(TypedDict):
+    """What has no part in the loss."""
+
+    ignore: int | None
+    not_annotated: NotAnnotated
+
+
 @with_config(ConfigDict(strict=True, arbitrary_types_allowed=True))
 class Resume(TypedDict):
     """What continuing a run needs."""
@@ -199,6 +215,7 @@ class Resume(TypedDict):
     progress: RunProgress
     flags: Annotated[dict[str, Scalar | list[Scalar]], AfterValidator(_of_a_run)]
     scans: Scans
+    annotation: NotRequired[Annotation]
     trained: NotRequired[dict[str, Tensor]]
     averaged: NotRequired[Count]
 

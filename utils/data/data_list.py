@@ -106,6 +106,12 @@ class DataList:
         parts = {"training": self.training, "validation": self.validation}
         return {part: [paths(scan) for scan in scans] for part, scans in parts.items()}
 
+    def recorded(self) -> dict[str, Any]:
+        """What checkpoints of a run keep: the scans that train and validate, and what nobody annotated in them."""
+        parts = {"training": self.training, "validation": self.validation}
+        not_annotated = {part: [list(scan.not_annotated) for scan in scans] for part, scans in parts.items()}
+        return {"scans": self.files(), "annotation": {"ignore": self.ignore, "not_annotated": not_annotated}}
+
     def content_hash(self) -> str:
         """The :func:`text_hash` of its scans, their order, their labels' names, regions and what isn't annotated."""
         scans = self.training + self.validation

@@ -60,7 +60,7 @@ class RunFolder:
         path: the folder, from :func:`claim_folder`.
         description: the network, for checkpoints and pictures.
         flags: the run's settings, for ``args.json`` and the checkpoints.
-        scans: the files that train and validate, for the checkpoints.
+        data: the scans that train and validate, as :meth:`DataList.recorded` gives them, for the checkpoints.
         progress: how far the run has come; records of later epochs are removed.
         say: prints a message.
 
@@ -76,14 +76,14 @@ class RunFolder:
         path: Path,
         description: Description,
         flags: Mapping[str, Any],
-        scans: Mapping[str, list[list[str]]],
+        data: Mapping[str, Any],
         progress: Progress,
         say: Say,
     ) -> None:
         self.path = path
         self.description = description
         self.flags = flags
-        self.scans = scans
+        self.data = data
         self.say = say
         self.unsaved: dict[Path, str] = {}
         path.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class RunFolder:
         Args:
             learner: from :func:`utils.checkpoints.resume.learner_state`.
         """
-        state = resume_state(learner, progress, self.flags, self.scans)
+        state = resume_state(learner, progress, self.flags, self.data)
         previous = self.path / BEFORE_LATEST
         return self._try(
             self.latest, lambda: save_checkpoint(self.latest, self.description, network, progress, state, previous)
