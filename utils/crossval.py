@@ -207,7 +207,10 @@ def check_folds(folds: Sequence[Fold], out_channels: int | None) -> list[str]:
                 raise InputError(f"{fold.data.path}: {scan.name} trains and validates in {fold}. Mend the list.")
             if _files(scan) in validates:
                 other = validates[_files(scan)]
-                raise InputError(f"{fold.data.path}: {scan.name} validates in {other} and in {fold}. Mend the lists.")
+                raise InputError(
+                    f"{fold.data.path}: {scan.name} validates in {other} and in {fold}. Mend the lists, or "
+                    "remove lists of an earlier deal."
+                )
             if scan.name in named:
                 raise InputError(
                     f"{fold.data.path}: {scan.image[0]} and {named[scan.name]} would both be called {scan.name}. "

@@ -15,14 +15,15 @@ from utils.data.folders import (
     DESCRIPTION,
     absent_classes,
     list_paths,
+    outdated_lists,
     read_folder,
     unnamed_values,
     write_data_lists,
 )
 from utils.data.label_names import read_values
 from utils.system.errors import InputError, one_line_errors
-from utils.system.files import writable_folder
-from utils.system.text import one_line
+from utils.system.files import remove, writable_folder
+from utils.system.text import few_names, one_line
 
 
 def _parse() -> argparse.Namespace:
@@ -67,6 +68,10 @@ def main(args: argparse.Namespace) -> None:
     if faults := unnamed_values(names, values, None if labels is None else folder.ignore):
         raise InputError(f"{source}: {'; '.join(faults)}")
     paths = write_data_lists(data_dir, folder, args.folds, args.seed, names, args.overwrite)
+    if args.overwrite and (outdated := outdated_lists(data_dir, args.folds)):
+        for path in outdated:
+            remove(path)
+        print(f"removed, as lists of an earlier deal: {few_names([path.name for path in outdated])}")
     for fault in absent_classes(names, values):
         print(f"note: {source}: {fault}")
     patients = len(folder.by_patient())

@@ -383,7 +383,10 @@ def test_folds_that_share_the_scans_out() -> None:
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        (fold(1, "c", "ab"), r"dataset_1\.json: a validates in fold 0 and in fold 1"),
+        (
+            fold(1, "c", "ab"),
+            r"dataset_1\.json: a validates in fold 0 and in fold 1\. .*, or remove lists of an ear",
+        ),
         (fold(1, "ab", "b"), r"dataset_1\.json: b trains and validates in fold 1"),
         (fold(1, "a", "b", labels=("background", "liver")), "names other labels than dataset_0.json"),
         (fold(1, "a", "", validation=[scan("a", "elsewhere")]), "would both be called a. Rename"),

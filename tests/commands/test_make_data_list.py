@@ -151,6 +151,20 @@ def test_the_command_writes_lists_and_overwrites_none(phantoms: Path, tmp_path: 
     assert again.stderr.count("\n") == 1
 
 
+def test_overwriting_with_fewer_folds_removes_the_lists_of_the_earlier_deal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abcd":
+        for folder in ("imagesTr", "labelsTr"):
+            save(tmp_path / folder / f"{name}.nii.gz")
+    run(tmp_path, monkeypatch, "--folds=4")
+    for name, content in (("dataset_7.json", '{"description": "mine"}'), ("dataset_9.json", "no list")):
+        (tmp_path / name).write_text(content)
+    run(tmp_path, monkeypatch, "--overwrite")
+    assert "removed, as lists of an earlier deal: dataset_2.json and dataset_3.json\n" in capsys.readouterr().out
+    assert sorted(lists(tmp_path)) == [f"dataset_{number}.json" for number in (0, 1, 7, 9)]
+
+
 def test_labels_that_can_not_be_read_are_all_named(tmp_path: Path) -> None:
     (tmp_path / "text.nii.gz").write_text("hello")
     nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii.gz")

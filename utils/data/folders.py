@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from utils.data.data_list import (
     existing_folder,
     files_below,
     load_json,
+    numbered_lists,
     read_also_called,
     read_labels,
     read_modalities,
@@ -50,6 +52,7 @@ DESCRIPTION = "dataset.json"
 OTHER_ENDING = re.compile(r"(?<=.)\.[a-z]{3,4}(\.gz)?\Z", re.IGNORECASE)  # of a file whose content is a volume
 MOST_CLASSES = np.iinfo(np.int16).max + 1  # labels are read as int16
 FIRST_CHANNEL = "0000"  # also of a file whose name gives none
+DEALT = re.compile(r"fold \d+ of \d+, dealt with seed \d+")  # the description of a list that was written here
 SUBJECT = re.compile(r"sub-[^_]+(?=_)")  # how names of BIDS begin
 Files = TypeVar("Files")
 Entry = dict[str, Any]  # of a data list
@@ -263,6 +266,17 @@ def list_paths(data_dir: Path, folder: Folder, folds: int, overwrite: bool = Fal
     if folders := [str(path) for path in paths if path.is_dir()]:
         raise InputError(f"{', '.join(folders)}: a folder, where a list is to be written. Remove it.")
     return paths
+
+
+def outdated_lists(data_dir: Path, folds: int) -> list[Path]:
+    """The lists of an earlier deal into more than ``folds`` folds, as far as :func:`write_data_lists` wrote them."""
+    found = []
+    for path in (data_dir / f"dataset_{number}.json" for number in numbered_lists(data_dir) if number >= folds):
+        with suppress(InputError):
+            content = load_json(path)
+            if isinstance(content, dict) and DEALT.fullmatch(str(content.get("description"))):
+                found.append(path)
+    return found
 
 
 def write_data_lists(
