@@ -91,6 +91,22 @@ def test_labels_are_scored_on_both_grids(segment: Any, phantoms: Path, trained: 
     assert organs["liver"]["dice_network_grid"] == scores["scans"][0]["organs"]["liver"]
 
 
+def test_scans_that_trained_the_network_are_told(
+    run_test: Run, trained: Path, phantoms: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    Path("list.json").write_text(json.dumps({**content, "test": [*content["training"][:1], *content["validation"]]}))
+    for split, name, said in (
+        ("test", "model_final.pt", True), ("validation", "model_final.pt", False), ("test", "model.pt", False)
+    ):  # fmt: skip
+        run_test([
+            f"--pretrained_dir={trained}", f"--pretrained_model_name={name}", f"--data_dir={phantoms}",
+            "--json_list=list.json", f"--split={split}", f"--output_dir=out_{split}_{name}",
+        ])  # fmt: skip
+        note = f"note: 1 of these scans trained {trained / 'model_final.pt'}; their scores are too high\n"
+        assert (note in capsys.readouterr().out) == said
+
+
 def test_a_scan_of_a_data_list_needs_no_label(segment: Any, phantoms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((phantoms / "dataset_0.json").read_text())
     Path("list.json").write_text(json.dumps({**content, "test": [content["test"][0]["image"]]}))

@@ -40,11 +40,13 @@ class LoadSettings:
         given: settings of network and preprocessing by the names of their flags. They describe bare weights, and must
             agree with a checkpoint, which describes itself. ``model_name`` may be a network's .py file.
         same_flips: whether the networks of an ensemble must have been trained with the same flips.
+        scored: the part of the data list whose labels are compared, ``test`` for example; None if none are.
     """
 
     format: str = "ckpt"
     given: Mapping[str, Any] = field(default_factory=dict)
     same_flips: bool = False
+    scored: str | None = None
 
 
 def load_network(
@@ -143,8 +145,8 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
     those that are scored. TorchScript is its own network, in float32.
 
     Returns:
-        The network, its description, and a line about where the weights are from, with another on labels where the
-        data list has names of its own.
+        The network, its description, and a line about where the weights are from, with others where the data list has
+        names of its own for labels, or scans that trained the network are scored.
 
     Raises:
         InputError: if the file can't be read, or isn't what settings or data list say.
@@ -172,6 +174,7 @@ def load_for_testing(settings: LoadSettings, path: Path, data: DataList) -> tupl
         remedy = "Leave these settings out, or give the weights that they describe."
         refuse_contradictions(path, given, description.settings(), remedy)
         note += _label_note(path, description.labels, data)
+    note += _training_note(path, content, settings.scored, data)
     if data.regions:
         description = replace(description, regions=data.regions)
     foreign = [name for name in given if name not in description.settings()]
@@ -298,6 +301,19 @@ def _label_note(path: Path, labels: tuple[str, ...], data: DataList) -> str:
         return ""
     others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     return f"\nnote: {data.path} calls {unknown[0]}{others}; labels are compared by value, with the weights' names"
+
+
+def _training_note(path: Path, content: Mapping[str, Any], scored: str | None, data: DataList) -> str:
+    """A line about scans that are scored and trained the network, as far as its file tells by their paths, or nothing.
+
+    Args:
+        scored: the part of the data list whose scans are scored.
+    """
+    if scored is None or "resume" not in content:
+        return ""
+    trained = {files[0] for files in content["resume"]["scans"]["training"]}
+    known = [scan for scan in getattr(data, scored) if scan.label is not None and data.paths(scan)[0] in trained]
+    return f"\nnote: {len(known)} of these scans trained {path}; their scores are too high" if known else ""
 
 
 def require_shapes(module: nn.Module, description: Description, path: Path) -> None:

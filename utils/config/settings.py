@@ -106,8 +106,9 @@ def load_settings(args: argparse.Namespace) -> LoadSettings:
     if args.model_name is not None:  # a network of one's own may have flags that no other has
         own = find_architecture(args.model_name).flags
         given |= {name: value for name in own if (value := getattr(args, name)) is not None}
+    scored = args.split if args.input is None else None
     # an ensemble's networks are mirrored alike
-    return LoadSettings(format=args.saved_checkpoint, given=given, same_flips=args.tta)
+    return LoadSettings(args.saved_checkpoint, given, same_flips=args.tta, scored=scored)
 
 
 def postprocessing_from_args(args: argparse.Namespace, networks: Sequence[Description]) -> Postprocessing:

@@ -98,13 +98,13 @@ class DataList:
 
     def files(self) -> dict[str, list[list[str]]]:
         """The paths of the scans that train and validate, relative to the folder, in the list's order."""
-
-        def paths(scan: Scan) -> list[str]:
-            image = [scan.path] if scan.is_series else scan.image
-            return [os.path.relpath(path, self.folder) for path in (*image, scan.label) if path]
-
         parts = {"training": self.training, "validation": self.validation}
-        return {part: [paths(scan) for scan in scans] for part, scans in parts.items()}
+        return {part: [self.paths(scan) for scan in scans] for part, scans in parts.items()}
+
+    def paths(self, scan: Scan) -> list[str]:
+        """The paths of a scan's image, or the folder of its series, and of its label, relative to the folder."""
+        image = [scan.path] if scan.is_series else scan.image
+        return [os.path.relpath(path, self.folder) for path in (*image, scan.label) if path]
 
     def recorded(self) -> dict[str, Any]:
         """What checkpoints of a run keep: the scans that train and validate, and what nobody annotated in them."""
