@@ -48,7 +48,7 @@ from utils.io.scan import Scan
 from utils.segmentation.after_folds import Records, ScannedFold
 from utils.segmentation.fold_results import knows_mirrored_scans, postprocess, write_fold_tables
 from utils.segmentation.job import SegmentationJob
-from utils.segmentation.records import finished
+from utils.segmentation.records import finished, require_replaceable
 from utils.system.errors import DamagedError, InputError, Stopped, TrainingError, first_line, one_line_errors
 from utils.system.files import file_state, read_json, writable_folder, write_json
 from utils.system.hardware import machine
@@ -320,11 +320,14 @@ def score(
         flags: further ones of ``test.py``.
 
     Raises:
-        InputError: if a record is missing afterwards.
+        InputError: if a mask would replace that of another scan or a changed one, or a record is missing afterwards.
     """
     testing = [*fold.testing, f"--output_dir={folder}", *flags]
     job = job_from_args(parse_test(testing), [file_state(fold.folder / LATEST)], [description])
-    if None in [finished(scan, job) for scan in fold.data.validation]:
+    unfinished = [scan for scan in fold.data.validation if finished(scan, job) is None]
+    for scan in unfinished:  # test.py would advise flags that crossval lacks
+        require_replaceable(scan, job, f"Move {folder} elsewhere; the same command makes it anew.")
+    if unfinished:
         process.say(" ".join([f"{fold}: test.py segments {len(fold.data.validation)} scans", *flags]))
         _require(fold, "test.py", testing, execute)
     else:

@@ -350,6 +350,25 @@ def test_another_annotation_than_a_finished_fold_had(again: list[str]) -> None:
         cross_validate(Programs(pytest.fail, pytest.fail), *again, "--skip_data_check")
 
 
+def test_masks_of_scans_that_lay_elsewhere_are_to_be_moved(again: list[str], phantoms: Path) -> None:
+    shutil.copytree(phantoms, "moved")
+    words = (
+        r"is the mask of .*, and would be .* Move runs/all/out_of_fold elsewhere; the same command makes it anew\.\Z"
+    )
+    with pytest.raises(InputError, match=words):
+        cross_validate(Programs(pytest.fail, pytest.fail), "--data_dir=moved", *again[1:])
+
+
+def test_a_mask_that_was_changed_is_to_be_moved(again: list[str], run_main: Run, run_test: Run) -> None:
+    mask = Path("runs/all/out_of_fold/img0002.nii.gz")
+    changed = mask.read_bytes() + b"\0"
+    mask.write_bytes(changed)
+    flags = [*again, "--infer_overlap=0.25", "--no_postprocessing"]
+    with pytest.raises(InputError, match=r"img0002.*: was changed .*\. Move runs/all/out_of_fold elsewhere;"):
+        cross_validate(Programs(run_main, run_test), *flags)
+    assert mask.read_bytes() == changed
+
+
 def test_torchrun_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="Launch it without torchrun"):

@@ -106,8 +106,13 @@ def _comparable(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return {**made_with, "network": [name, {key: options[key] for key in options if key not in OF_THE_WINDOW}]}
 
 
-def require_replaceable(scan: Scan, job: SegmentationJob) -> None:
+def require_replaceable(
+    scan: Scan, job: SegmentationJob, remedy: str = "Give another `output_dir`, or `overwrite`."
+) -> None:
     """Check that a scan's results replace and remove nothing but its earlier ones, which nobody has changed.
+
+    Args:
+        remedy: what to do if it would.
 
     Raises:
         InputError: naming the first other file in the way.
@@ -130,7 +135,7 @@ def require_replaceable(scan: Scan, job: SegmentationJob) -> None:
             what = f"{CHANGED}, and would be replaced"
         else:
             continue
-        raise InputError(f"{result}: {what}. Give another `output_dir`, or `overwrite`.")
+        raise InputError(f"{result}: {what}. {remedy}")
 
 
 def was_changed(mask: Path, record: Mapping[str, Any]) -> bool:
