@@ -91,16 +91,8 @@ def _fit(soft_dice: np.ndarray, volumes: np.ndarray, dice: np.ndarray, always_th
     def residuals(fitted: np.ndarray) -> np.ndarray:
         return np.concatenate([fitted[:2] @ standard + fitted[2] - dice, RIDGE**0.5 * fitted[:2]])
 
-    def loss(squares: np.ndarray) -> np.ndarray:
-        """Huber's loss of the scans alone, as ``least_squares`` wants it: of the squares, with two derivatives."""
-        root = np.sqrt(np.maximum(squares, 1.0))
-        far = (squares > 1) & (np.arange(len(squares)) < len(dice))
-        return np.where(
-            far, [2 * root - 1, 1 / root, -0.5 / root**3], [squares, np.ones_like(root), np.zeros_like(root)]
-        )
-
     start, bounds = np.array([0.0, 0.0, np.median(dice)]), ([0.0, -np.inf, -np.inf], np.inf)
-    fitted = optimize.least_squares(residuals, start, bounds=bounds, loss=loss, f_scale=OUTLYING).x
+    fitted = optimize.least_squares(residuals, start, bounds=bounds, loss="huber", f_scale=OUTLYING).x
     slopes = fitted[:2] / deviations[:, 0]
     return DiceModel(
         per_soft_dice=float(slopes[0]),
