@@ -9,7 +9,7 @@ from scipy import optimize, stats
 from utils.checkpoints.postprocessing import DiceModel
 
 FEWEST_SCANS = 8  # a fit to fewer says little
-RIDGE = 8.0  # scans: so many weigh as much as the belief that all masks are alike
+RIDGE = 8.0  # scans: so many weigh as much as the belief that all masks are alike, while slopes are small
 USUAL = (2.5, 97.5)  # percentiles: of the scans beyond, the fit takes what these have
 OUTLYING = 0.05  # a Dice as far from the fit, or farther, weighs less
 ONE_SIDED = 0.975  # by chance, so large a gain is found in one of forty comparisons
@@ -57,7 +57,8 @@ def fit_dice_model(
     """Fit an organ's model; None if fewer than eight scans have a mask and a Dice.
 
     The fit is a regression with Huber's loss (1964), which single failures hardly move, and a ridge (Hoerl and Kennard
-    1970), which keeps it flat where scans are few. More certainty never means less Dice.
+    1970), which keeps it flat where scans are few. The ridge has Huber's loss too, so that a steep slope is shrunk less;
+    the predictions in docs/results.md were measured with that. More certainty never means less Dice.
 
     Args:
         soft_dice, dice: of each scan; None where it has none.
