@@ -313,7 +313,9 @@ def _training_note(path: Path, content: Mapping[str, Any], scored: str | None, d
         return ""
     trained = {files[0] for files in content["resume"]["scans"]["training"]}
     known = [scan for scan in getattr(data, scored) if scan.label is not None and data.paths(scan)[0] in trained]
-    return f"\nnote: {len(known)} of these scans trained {path}; their scores are too high" if known else ""
+    if not known:
+        return ""
+    return f"\nnote: by their paths, {len(known)} of these scans trained {path}; such scores are too high"
 
 
 def require_shapes(module: nn.Module, description: Description, path: Path) -> None:

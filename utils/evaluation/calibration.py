@@ -57,8 +57,8 @@ def fit_dice_model(
     """Fit an organ's model; None if fewer than eight scans have a mask and a Dice.
 
     The fit is a regression with Huber's loss (1964), which single failures hardly move, and a ridge (Hoerl and Kennard
-    1970), which keeps it flat where scans are few. The ridge has Huber's loss too, so that a steep slope is shrunk less;
-    the predictions in docs/results.md were measured with that. More certainty never means less Dice.
+    1970), which keeps it flat where scans are few. The ridge has Huber's loss too, so that a steep slope is shrunk
+    less; the predictions in docs/results.md were measured with that. More certainty never means less Dice.
 
     Args:
         soft_dice, dice: of each scan; None where it has none.
