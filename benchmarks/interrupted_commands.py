@@ -29,7 +29,7 @@ SMALLEST = 2**12  # bytes of a file that a full disk refuses; with less there wo
 STEPS_TO_STOP = 2  # epochs, or scans, in which a program that is told to stop does so
 NOT_WRITTEN = "can't be written"  # in a program's message
 # what may differ between two runs: times, the command line, the hash of a gzip file, which holds a time
-MAY_DIFFER = ("seconds", "seconds of training steps", "made", "command", "mask")
+MAY_DIFFER = ("seconds", "seconds of training steps", "made", "command", "mask", "results")
 FACTS_OF_A_PAGE = re.compile(r"<dt>(command|made)</dt><dd>.*?</dd>")
 
 

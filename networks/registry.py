@@ -392,8 +392,9 @@ def _load_file(path: Path) -> Architecture:
     except OSError as error:
         raise InputError(f"`model_name` {path}: can't be read ({error.strerror}). Give a .py file.") from error
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 in _FILES:  # maybe by another path, whose file can have changed since
-        return _keep(dataclasses.replace(_FILES[sha256], file=path))
+    known = _FILES.get(sha256)
+    if known is not None:  # maybe by another path, whose file can have changed since
+        return known if known.file == path else _keep(dataclasses.replace(known, file=path))
     module_name = f"{FILE_MODULE}{sha256[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None

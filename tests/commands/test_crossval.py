@@ -283,7 +283,7 @@ def test_overwrite_begins_all_folds_anew(again: list[str], run_main: Run, run_te
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--seed=5"], "--seed 5 contradicts its 0. Give the settings of its run"),
+        (["--seed=5"], "--seed 5 contradicts its 0. Give the flags of its run"),
         (["--hidden_size=24"], "--hidden_size 24 contradicts its 12"),
         (["--vit_weights=vit.pth"], r"--vit_weights vit\.pth contradicts its off"),
         (["--folds", "0", "9"], "--fold can be one of 0, 1"),

@@ -188,7 +188,9 @@ def test_a_file_defines_a_network(tmp_path: Path) -> None:
     assert find_architecture(path) is architecture  # and isn't run twice
     copied = tmp_path / "copy.py"
     copied.write_bytes(Path(path).read_bytes())
-    assert find_architecture(str(copied)) is architecture
+    same = find_architecture(str(copied))
+    assert same.config is architecture.config  # isn't run again either
+    assert same.file == copied
 
 
 def test_a_file_may_use_the_config_of_another_network(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def write_recipe(path: Path, plan: Plan, head: Sequence[str], fixed: dict[str, V
 
 
 def _comment(text: str) -> str:
-    return "\n".join(textwrap.wrap(one_line(text), WIDTH, initial_indent="# ", subsequent_indent="#   "))
+    wrapper = textwrap.TextWrapper(
+        WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False, break_long_words=False
+    )  # a path that is copied from it has to be whole
+    return "\n".join(wrapper.wrap(one_line(text)))
 
 
 def _flags(settings: object) -> str:

@@ -69,7 +69,7 @@ class _Record(TypedDict):
     organs: dict[str, _Organ]
     made_with: _MadeWith
     mask: NotRequired[str | None]
-    files: NotRequired[dict[str, str | None]]
+    results: NotRequired[dict[str, str | None]]
 
 
 RECORD = TypeAdapter(_Record)
@@ -223,8 +223,8 @@ def _results_in(record: Mapping[str, Any], scan: Scan, job: SegmentationJob) -> 
 
     Older records list none. Theirs are those that such a job makes, and nobody knows the hashes.
     """
-    if "files" in record:
-        return {path: record["files"][name] for name, path in _own_results(record["files"], scan, job).items()}
+    if "results" in record:
+        return {path: record["results"][name] for name, path in _own_results(record["results"], scan, job).items()}
     single = [name for name, values in record["organs"].items() if "labels" not in values]  # a region has no files
     earlier_job = replace(
         job,

@@ -190,7 +190,7 @@ def write_scan(segmented: SegmentedScan, job: SegmentationJob) -> dict[str, Any]
         "organs": organs,
         "made_with": prepared.provenance,
         "mask": content_hash(job.mask_file(scan.name)),
-        "files": hashes_of_results(scan, job),
+        "results": hashes_of_results(scan, job),
     }
     if job.dice_models:
         record["predicted_dice"] = nan_to_none(float(nan_mean([one["predicted_dice"] for one in organs.values()])))
