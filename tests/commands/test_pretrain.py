@@ -1,6 +1,7 @@
 """``python -m utils.pretrain``, from a data list and from folders."""
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.training.test_training import equal, error_of, lines
 from utils import pretrain
 from utils.config.flags import idle_in_pretraining, parse_pretrain
 from utils.distributed.process import Process
+from utils.evaluation import reconstruction
 
 NETWORK = [
     "--model_name=primus", "--hidden_size=12", "--num_heads=2", "--mlp_dim=16", "--num_layers=1",
@@ -66,6 +68,27 @@ def test_interrupted_and_whole_runs_are_equal_to_the_last_bit(phantoms: Path, in
     run([*flags, "--logdir=parts", "--max_epochs=2", "--resume"])
     states = [torch.load(folder / "model_final.pt", weights_only=True)["state_dict"] for folder in (whole, parts)]
     assert equal(*states)
+
+
+def test_a_signal_during_validation_stops_before_the_next_scan(
+    phantoms: Path, in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((phantoms / "dataset_0.json").read_text())
+    assert len(content["validation"]) == 2
+    calls = 0
+
+    def ask_to_end(*_: Any) -> float:
+        nonlocal calls
+        calls += 1
+        signal.raise_signal(signal.SIGTERM)
+        return 0.0
+
+    monkeypatch.setattr(reconstruction, "explained", ask_to_end)
+    with pytest.raises(SystemExit) as stop:
+        run([f"--data_dir={phantoms}", "--max_epochs=1", "--logdir=stopped"])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert calls == 1
+    assert "stopped by SIGTERM after epoch 0 and " in capsys.readouterr().err
 
 
 def test_all_machines_have_to_see_the_checkpoint_of_a_run_that_goes_on(

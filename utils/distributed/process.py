@@ -227,6 +227,8 @@ def _text(value: Any) -> str:
 
 
 class _DataParallel(DistributedDataParallel):
+    """DDP that names the parameters that a loss doesn't depend on."""
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         try:
             return super().forward(*inputs, **options)

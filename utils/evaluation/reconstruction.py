@@ -27,22 +27,26 @@ def score_reconstructions(
     Args:
         loader: gives one preprocessed scan at a time.
         padding: value around a scan that is smaller than the window.
+
+    Raises:
+        Stopped: in all processes, if a signal came before the last forward pass of one.
     """
     network.eval()
     config: Any = network.config
     window = ResizeWithPadOrCrop(config.img_size, value=padding)
     patches = math.prod(config.grid)
     results, picture = [], None
-    for batch in process.bar(loader, "validating"):
-        name, volume = batch["name"][0], torch.as_tensor(window(batch["image"][0]))[None].to(process.device)
-        order = torch.randperm(patches, generator=torch.Generator().manual_seed(0))[None].to(process.device)  # (1, N)
-        with torch.inference_mode(), precision.autocast():
-            reconstructed, true, hidden = network(volume, order)
-        results.append((name, explained(reconstructed[hidden].float(), true[hidden].float())))
-        if picture is None:
-            inside = network.in_voxels(hidden)[0, 0]  # type: ignore[operator]
-            volumes = (volume[0, 0], inside, network.as_volume(reconstructed.float())[0, 0])  # type: ignore[operator]
-            picture = partial(reconstruction, name, *(one.cpu() for one in volumes))
+    with process.stop_before_forward(network):
+        for batch in process.bar(loader, "validating"):
+            name, volume = batch["name"][0], torch.as_tensor(window(batch["image"][0]))[None].to(process.device)
+            order = torch.randperm(patches, generator=torch.Generator().manual_seed(0))[None]  # (1, N)
+            with torch.inference_mode(), precision.autocast():
+                reconstructed, true, hidden = network(volume, order.to(process.device))
+            results.append((name, explained(reconstructed[hidden].float(), true[hidden].float())))
+            if picture is None:
+                inside = network.in_voxels(hidden)[0, 0]  # type: ignore[operator]
+                volumes = (volume[0, 0], inside, network.as_volume(reconstructed.float())[0, 0])  # type: ignore[operator]
+                picture = partial(reconstruction, name, *(one.cpu() for one in volumes))
     scores = process.gather_shards(results)
     mean = float(np.mean([score for _, score in scores]))
     text = f"  explained variance of hidden voxels, mean of {len(scores)} scans  {mean:.4f}"
