@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         for note in notes:
             print(f"note: {note}")
-    names = folder.labels or numbered_labels(max(map(max, values.values())) + 1)
+    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
     described = data_dir / DESCRIPTION if folder.labels is not None else data_dir
     source = "--labels" if labels is not None else str(described)
     if faults := unnamed_values(names, values, None if labels is None else folder.ignore):

@@ -380,6 +380,18 @@ def test_a_class_that_no_scan_has_is_noted(
     assert sorted(lists(tmp_path)) == ["dataset.json", "dataset_0.json", "dataset_1.json"]
 
 
+def test_labels_without_a_voxel_have_a_class_that_no_scan_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("imagesTr/a.nii", "labelsTr/a.nii", "imagesTr/b.nii", "labelsTr/b.nii"):
+        save(tmp_path / name)
+    for path in (tmp_path / "labelsTr").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
+    run(tmp_path, monkeypatch)
+    assert "none of the 2 label files has the value 1 (label 1)" in capsys.readouterr().out
+    assert read_data_list(str(tmp_path), None, 0).labels == ("background", "label 1")
+
+
 def test_names_of_the_description_that_are_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described(tmp_path, labels={"background": 0})
     words = r"dataset\.json: names 1 labels, but the files have the values 0 … 1 \(labelsTr/a\.nii has 1, and 1 more"
