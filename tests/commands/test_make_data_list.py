@@ -384,9 +384,7 @@ def test_labels_without_a_voxel_have_a_class_that_no_scan_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("imagesTr/a.nii", "labelsTr/a.nii", "imagesTr/b.nii", "labelsTr/b.nii"):
-        save(tmp_path / name)
-    for path in (tmp_path / "labelsTr").iterdir():
-        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
+        save(tmp_path / name, value=0)
     run(tmp_path, monkeypatch)
     assert "none of the 2 label files has the value 1 (label 1)" in capsys.readouterr().out
     assert read_data_list(str(tmp_path), None, 0).labels == ("background", "label 1")
