@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.config.messages import name_flags
 from utils.config.parser import Parser, count, file_path, whole
-from utils.data.data_list import clean_labels, numbered_labels
+from utils.data.data_list import clean_labels
 from utils.data.folders import (
     DESCRIPTION,
     absent_classes,
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         for note in notes:
             print(f"note: {note}")
-    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
+    names = folder.label_names(values)
     described = data_dir / DESCRIPTION if folder.labels is not None else data_dir
     source = "--labels" if labels is not None else str(described)
     if faults := unnamed_values(names, values, None if labels is None else folder.ignore):

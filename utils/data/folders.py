@@ -26,6 +26,7 @@ from utils.data.data_list import (
     existing_folder,
     files_below,
     load_json,
+    numbered_labels,
     numbered_lists,
     read_also_called,
     read_labels,
@@ -91,6 +92,10 @@ class Folder:
             image = _images(entry)[0]
             groups.setdefault(self.patients.get(image, image), []).append(entry)
         return list(groups.values())
+
+    def label_names(self, values_by_file: Mapping[str, Collection[int]]) -> tuple[str, ...]:
+        """The labels' names; numbered ones if the folder gives none, with one at least beside the background."""
+        return self.labels or numbered_labels(max(1, *map(max, values_by_file.values())) + 1)
 
 
 def read_folder(

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from utils.data.data_list import DataList, numbered_labels, numbered_lists
+from utils.data.data_list import DataList, numbered_lists
 from utils.data.folders import (
     DESCRIPTION,
     label_value_faults,
@@ -52,7 +52,7 @@ def write_missing_lists(data_dir: Path, fold: int, labels: tuple[str, ...] | Non
     finally:
         for note in notes:
             process.say(f"note: {note}")
-    names = folder.labels or numbered_labels(max(1, *map(max, values.values())) + 1)
+    names = folder.label_names(values)
     if faults := label_value_faults(names, values, None if labels is None else folder.ignore):
         named_in = data_dir / DESCRIPTION if folder.labels is not None else data_dir
         raise InputError(f"{named_in if labels is None else '`labels`'}: {' '.join(faults)}")

@@ -303,7 +303,7 @@ def _require_none(path: Path, files: Sequence[str]) -> None:
     Raises:
         InputError: if it does.
     """
-    if any(file for pattern in files for file in path.glob(pattern)):
+    if _own_files(path, files):
         raise InputError(
             f"`logdir` {_name(path)}: {path} holds a run already. Give another name, `overwrite` to replace it, "
             "or `resume` to continue it."
@@ -344,5 +344,5 @@ def _json_lines(progress: Progress) -> str:
     return "".join(json.dumps(line) + "\n" for line in progress.history)
 
 
-def _own_files(path: Path) -> list[Path]:
-    return [file for pattern in OWN_FILES for file in path.glob(pattern)]
+def _own_files(path: Path, patterns: Sequence[str] = OWN_FILES) -> list[Path]:
+    return [file for pattern in patterns for file in path.glob(pattern)]
