@@ -38,10 +38,10 @@ class CommandInjector(FaultInjector):
 
     interruptions_of_a_run = 5
 
-    def wait_for_a_moment(self, launch: Launch) -> None:
-        """Wait for a random moment of a launch, which is halfway in one of two cases."""
-        if self.random.random() < 0.5:
-            super().wait_for_a_moment(launch)
+    def wait_for_a_moment(self, launch: Launch, at_work: bool) -> None:
+        """Wait for a random moment of a launch, which is halfway in one of two cases unless it has to be at work."""
+        if at_work or self.random.random() < 0.5:
+            super().wait_for_a_moment(launch, at_work)
             return
         time.sleep(self.random.uniform(0, 0.7 * self.seconds[self.reference(launch.name)]))
         self.wait_until(lambda: self.is_writing(launch), launch.process.is_alive, launch.name, pause=0.0002)

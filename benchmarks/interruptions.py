@@ -213,13 +213,16 @@ class FaultInjector(ABC):
             time.sleep(pause)
         return runs()
 
-    def wait_for_a_moment(self, launch: Launch) -> None:
+    def wait_for_a_moment(self, launch: Launch, at_work: bool) -> None:
         """Wait for a random moment of a launch.
 
         Half of these moments are during the start. The others are after a part of its work, however long the start
         takes on a busy machine.
+
+        Args:
+            at_work: always wait for a part of its work.
         """
-        if self.random.random() < 0.5:
+        if at_work or self.random.random() < 0.5:
             self.wait_until(lambda: self.is_at_work(launch), launch.process.is_alive, launch.name)
         # about as long as a start takes
         time.sleep(self.random.uniform(0, 0.25 * self.seconds[self.reference(launch.name)]))
@@ -239,10 +242,14 @@ class FaultInjector(ABC):
             Path(path) for path in glob(f"{self.results(name)}/**/*{UNFINISHED}", recursive=True, include_hidden=True)
         ]
 
-    def interrupt(self, name: str, number: int) -> Launch:
-        """Launch a run, send it a signal at a random moment, and wait for its end."""
+    def interrupt(self, name: str, number: int, at_work: bool = False) -> Launch:
+        """Launch a run, send it a signal at a random moment, and wait for its end.
+
+        Args:
+            at_work: not before it has done a part of its work.
+        """
         launch = self.launch(name)
-        self.wait_for_a_moment(launch)
+        self.wait_for_a_moment(launch, at_work)
         launch.writing = self.is_writing(launch)
         if launch.process.is_alive():
             self.send(launch, number)
@@ -287,10 +294,10 @@ class FaultInjector(ABC):
         outcome.problems += [f"{launch.name}: {what} was lost, or done again" for what in lost]
 
     def signals(self, number: int, times: int) -> Outcome:
-        """Send a signal to runs ``times`` times."""
+        """Send a signal to runs ``times`` times, at least once at work."""
 
         def interrupt(name: str, outcome: Outcome) -> bool:
-            launch = self.interrupt(name, number)
+            launch = self.interrupt(name, number, at_work=outcome.at_work == 0)
             if launch.status == 0:
                 self.find_losses(launch, outcome)
                 return True
