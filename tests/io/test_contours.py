@@ -80,6 +80,12 @@ def test_contours_that_overlap_in_part_unite() -> None:
     assert filled(box(0.5, 12.5, 3), *both_holes)[0].sum() == 144 - 17
 
 
+def test_contours_with_xor_leave_out_what_they_share() -> None:
+    one, other, hole = box(1.5, 7.5, 3), box(4.5, 10.5, 3), box(2.5, 4.5, 3)
+    assert fill_contours((one, other), SHAPE, SPACING, xor=True)[0].sum() == 36 + 36 - 2 * 9
+    assert fill_contours((one, other, hole), SHAPE, SPACING, xor=True)[0].sum() == 36 + 36 - 2 * 9 - 4
+
+
 def test_a_hole_that_leaves_its_contour_a_little_is_one() -> None:
     """It has 11 by 5 voxels, 10 by 5 of them in the contour around it."""
     hole = np.array([[0.5, 3.5, 3], [11.4, 3.5, 3], [11.4, 8.5, 3], [0.5, 8.5, 3]])

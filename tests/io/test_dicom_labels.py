@@ -115,6 +115,17 @@ def remarks_of(path: Path, volume: Volume, not_annotated: tuple[int, ...] = ()) 
     return [remark.removeprefix(f"{path}: ") for remark in label.remarks]
 
 
+def test_contours_of_type_xor_leave_out_what_they_share(tmp_path: Path) -> None:
+    series, volume = scan(tmp_path)
+    squares = [
+        to_mm(np.array([[low, low, 3], [high, low, 3], [high, high, 3], [low, high, 3]]), AXIAL)
+        for low, high in ((0.5, 5.5), (2.5, 8.5))  # 5 by 5 and 6 by 6 voxels, of which they share 3 by 3
+    ]
+    for kind, voxels in (("CLOSED_PLANAR", 25 + 36 - 9), ("CLOSEDPLANAR_XOR", 25 + 36 - 2 * 9)):
+        write_rtstruct(tmp_path / "rt.dcm", series, {"liver": [(kind, square) for square in squares]})
+        assert np.count_nonzero(read(tmp_path / "rt.dcm", volume) == 1) == voxels
+
+
 def test_what_is_remarkable_is_told(tmp_path: Path) -> None:
     series, volume = scan(tmp_path)
     liver = outlines(blobs() == 1, AXIAL)

@@ -1,9 +1,9 @@
 """Contours of a structure, as radiotherapy draws them, filled on the grid of a scan.
 
 A voxel belongs to a structure if its centre lies inside the contours of its slice, or on one of them. A contour within
-another cuts a hole, and one within that is an island; contours that overlap in part unite. A contour that meets itself
-has its inside by the even-odd rule. Programs that draw along the edges of voxels and programs
-that draw through the centres of the outermost ones both get back what they drew.
+another cuts a hole, and one within that is an island; contours that overlap in part unite, or with XOR leave out what
+they share. A contour that meets itself has its inside by the even-odd rule. Programs that draw along the edges of
+voxels and programs that draw through the centres of the outermost ones both get back what they drew.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Polygon = np.ndarray  # (N, 3), in voxel indices
 
 
 def fill_contours(
-    contours: Sequence[Polygon], shape: tuple[int, int, int], spacing: Sequence[float]
+    contours: Sequence[Polygon], shape: tuple[int, int, int], spacing: Sequence[float], xor: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """The voxels of one structure.
 
@@ -41,6 +41,7 @@ def fill_contours(
         contours: at least one; in planes along any two axes of the grid.
         shape: of the grid (X, Y, Z).
         spacing: of it in mm.
+        xor: inside is what an odd number of a slice's contours enclose (DICOM PS3.3 C.8.8.6, CLOSEDPLANAR_XOR).
 
     Returns:
         A mask (X, Y, Z), and what was done, in words that belong behind the structure's name.
@@ -58,7 +59,7 @@ def fill_contours(
     points = np.concatenate(contours)[:, in_plane]
     size = np.array(slices.shape[:2])
     low, high = _box(points, size)
-    filled = [_fill([one[:, in_plane] - low for one in plane], *(high - low)) for plane in planes]
+    filled = [_fill([one[:, in_plane] - low for one in plane], high - low, xor) for plane in planes]
     box = slices[low[0] : high[0], low[1] : high[1]]
     steps = [float(spacing[other]) for other in in_plane]
     remarks = _stack(box, heights, filled, steps, float(spacing[axis]))
@@ -178,14 +179,18 @@ def _box(points: np.ndarray, size: Sequence[int] | np.ndarray) -> tuple[np.ndarr
     return low, np.clip(np.ceil(points.max(0)) + 1, low, size).astype(int)
 
 
-def _fill(polygons: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
-    """The points of a grid (rows, columns) that lie in polygons (N, 2) or on them."""
+def _fill(polygons: Sequence[np.ndarray], size: np.ndarray, xor: bool) -> np.ndarray:
+    """The points of a grid of this size (rows, columns) that lie in polygons (N, 2) or on them."""
+    rows, columns = size.tolist()
     boxes = [_box(polygon, (rows, columns)) for polygon in polygons]
     if sum(int(np.prod(high - low)) for low, high in boxes) > MOST_POINTS:
         raise ValueError("has contours that cover each other without end")
     interiors = [_interior(polygon, *box, columns) for polygon, box in zip(polygons, boxes, strict=True)]
-    points = np.zeros(rows * columns, bool)
-    points[_united(interiors, rows * columns)] = True
+    if xor:
+        points = np.bincount(np.concatenate(interiors), minlength=rows * columns) % 2 == 1
+    else:
+        points = np.zeros(rows * columns, bool)
+        points[_united(interiors, rows * columns)] = True
     inside = points.reshape(rows, columns)
     starts = np.concatenate(polygons)
     ends = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])

@@ -38,6 +38,9 @@ class RtStruct(DicomLabel):
         self._contours: dict[int, list[Dataset]] = defaultdict(list)
         for roi in drawn:
             self._contours[int(roi.ReferencedROINumber)] += list(roi.get("ContourSequence") or ())
+        self._with_xor = {
+            number for number, found in self._contours.items() if any(_kind(contour) == CLOSED[1] for contour in found)
+        }
         self._frame_of = {int(roi.ROINumber): str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois}
         self.structures = [self._structure(int(roi.ROINumber), text_of(roi.get("ROIName"))) for roi in rois]
         references = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
@@ -72,7 +75,7 @@ class RtStruct(DicomLabel):
             if not closed:
                 continue
             try:
-                filled, found = fill_contours(closed, image.shape, image.spacing)
+                filled, found = fill_contours(closed, image.shape, image.spacing, one.number in self._with_xor)
             except ValueError as error:
                 raise InputError(f"{about} {error}. Export it again, with contours on the slices.") from error
             mask |= filled
