@@ -38,9 +38,6 @@ class RtStruct(DicomLabel):
         self._contours: dict[int, list[Dataset]] = defaultdict(list)
         for roi in drawn:
             self._contours[int(roi.ReferencedROINumber)] += list(roi.get("ContourSequence") or ())
-        self._with_xor = {
-            number for number, found in self._contours.items() if any(_kind(contour) == CLOSED[1] for contour in found)
-        }
         self._frame_of = {int(roi.ROINumber): str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois}
         self.structures = [self._structure(int(roi.ROINumber), text_of(roi.get("ROIName"))) for roi in rois]
         references = list(dataset.get("ReferencedFrameOfReferenceSequence") or ())
@@ -74,8 +71,9 @@ class RtStruct(DicomLabel):
                 remarks.append(f"{about} has contours that enclose nothing, and are left out ({one.left_out}).")
             if not closed:
                 continue
+            xor = any(_kind(contour) == CLOSED[1] for contour in self._contours[one.number])
             try:
-                filled, found = fill_contours(closed, image.shape, image.spacing, one.number in self._with_xor)
+                filled, found = fill_contours(closed, image.shape, image.spacing, xor)
             except ValueError as error:
                 raise InputError(f"{about} {error}. Export it again, with contours on the slices.") from error
             mask |= filled
